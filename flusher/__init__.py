@@ -1,0 +1,1 @@
+"""Owns what must not be lost: journal first, acknowledge, write to MySQL in batches."""

@@ -1,0 +1,193 @@
+"""Composition root of the flusher: lock, recover, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from flusher import dead_letters
+from flusher import journal as journal_files
+from flusher.backlog import Backlog
+from flusher.flush import Flush
+from flusher.intake import Intake
+from flusher.journal import Journal
+from flusher.server import FlusherProtocol, Peers
+from flusher.stats import Figures, document
+from flusher.syncer import Fsync, Syncer
+from flusher.triggers import FlushPolicy
+from flusher.writers import Writers
+from shared import logs
+from shared.config import Config, load_or_exit
+from shared.wire import SOCKET_NAME
+
+log = logging.getLogger("flusher")
+
+PEERS_GO_S = 5.0
+"""How long a stopping flusher serves peers that do not leave; ingest stops before it, or at the same time."""
+DRAIN_S = 10.0
+"""How long it then writes. What a dead or slow database does not take stays in the journal."""
+
+
+def lock(state_directory: Path) -> int:
+    """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
+    try:
+        state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(state_directory / "flusher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: {error.strerror}")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"flusher: another flusher is at work in {state_directory}")
+    return fd
+
+
+def socket_path(state_directory: Path) -> Path:
+    """Where ingest finds us: in a directory that is closed to other users. Raises: SystemExit."""
+    path = state_directory / SOCKET_NAME
+    if len(os.fsencode(path)) > 107:
+        sys.exit(f"flusher: {path}: a socket's path may have 107 bytes (unix(7)); shorten PERSISTENCE_STATE_DIR")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.chmod(0o700)
+    path.unlink(missing_ok=True)
+    return path
+
+
+def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
+    """Returns: the journal, what an earlier run left, and the last arrival that may have been given out."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        journal = Journal(directory)
+        leftovers = journal.leftovers()
+        floor = 0
+        if leftovers:
+            newest = leftovers[-1]
+            floor = max(journal_files.survey(newest).last_arrival, newest.stat().st_mtime_ns // 1000)
+    except OSError as error:
+        sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
+    return journal, leftovers, floor
+
+
+async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
+    """Fills in the counts of recovered segments while requests are already accepted."""
+    for path in leftovers:
+        try:
+            found = await asyncio.to_thread(journal_files.survey, path)
+        except OSError:
+            continue  # it is written and gone, or the writer will say what is wrong with it
+        for segment in backlog:
+            if segment.path == path:
+                segment.records.update(found.records)
+                segment.first_arrival = found.first_arrival
+
+
+async def serve(config: Config) -> None:
+    state_directory = Path(config.state_directory)
+    journal, leftovers, floor = open_journal(Path(config.journal.directory))
+    backlog = Backlog()
+    figures = Figures(started_at=time.monotonic())
+    figures.dead_letters_waiting = dead_letters.count(state_directory / dead_letters.FILE_NAME)
+    database = config.database
+    # A silent writer is one that is stopped: the database's own timeouts end every wait long before.
+    answer_timeout_s = 4 * (database.connect_timeout + database.read_timeout + database.write_timeout)
+    writers = Writers(answer_timeout_s)
+    syncer = Syncer(
+        Fsync(config.journal.fsync),
+        cut_off=lambda segment, size: flush.cut_off(segment, size),  # noqa: PLW0108 -- flush comes later
+        clock=time.monotonic,
+    )
+    flush = Flush(
+        journal,
+        backlog,
+        writers,
+        syncer,
+        figures,
+        policy=FlushPolicy(config.buffer.max_buffer_size, config.buffer.flush_interval),
+        pool_size=database.pool_size,
+        random=random.random,
+    )
+    intake = Intake(
+        journal,
+        backlog,
+        syncer,
+        flush,
+        figures,
+        max_bytes=config.journal.max_bytes,
+        last_arrival=floor,
+    )
+    peers = Peers()
+
+    def stats() -> dict[str, Any]:
+        return document(
+            figures,
+            backlog,
+            journal,
+            max_bytes=config.journal.max_bytes,
+            flush_interval_s=config.buffer.flush_interval,
+            unsynced_records=syncer.unsynced_records,
+            refusing=intake.refusing(),
+            writers=writers.processes,
+            connections=len(peers),
+            now=time.monotonic(),
+            wall=time.time(),
+        )
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    flush.start(leftovers, floor)
+    path = socket_path(state_directory)
+    server = await loop.create_unix_server(
+        lambda: FlusherProtocol(peers, intake, flush, stats), path=str(path), backlog=1024
+    )
+    surveying = loop.create_task(survey_leftovers(leftovers, backlog))
+    if leftovers:
+        log.info("recovering %d segments, %d bytes", len(leftovers), journal.bytes)
+    gc.collect()
+    gc.freeze()
+    log.info("accepting at %s", path)
+    await stop.wait()
+
+    log.info("stopping: serving until the peers have gone, writing what is left")
+    give_up_at = loop.time() + PEERS_GO_S + DRAIN_S
+    draining = loop.create_task(flush.drain(PEERS_GO_S + DRAIN_S))
+    try:
+        await asyncio.wait_for(peers.gone.wait(), PEERS_GO_S)
+    except asyncio.TimeoutError:
+        log.info("%d peers are still connected", len(peers))
+    await asyncio.wait([draining], timeout=min(DRAIN_S, give_up_at - loop.time()))
+    server.close()
+    peers.close()
+    flush.stop()
+    surveying.cancel()
+    draining.cancel()
+    await writers.terminate()
+    await syncer.close()
+    left = sum(backlog.records().values())
+    log.log(logging.WARNING if left else logging.INFO, "stopped, %d records wait in the journal", left)
+
+
+def main() -> None:
+    config = load_or_exit()
+    logging_config = config.logging
+    logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)
+    os.umask(0o077)
+    held = lock(Path(config.state_directory))
+    uvloop.run(serve(config))
+    os.close(held)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What a writer answers to a command: one JSON object a line, told apart by `answer`."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from flusher.mysql_errors import ErrorClass
+
+
+class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
+    """The segment may go. `rows` by kind's name; `dead_arrivals` name the entries of which a record was refused."""
+
+    rows: dict[str, int]
+    records: int
+    coalesced: int
+    dead_lettered: int
+    dead_arrivals: list[int]
+    damaged_bytes: int
+    statements: int
+    last_error: str | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
+    """The segment must stay. `message` has no record content."""
+
+    error_class: ErrorClass
+    number: int
+    message: str
+
+
+class Alive(msgspec.Struct, frozen=True, tag_field="answer", tag="alive"):
+    """The database answers."""
+
+    host: str
+    version: str
+
+
+Answer: TypeAlias = Written | Failed | Alive

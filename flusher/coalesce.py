@@ -1,0 +1,42 @@
+"""Entries -> rows: the merge rule in memory. Pure functions.
+
+Of two records with the same key the one with the later updated_at wins, whole; on a tie the later arrival. The same
+rule stands in the upsert (store.py); a property test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+
+from flusher.store import Row
+from shared.records import Kind, Record, utc
+
+EPOCH = datetime(1970, 1, 1)
+
+
+def coalesce(
+    entries: Iterable[tuple[int, int, Sequence[Record]]],
+    kind: Kind,
+    refused: AbstractSet[tuple[int, int]] = frozenset(),
+) -> list[Row]:
+    """Winners of one kind, sorted by key as the primary key is: overlapping writers then never deadlock.
+
+    Args:
+        entries: (number in the segment, arrival in µs, records), in the order of arrival.
+        refused: (entry, index) of records to pass over, so that an older state of their key takes their place.
+    """
+    winners: dict[str, Row] = {}
+    key_of = kind.key
+    for number, arrival, records in entries:
+        arrived_at = EPOCH + timedelta(microseconds=arrival)
+        for index, record in enumerate(records):
+            if refused and (number, index) in refused:
+                continue
+            updated_at = arrived_at if record.updated_at is None else utc(record.updated_at)
+            key: str = getattr(record, key_of)
+            held = winners.get(key)
+            if held is None or updated_at >= held.updated_at:
+                winners[key] = Row(updated_at, record, number, index)
+    return [winners[key] for key in sorted(winners)]

@@ -1,0 +1,389 @@
+"""When to seal, which segment goes to which writer, and what follows its answer.
+
+Rules: belongs to the loop's thread. consider() decides and acts at once; it is called after every append, answer and
+due time. A segment leaves the directory only here, and only after a Written answer (invariant 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flusher import journal as journal_files
+from flusher import triggers
+from flusher.answers import Failed, Written
+from flusher.backlog import Backlog, Segment
+from flusher.journal import Journal, SegmentFile
+from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
+from flusher.stats import Figures
+from flusher.syncer import Syncer
+from flusher.triggers import FlushPolicy, FlushReason
+from flusher.writers import WriterDied, Writers
+
+log = logging.getLogger(__name__)
+
+PING_S = 5.0
+FIRST_PING_S = 0.2
+"""Until the database's state is known for the first time."""
+_OF_THE_SEGMENT = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA, ErrorClass.UNKNOWN}
+"""Failures after which other segments may still be tried at once; all others hold everything back."""
+_LOG_AGAIN_S = 30.0
+
+
+@dataclass(slots=True)
+class FlushResult:
+    """What a flush did up to now. `pending` records are still waiting."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    coalesced: int = 0
+    dead_lettered: int = 0
+    duration_ms: float = 0.0
+    pending: int = 0
+
+
+@dataclass(slots=True)
+class _FlushCaller:
+    upto: int
+    started_at: float
+    done: Callable[[FlushResult], None]
+    result: FlushResult = field(default_factory=FlushResult)
+    timer: asyncio.TimerHandle | None = None
+
+
+class Flush:
+    def __init__(
+        self,
+        journal: Journal,
+        backlog: Backlog,
+        writers: Writers,
+        syncer: Syncer,
+        figures: Figures,
+        *,
+        policy: FlushPolicy,
+        pool_size: int,
+        random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal = journal
+        self._backlog = backlog
+        self._writers = writers
+        self._syncer = syncer
+        self._figures = figures
+        self._policy = policy
+        self._pool_size = pool_size
+        self._random = random
+        self._clock = clock
+        self._wall = wall
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._reasons: dict[int, FlushReason] = {}
+        self._asked_upto = 0
+        self._callers: list[_FlushCaller] = []
+        self._commit_callers: dict[int, list[tuple[int, Callable[[bool], None]]]] = {}
+        self._paused_until = 0.0
+        self._attempts = 0
+        self._draining = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._logged: tuple[str, float] = ("", 0.0)
+        self._empty = asyncio.Event()
+        self._stopped = False
+
+    def start(self, leftovers: list[Path], floor: int) -> None:
+        """Queues what an earlier run left, and opens the first segment if the disk lets it."""
+        for path in leftovers:
+            segment = Segment(journal_files.sequence_of(path), path, size=path.stat().st_size, recovered=True)
+            self._reasons[segment.sequence] = FlushReason.RECOVERY
+            self._backlog.seal(segment)
+        self.floor = floor
+        self._open_next()
+        self._loop().call_soon(self._ping)
+        self.consider()
+
+    def open_segment(self) -> None:
+        """Makes sure that there is an active segment. Raises: JournalWriteFailed."""
+        if self._backlog.active is None:
+            self._journal.open(self.floor)
+            opened = self._journal.active
+            assert opened is not None
+            self._backlog.active = Segment(opened.sequence, opened.path)
+
+    floor = 0
+    """The last arrival given out; the next segment's header keeps it."""
+
+    def consider(self) -> None:
+        """Seals and hands over whatever is due now."""
+        if self._stopped:
+            return
+        now = self._clock()
+        active = self._backlog.active
+        due: FlushReason | None = None
+        if active is not None and active.total:
+            due = triggers.flush_reason(
+                self._policy,
+                records=active.total,
+                age_s=now - active.opened_at,
+                asked=self._asked_upto >= active.sequence,
+                draining=self._draining,
+            )
+            if triggers.is_full(self._policy, records=active.total, size=active.size):
+                self.seal(due or FlushReason.SIZE)
+                due = None
+        while self._may_write(now):
+            segment = self._backlog.next(now)
+            if segment is None:
+                if due is None:
+                    break
+                self.seal(due)
+                due = None
+                continue
+            segment.busy = True
+            task = self._loop().create_task(self._hand_over(segment))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+        if self._draining and not self._backlog.last_sequence():
+            self._empty.set()
+        self._arm(now, due)
+
+    def seal(self, reason: FlushReason) -> None:
+        """Queues the active segment for a writer, and opens the next one if the disk lets it."""
+        segment = self._backlog.active
+        assert segment is not None
+        self._backlog.active = None
+        self._syncer.sealed(self._journal.seal())
+        self._backlog.seal(segment)
+        self._reasons[segment.sequence] = reason
+        self._open_next()
+
+    def _open_next(self) -> None:
+        try:
+            self.open_segment()
+        except journal_files.JournalWriteFailed as error:
+            log.error("journal: no new segment can be opened, nothing is accepted: %s", error)
+
+    def cut_off(self, segment: SegmentFile, size: int) -> None:
+        """Takes a segment that could not be synced out of use, cut back to what was promised."""
+        if segment is self._journal.active:
+            self.seal(FlushReason.SIZE)
+        try:
+            self._journal.truncate(segment, size)
+        except OSError as error:
+            log.error("journal: %s cannot be cut back: %s", segment.path.name, error.strerror)
+            return
+        for counted in self._backlog:
+            if counted.sequence == segment.sequence:
+                counted.size = size
+
+    def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
+        """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
+        caller = _FlushCaller(self._backlog.last_sequence(), self._clock(), done)
+        caller.timer = self._loop().call_later(timeout_s, self._give_up, caller)
+        self._callers.append(caller)
+        self._asked_upto = max(self._asked_upto, caller.upto)
+        self._hurry()
+        self.consider()
+        self._settle()
+
+    def when_committed(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
+        """Brings the segment's flush forward and calls `done(written)` when it has left the journal."""
+        self._commit_callers.setdefault(sequence, []).append((arrival, done))
+        self._asked_upto = max(self._asked_upto, sequence)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Writes what is left, for at most `timeout_s`. Returns: records still in the journal."""
+        self._draining = True
+        self._hurry()
+        self.consider()
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            pass
+        return sum(self._backlog.records().values())
+
+    def stop(self) -> None:
+        """No write is started after this."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def _hurry(self) -> None:
+        """Somebody waits: what failed earlier is tried now instead of at its time."""
+        self._paused_until = 0.0
+        for segment in self._backlog:
+            segment.not_before = 0.0
+
+    def _may_write(self, now: float) -> bool:
+        if now < self._paused_until:
+            return False
+        healthy = not self._attempts
+        wanted = triggers.writers_wanted(waiting=len(self._backlog), pool_size=self._pool_size, healthy=healthy)
+        return len(self._under_way) < wanted
+
+    def _arm(self, now: float, due: FlushReason | None) -> None:
+        """Wakes consider() when the next thing is due; a wake-up too many does no harm."""
+        times = []
+        next_at = self._backlog.next_at()
+        if next_at is not None or due is not None:
+            times.append(max(next_at or 0.0, self._paused_until))
+        active = self._backlog.active
+        if active is not None and active.total and due is None:
+            times.append(active.opened_at + self._policy.interval_s)
+        times = [at for at in times if at > now]
+        if not times:
+            return
+        at = min(times)
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._wake_at <= at:
+                return
+            self._timer.cancel()
+        self._wake_at = at
+        self._timer = self._loop().call_later(at - now + 0.001, self._wake)
+
+    _wake_at = 0.0
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.consider()
+
+    async def _hand_over(self, segment: Segment) -> None:
+        started_at = self._clock()
+        try:
+            answer = await self._writers.ask({"write": str(segment.path)})
+            if isinstance(answer, Written):
+                await self._loop().run_in_executor(None, _remove, segment.path, answer.damaged_bytes > 0)
+        except WriterDied as error:
+            answer = Failed(ErrorClass.RECONNECT, -1, f"a writer died: {error}")
+        except OSError as error:
+            answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
+        self._under_way.discard(asyncio.current_task())
+        if isinstance(answer, Written):
+            self._written(segment, answer, self._clock() - started_at)
+        else:
+            assert isinstance(answer, Failed)
+            self._failed(segment, answer)
+        self.consider()
+
+    def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
+        figures = self._figures
+        reason = self._reasons.pop(segment.sequence)
+        now = self._clock()
+        self._backlog.done(segment)
+        self._journal.forget(segment.size)
+        self._syncer.gone(answer.records)
+        if answer.records or answer.damaged_bytes:
+            figures.written(answer, reason.value, duration_s, self._wall())
+            figures.drain_rate.freed(segment.size, duration_s, now)
+        if answer.damaged_bytes:
+            figures.set_aside += 1
+            log.error(
+                "journal: %s had %d unreadable bytes; its %d readable records are written, the file is kept as %s",
+                segment.path.name,
+                answer.damaged_bytes,
+                answer.records,
+                segment.path.name + journal_files.BROKEN_SUFFIX,
+            )
+        if answer.dead_lettered:
+            figures.last_error = answer.last_error
+            log.error("%d records went to the dead letters: %s", answer.dead_lettered, answer.last_error)
+        if answer.statements:
+            if figures.alarm or figures.database_up is False:
+                log.warning("database: writing again")
+            figures.database_up = True
+            figures.alarm = None
+            self._attempts = 0
+            self._paused_until = 0.0
+        for caller in self._callers:
+            if segment.sequence <= caller.upto:
+                for name, count in answer.rows.items():
+                    caller.result.rows[name] = caller.result.rows.get(name, 0) + count
+                caller.result.coalesced += answer.coalesced
+                caller.result.dead_lettered += answer.dead_lettered
+        for arrival, done in self._commit_callers.pop(segment.sequence, ()):
+            done(arrival not in answer.dead_arrivals)
+        self._settle()
+
+    def _failed(self, segment: Segment, answer: Failed) -> None:
+        segment.busy = False
+        segment.attempts += 1
+        now = self._clock()
+        figures = self._figures
+        name = answer.error_class.value
+        figures.failures[name] = figures.failures.get(name, 0) + 1
+        figures.last_error = answer.message
+        alarming = answer.error_class in ALARMING or answer.number in ALARMING_NUMBERS
+        if alarming:
+            figures.alarm = answer.message
+        if answer.error_class is not ErrorClass.RETRY:
+            figures.database_up = False
+        if answer.error_class in _OF_THE_SEGMENT:
+            delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
+            segment.not_before = now + delay
+        else:
+            self._attempts += 1
+            delay = triggers.retry_delay(answer.error_class, self._attempts, self._random())
+            self._paused_until = now + delay
+        self._backlog.put_back(segment)
+        if self._logged[0] != answer.message or now - self._logged[1] > _LOG_AGAIN_S:
+            self._logged = (answer.message, now)
+            level = logging.ERROR if alarming else logging.WARNING
+            log.log(level, "flush failed, everything is kept, next try in %.1f s: %s", delay, answer.message)
+
+    def _settle(self) -> None:
+        """Answers the callers of flush() for whom nothing is left to wait."""
+        for caller in [caller for caller in self._callers if not self._backlog.holds(caller.upto)]:
+            self._finish(caller)
+
+    def _give_up(self, caller: _FlushCaller) -> None:
+        # At least 1: the caller is here because something it waits for is still in the journal.
+        caller.result.pending = max(1, self._backlog.pending_up_to(caller.upto))
+        self._finish(caller)
+
+    def _finish(self, caller: _FlushCaller) -> None:
+        self._callers.remove(caller)
+        if caller.timer is not None:
+            caller.timer.cancel()
+        caller.result.duration_ms = round(1000 * (self._clock() - caller.started_at), 3)
+        caller.done(caller.result)
+
+    def _ping(self) -> None:
+        """Learns the database's state while there is nothing to write."""
+        if self._stopped:
+            return
+        self._loop().call_later(PING_S if self._figures.database_up is not None else FIRST_PING_S, self._ping)
+        self._writers.shrink(1 + len(self._backlog) // 4)
+        if not self._under_way and not len(self._backlog):
+            task = self._loop().create_task(self._ask_ping())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _ask_ping(self) -> None:
+        try:
+            answer = await self._writers.ask({"ping": True})
+        except WriterDied:
+            answer = Failed(ErrorClass.RECONNECT, -1, "a writer died")
+        self._under_way.discard(asyncio.current_task())
+        figures = self._figures
+        was, figures.database_up = figures.database_up, not isinstance(answer, Failed)
+        if isinstance(answer, Failed):
+            figures.last_error = answer.message
+            if was is not False:
+                log.warning("database: unreachable, records wait in the journal: %s", answer.message)
+        else:
+            figures.alarm = None
+            if was is False:
+                log.warning("database: reachable again")
+        self.consider()
+
+
+def _remove(path: Path, damaged: bool) -> None:
+    """Blocks. A written segment goes; one with unreadable parts is kept for a human under another name."""
+    if damaged:
+        journal_files.set_aside(path)
+    else:
+        path.unlink()

@@ -1,0 +1,186 @@
+"""THE order of acceptance: reserve -> append -> (sync) -> count -> ack. Nothing is acknowledged in any other way.
+
+Rules: belongs to the loop's thread; called with all submits that one read from a socket brought, so that one write
+and one answer serve them together. A refusal leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from flusher import triggers
+from flusher.backlog import Backlog, Segment
+from flusher.flush import Flush
+from flusher.journal import (
+    ENTRY_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Entry,
+    Journal,
+    JournalWriteFailed,
+    SegmentFile,
+)
+from flusher.stats import Figures
+from flusher.syncer import Syncer, Waiter
+from shared.wire import Ack, Committed, Reason, Reject, Submit, encode
+
+log = logging.getLogger(__name__)
+
+_NOT_WRITABLE_RETRY_AFTER_S = 5.0
+_SHOWN_AS_REFUSING_S = 5.0
+
+
+class Intake:
+    def __init__(
+        self,
+        journal: Journal,
+        backlog: Backlog,
+        syncer: Syncer,
+        flush: Flush,
+        figures: Figures,
+        *,
+        max_bytes: int,
+        last_arrival: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._journal = journal
+        self._backlog = backlog
+        self._syncer = syncer
+        self._flush = flush
+        self._figures = figures
+        self._max_bytes = max_bytes
+        self._last_arrival = last_arrival
+        self._clock = clock
+        self._wall_ns = wall_ns
+        self._refused: tuple[Reason, float] | None = None
+
+    def accept(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> None:
+        """Takes or refuses each submit; `reply` gets the frames that say so, now or when the disk has them."""
+        admitted = self._reserve(submits, reply)
+        if not admitted:
+            return
+        entries = [Entry(one.kind, one.count, one.arrival or self._stamp(), one.body) for one in admitted]
+        try:
+            segment = self._open_segment()
+            start = segment.size
+            self._journal.append(entries)
+        except JournalWriteFailed as error:
+            self._refuse(admitted, Reason.JOURNAL_NOT_WRITABLE, reply, str(error))
+            return
+        counted = self._count(entries, segment.size)
+        self._syncer.appended(segment, sum(entry.count for entry in entries))
+        acks = b"".join([encode(Ack(one.seq, entry.arrival)) for one, entry in zip(admitted, entries, strict=True)])
+        if self._syncer.holds_acks():
+            self._syncer.wait(
+                Waiter(
+                    segment,
+                    start,
+                    segment.size,
+                    synced=lambda: reply(acks),
+                    failed=lambda: self._unaccept(admitted, entries, counted, reply),
+                )
+            )
+        else:
+            reply(acks)
+        for one, entry in zip(admitted, entries, strict=True):
+            if one.want_commit:
+                self._notify_committed(one.seq, segment.sequence, entry.arrival, reply)
+        self._flush.consider()
+
+    def refusing(self) -> str | None:
+        """Why records are not accepted at the moment; None when they are."""
+        if self._syncer.failed:
+            return Reason.JOURNAL_NOT_WRITABLE.name
+        if self._journal.bytes + ENTRY_HEADER_BYTES >= self._max_bytes:
+            return Reason.JOURNAL_FULL.name
+        if self._refused is not None and self._clock() - self._refused[1] < _SHOWN_AS_REFUSING_S:
+            return self._refused[0].name
+        return None
+
+    def _reserve(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> Sequence[Submit]:
+        """The submits for which there is room; the others are refused."""
+        if self._syncer.failed:
+            self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply, self._syncer.last_error or "sync failed")
+            return ()
+        room = self._max_bytes - self._journal.bytes
+        needed = sum(ENTRY_HEADER_BYTES + len(one.body) for one in submits)
+        if needed <= room:
+            return submits
+        admitted: list[Submit] = []
+        refused: list[Submit] = []
+        for one in submits:
+            size = ENTRY_HEADER_BYTES + len(one.body)
+            if size <= room:
+                room -= size
+                admitted.append(one)
+            else:
+                refused.append(one)
+        why = f"{self._journal.bytes} of journal.max_bytes = {self._max_bytes} are in use"
+        self._refuse(refused, Reason.JOURNAL_FULL, reply, why)
+        return admitted
+
+    def _stamp(self) -> int:
+        """The arrival in µs since 1970 UTC, strictly rising even when the clock steps back."""
+        self._last_arrival = max(self._wall_ns() // 1000, self._last_arrival + 1)
+        self._flush.floor = self._last_arrival
+        return self._last_arrival
+
+    def _open_segment(self) -> SegmentFile:
+        """Usually one is open; not after the disk refused it. Raises: JournalWriteFailed."""
+        active = self._journal.active
+        if active is not None and active.torn:
+            self._flush.seal(triggers.FlushReason.SIZE)
+        if self._journal.active is None:
+            self._flush.open_segment()
+        segment = self._journal.active
+        assert segment is not None
+        return segment
+
+    def _count(self, entries: Sequence[Entry], size: int) -> Segment:
+        segment = self._backlog.active
+        assert segment is not None
+        if not segment.total:
+            segment.opened_at = self._clock()
+        for entry in entries:
+            segment.add(entry.kind, entry.count, entry.arrival)
+            self._figures.records_in[entry.kind] += entry.count
+            self._figures.bytes_in += len(entry.body)
+        segment.size = size
+        if self._refused is not None:
+            log.warning("accepting again")
+            self._refused = None
+        return segment
+
+    def _unaccept(
+        self,
+        submits: Sequence[Submit],
+        entries: Sequence[Entry],
+        segment: Segment,
+        reply: Callable[[bytes], None],
+    ) -> None:
+        """Their sync has failed and they are cut off: they were never accepted."""
+        for entry in entries:
+            segment.records[entry.kind] -= entry.count
+            self._figures.records_in[entry.kind] -= entry.count
+            self._figures.bytes_in -= len(entry.body)
+        self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply, self._syncer.last_error or "sync failed")
+
+    def _refuse(self, submits: Sequence[Submit], reason: Reason, reply: Callable[[bytes], None], why: str) -> None:
+        now = self._clock()
+        if self._refused is None or self._refused[0] is not reason:
+            log.error("refusing records (%s): %s", reason.name, why)
+        self._refused = (reason, now)
+        name = reason.name.lower()
+        self._figures.rejected[name] = self._figures.rejected.get(name, 0) + len(submits)
+        if reason is Reason.JOURNAL_FULL:
+            missing = sum(ENTRY_HEADER_BYTES + len(one.body) for one in submits) + SEGMENT_HEADER_BYTES
+            missing += max(0, self._journal.bytes - self._max_bytes)
+            after_s = triggers.retry_after(missing, self._figures.drain_rate.bytes_per_s(now))
+        else:
+            after_s = _NOT_WRITABLE_RETRY_AFTER_S
+        reply(b"".join([encode(Reject(one.seq, reason, after_s)) for one in submits]))
+
+    def _notify_committed(self, seq: int, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
+        self._flush.when_committed(sequence, arrival, lambda written: reply(encode(Committed(seq, written))))

@@ -1,0 +1,36 @@
+"""`python -m flusher.schema [--wait SECONDS]`: applies sql/schema.sql to the configured database. Idempotent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from flusher.mysql_errors import ErrorClass
+from flusher.store import Store, StoreError, schema_statements
+from flusher.writer import server_of
+from shared.config import load_or_exit
+
+FILE = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
+
+
+def main() -> None:
+    config = load_or_exit()
+    wait_s = float(sys.argv[2]) if sys.argv[1:2] == ["--wait"] else 0.0
+    store = Store(server_of(config.database))
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        try:
+            store.execute(schema_statements(FILE.read_text(encoding="utf-8"), config.database.database))
+        except StoreError as error:
+            if error.error_class is ErrorClass.RECONNECT and time.monotonic() < give_up_at:
+                time.sleep(0.1)
+                continue
+            database = config.database
+            user = f"{database.user!r} at {store.host}"
+            sys.exit(f"database: the tables cannot be made as {user}: {error.public}")
+        return
+
+
+if __name__ == "__main__":
+    main()

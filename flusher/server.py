@@ -1,0 +1,140 @@
+"""The Unix socket: bytes <-> messages. Decides nothing.
+
+Rules: belongs to the loop's thread. Only peers of our own user are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, cast
+
+import orjson
+
+from flusher.flush import Flush, FlushResult
+from flusher.intake import Intake
+from shared.records import KIND_OF_CODE, KINDS
+from shared.wire import Decoder, Flushed, Message, ProtocolError, Stats, StatsIs, Submit, encode
+from shared.wire import Flush as FlushMessage
+
+log = logging.getLogger(__name__)
+
+_PEERCRED = struct.Struct("3i")
+
+
+class Peers:
+    """Who is connected."""
+
+    def __init__(self) -> None:
+        self._transports: set[asyncio.Transport] = set()
+        self.gone = asyncio.Event()
+        self.gone.set()
+
+    def __len__(self) -> int:
+        return len(self._transports)
+
+    def add(self, transport: asyncio.Transport) -> None:
+        self._transports.add(transport)
+        self.gone.clear()
+
+    def discard(self, transport: asyncio.Transport) -> None:
+        self._transports.discard(transport)
+        if not self._transports:
+            self.gone.set()
+
+    def close(self) -> None:
+        for transport in list(self._transports):
+            transport.close()
+
+
+class FlusherProtocol(asyncio.Protocol):
+    def __init__(self, peers: Peers, intake: Intake, flush: Flush, stats: Callable[[], dict[str, Any]]) -> None:
+        self._peers = peers
+        self._intake = intake
+        self._flush = flush
+        self._stats = stats
+        self._decoder = Decoder()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        uid = peer_uid(transport.get_extra_info("socket"))
+        if uid != os.getuid():
+            log.error("socket: a peer of user %d was refused", uid)
+            transport.abort()
+            return
+        self._transport = transport
+        self._peers.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        if self._transport is not None:
+            self._peers.discard(self._transport)
+            self._transport = None
+
+    def pause_writing(self) -> None:
+        """A peer that does not read its answers sends nothing more."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        try:
+            self._take(self._decoder.feed(data))
+        except ProtocolError as error:
+            log.error("socket: a peer was disconnected: %s", error)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _take(self, messages: list[Message]) -> None:
+        """Submits that came together are accepted together; a flush covers those sent before it."""
+        submits: list[Submit] = []
+        for message in messages:
+            if isinstance(message, Submit):
+                if message.kind not in KIND_OF_CODE or not message.body:
+                    raise ProtocolError(f"submit of kind {message.kind}, {len(message.body)} bytes")
+                submits.append(message)
+                continue
+            if submits:
+                self._intake.accept(submits, self._reply)
+                submits = []
+            if isinstance(message, FlushMessage):
+                self._start_flush(message)
+            elif isinstance(message, Stats):
+                self._reply(encode(StatsIs(message.seq, orjson.dumps(self._stats()))))
+            else:
+                raise ProtocolError(f"{type(message).__name__} is not for the flusher")
+        if submits:
+            self._intake.accept(submits, self._reply)
+
+    def _start_flush(self, message: FlushMessage) -> None:
+        def done(result: FlushResult) -> None:
+            answer = {f"{kind.name}_written": result.rows.get(kind.name, 0) for kind in KINDS}
+            answer |= {
+                "coalesced": result.coalesced,
+                "dead_lettered": result.dead_lettered,
+                "duration_ms": result.duration_ms,  # type: ignore[dict-item]
+                "pending": result.pending,
+            }
+            self._reply(encode(Flushed(message.seq, orjson.dumps(answer))))
+
+        self._flush.flush(message.timeout_s, done)
+
+    def _reply(self, frames: bytes) -> None:
+        if self._transport is not None and frames:
+            self._transport.write(frames)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user of the process at the other end (SO_PEERCRED, unix(7))."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    uid: int = _PEERCRED.unpack(credentials)[1]
+    return uid

@@ -1,0 +1,173 @@
+"""What the flusher counts, and the document that GET /stats, /health and /metrics are made from.
+
+Rules: belongs to the loop's thread; counters only rise. Times are given in, never read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from flusher.answers import Written
+from flusher.backlog import Backlog, no_records
+from flusher.journal import Journal
+from shared.records import KIND_OF_CODE, KINDS
+
+_RATE_WINDOW_S = 10.0
+_GUESSED_RECORD_BYTES = 512
+
+
+class DrainRate:
+    """Bytes of journal freed a second, smoothed over about ten seconds of flushing."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._last_at: float | None = None
+
+    def freed(self, size: int, duration_s: float, now: float) -> None:
+        since = duration_s if self._last_at is None else max(now - self._last_at, 1e-3)
+        weight = min(1.0, since / _RATE_WINDOW_S)
+        current = size / since
+        self._rate = current if self._last_at is None else self._rate + weight * (current - self._rate)
+        self._last_at = now
+
+    def bytes_per_s(self, now: float) -> float:
+        """Falls while nothing is freed: a database that stands still drains nothing."""
+        if self._last_at is None:
+            return 0.0
+        idle = now - self._last_at
+        return self._rate if idle < _RATE_WINDOW_S else self._rate * _RATE_WINDOW_S / idle
+
+
+@dataclass(slots=True)
+class Figures:
+    """Lifetime figures of this process."""
+
+    started_at: float
+    records_in: dict[int, int] = field(default_factory=no_records)
+    bytes_in: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    rows_written: dict[str, int] = field(default_factory=lambda: {kind.name: 0 for kind in KINDS})
+    records_written: int = 0
+    coalesced: int = 0
+    dead_lettered: int = 0
+    dead_letters_waiting: int = 0
+    damaged_bytes: int = 0
+    set_aside: int = 0
+    statements: int = 0
+    flushes: dict[str, int] = field(default_factory=dict)
+    flushed_today: int = 0
+    today: str = ""
+    flush_duration_s: float = 0.0
+    last_flush_at: float | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+    last_error: str | None = None
+    last_dead_letter: str | None = None
+    alarm: str | None = None
+    database_up: bool | None = None
+    drain_rate: DrainRate = field(default_factory=DrainRate)
+
+    @property
+    def flush_count(self) -> int:
+        return sum(self.flushes.values())
+
+    def written(self, answer: Written, reason: str, duration_s: float, wall: float) -> None:
+        for name, count in answer.rows.items():
+            self.rows_written[name] += count
+        self.records_written += answer.records
+        self.coalesced += answer.coalesced
+        self.dead_lettered += answer.dead_lettered
+        self.dead_letters_waiting += answer.dead_lettered
+        self.damaged_bytes += answer.damaged_bytes
+        self.statements += answer.statements
+        if answer.last_error:
+            self.last_dead_letter = answer.last_error
+        day = _iso(wall)[:10]
+        if day != self.today:
+            self.today, self.flushed_today = day, 0
+        self.flushed_today += 1
+        self.flushes[reason] = self.flushes.get(reason, 0) + 1
+        self.flush_duration_s += duration_s
+        self.last_flush_at = wall
+
+
+def document(
+    figures: Figures,
+    backlog: Backlog,
+    journal: Journal,
+    *,
+    max_bytes: int,
+    flush_interval_s: float,
+    unsynced_records: int,
+    refusing: str | None,
+    writers: int,
+    connections: int,
+    now: float,
+    wall: float,
+) -> dict[str, Any]:
+    """Args: now: monotonic seconds; wall: seconds since 1970; refusing: why nothing is accepted, or None."""
+    waiting = backlog.records()
+    total = sum(waiting.values())
+    counts = {f"{KIND_OF_CODE[code].name}_count": count for code, count in waiting.items() if code in KIND_OF_CODE}
+    records_in = sum(figures.records_in.values())
+    record_bytes = figures.bytes_in / records_in if records_in else _GUESSED_RECORD_BYTES
+    rows = sum(figures.rows_written.values())
+    flushes = figures.flush_count
+    oldest = backlog.oldest_arrival()
+    active = backlog.active
+    next_flush = wall + max(0.0, active.opened_at + flush_interval_s - now) if active and active.total else None
+    return {
+        "buffer": {
+            **counts,
+            "total_count": total,
+            "capacity": int(max_bytes / record_bytes),
+            "usage_percent": round(100 * journal.bytes / max_bytes, 2),
+            "journal_bytes": journal.bytes,
+            "journal_max_bytes": max_bytes,
+            "journal_segments": journal.segments,
+        },
+        "flush_info": {
+            "last_flush_time": None if figures.last_flush_at is None else _iso(figures.last_flush_at),
+            "next_flush_time": None if next_flush is None else _iso(next_flush),
+            "flush_count_today": figures.flushed_today if figures.today == _iso(wall)[:10] else 0,
+            "average_flush_duration_ms": round(1000 * figures.flush_duration_s / flushes, 3) if flushes else 0.0,
+            "flushes_by_reason": figures.flushes,
+        },
+        "performance": {
+            **{f"total_{name}_written": count for name, count in figures.rows_written.items()},
+            "total_flush_count": flushes,
+            "average_batch_size": round(figures.records_written / flushes, 2) if flushes else 0.0,
+            "uptime_seconds": round(now - figures.started_at, 3),
+            "statements": figures.statements,
+            "writers": writers,
+        },
+        "at_risk": {
+            "unsynced_records": unsynced_records,
+            "uncommitted_records": total,
+            "oldest_uncommitted_seconds": 0.0 if oldest is None else round(max(0.0, wall - oldest / 1e6), 3),
+        },
+        "coalescing": {
+            "records_in": figures.records_written,
+            "rows_written": rows,
+            "coalesced": figures.coalesced,
+            "ratio": round(rows / figures.records_written, 4) if figures.records_written else 1.0,
+        },
+        "dead_letters": {"count": figures.dead_letters_waiting, "last_error": figures.last_dead_letter},
+        "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
+        "rejected": figures.rejected,
+        "failures": figures.failures,
+        "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
+        "state": {
+            "refusing": refusing,
+            "database": "healthy" if figures.database_up else "unhealthy",
+            "alarm": figures.alarm,
+            "last_error": figures.last_error,
+            "connections": connections,
+        },
+    }
+
+
+def _iso(wall: float) -> str:
+    moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=wall)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,332 @@
+"""The only place that talks to MySQL: connection, SQL text, row encoding, and the merge rule in SQL.
+
+Rules: a Store belongs to one thread (mysqlclient refuses a connection used from two). Every failure comes out as a
+StoreError with its class; the transaction is then rolled back and, where the connection is in doubt, closed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import MySQLdb
+import orjson
+
+from flusher.mysql_errors import ErrorClass, Flavour, classify
+from shared.records import KINDS, Kind, Record, utc
+
+LOCK_WAIT_S = 10
+MAX_STATEMENT_ROWS = 5000
+MAX_STATEMENT_BYTES = 8 * 1024 * 1024
+MIN_PACKET_BYTES = 16 * 1024 * 1024
+"""What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
+
+SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The winner of its key. `updated_at` is naive UTC; `entry` and `index` say where in the segment it stands."""
+
+    updated_at: datetime
+    record: Record
+    entry: int
+    index: int
+
+
+Rows = Mapping[Kind, Sequence[Row]]
+"""Rows by kind, each sequence sorted by key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How to reach and enter the database; `hosts` are tried in turn. Timeouts in seconds."""
+
+    hosts: tuple[str, ...]
+    port: int
+    socket: str | None
+    user: str
+    password: str
+    database: str
+    connect_timeout_s: int
+    read_timeout_s: int
+    write_timeout_s: int
+    recycle_s: float
+    ssl_mode: str | None = None
+    ssl_ca: str | None = None
+    ssl_cert: str | None = None
+    ssl_key: str | None = None
+
+
+class StoreError(Exception):
+    """A write did not happen. `public` has no record content and may be logged; `detail` may have."""
+
+    def __init__(self, error_class: ErrorClass, number: int, detail: str) -> None:
+        super().__init__(detail)
+        self.error_class = error_class
+        self.number = number
+        self.detail = detail
+
+    @property
+    def public(self) -> str:
+        # Messages about rows and syntax quote what was sent.
+        if self.error_class is ErrorClass.DATA or self.number == 1064:
+            return f"error {self.number} ({self.error_class.value})"
+        return f"error {self.number} ({self.error_class.value}): {self.detail}"
+
+
+class Store:
+    """One connection, made when needed."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        connect: Callable[..., Any] = MySQLdb.connect,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._server = server
+        self._connect = connect
+        self._clock = clock
+        self._host = 0
+        self._db: Any = None
+        self._connected_at = 0.0
+        self._flavour = Flavour.MARIADB
+        self._max_packet_bytes = 0
+        self.statements = 0
+        self.version = ""
+
+    @property
+    def host(self) -> str:
+        return self._server.socket or self._server.hosts[self._host]
+
+    def write(self, rows: Rows) -> None:
+        """Upserts rows in one transaction: sessions first, then tasks. Blocks.
+
+        Raises: StoreError; then nothing of it is in the database, except after a connection lost at COMMIT, when
+        nobody knows. Writing it again is harmless either way.
+        """
+        try:
+            db = self._connection()
+            for kind in KINDS:
+                for statement in self._statements(db, kind, rows.get(kind, ())):
+                    self._query(db, statement)
+            self.statements += 1
+            db.commit()
+        except StoreError:
+            self._rollback()
+            raise
+        except (MySQLdb.Error, ValueError, TypeError, OverflowError) as error:
+            raise self._failed(error) from error
+
+    def ping(self) -> None:
+        """Finds out whether the database answers and takes writes. Blocks. Raises: StoreError."""
+        try:
+            db = self._connection()
+            db.ping()
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+
+    def execute(self, statements: Sequence[str]) -> None:
+        """Runs statements of ours (the schema). Blocks. Raises: StoreError."""
+        try:
+            db = self._connection(database=False)
+            for statement in statements:
+                self._query(db, statement.encode())
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            try:
+                db.close()
+            except MySQLdb.Error:
+                pass  # it is gone already
+
+    def _connection(self, *, database: bool = True) -> Any:
+        if self._db is not None and self._clock() - self._connected_at < self._server.recycle_s:
+            return self._db
+        self.close()
+        hosts = len(self._server.hosts)
+        for attempt in range(hosts):
+            try:
+                self._db = self._open(database=database)
+                break
+            except MySQLdb.Error:
+                if attempt == hosts - 1 or self._server.socket:
+                    raise
+                self._host = (self._host + 1) % hosts
+        self._connected_at = self._clock()
+        return self._db
+
+    def _open(self, *, database: bool) -> Any:
+        server = self._server
+        options: dict[str, Any] = {
+            "user": server.user,
+            "passwd": server.password,
+            "connect_timeout": server.connect_timeout_s,
+            "read_timeout": server.read_timeout_s,
+            "write_timeout": server.write_timeout_s,
+            "charset": "utf8mb4",
+            "autocommit": False,
+            "local_infile": 0,
+            "multi_statements": False,
+        }
+        if database:
+            options["db"] = server.database
+        if server.socket:
+            options["unix_socket"] = server.socket
+        else:
+            host = server.hosts[self._host]
+            # The client library would take "localhost" for a socket of its own choice.
+            options["host"] = "127.0.0.1" if host == "localhost" else host
+            options["port"] = server.port
+        if server.ssl_mode:
+            options["ssl_mode"] = server.ssl_mode
+        ssl = {"ca": server.ssl_ca, "cert": server.ssl_cert, "key": server.ssl_key}
+        if any(ssl.values()):
+            options["ssl"] = {name: value for name, value in ssl.items() if value}
+        db = self._connect(**options)
+        try:
+            self.version = db.get_server_info()
+            self._flavour = Flavour.MARIADB if "mariadb" in self.version.lower() else Flavour.MYSQL
+            db.query(
+                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00',"
+                f" innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S}"
+            )
+            db.query("SELECT @@max_allowed_packet")
+            self._max_packet_bytes = int(db.store_result().fetch_row()[0][0])
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _query(self, db: Any, statement: bytes) -> None:
+        self.statements += 1
+        db.query(statement)
+
+    def _statements(self, db: Any, kind: Kind, rows: Sequence[Row]) -> Iterator[bytes]:
+        """One upsert, or several where it would exceed the caps. Raises: StoreError for a row over the packet."""
+        upsert = UPSERTS[kind]
+        encode = row_encoder(kind, db.string_literal)
+        fixed = len(upsert.head) + len(upsert.tail)
+        # The packet holds the statement and one byte of command; leave some room for either.
+        packet = self._max_packet_bytes - 1024
+        limit = min(packet, MAX_STATEMENT_BYTES)
+        values: list[bytes] = []
+        size = fixed
+        for row in rows:
+            value = encode(row)
+            if values and (size + len(value) + 1 > limit or len(values) >= MAX_STATEMENT_ROWS):
+                yield upsert.head + b",".join(values) + upsert.tail
+                values, size = [], fixed
+            if fixed + len(value) > packet:
+                misconfigured = packet < MIN_PACKET_BYTES - 1024
+                raise StoreError(
+                    ErrorClass.SCHEMA if misconfigured else ErrorClass.TOO_BIG,
+                    1153,
+                    f"a row of {len(value)} bytes is over the server's max_allowed_packet of"
+                    f" {self._max_packet_bytes} bytes; set it to {MIN_PACKET_BYTES} or more",
+                )
+            values.append(value)
+            size += len(value) + 1
+        if values:
+            yield upsert.head + b",".join(values) + upsert.tail
+
+    def _failed(self, error: Exception) -> StoreError:
+        error_class, number = classify(self._flavour, error)
+        if error_class in (ErrorClass.RECONNECT, ErrorClass.READ_ONLY, ErrorClass.UNKNOWN):
+            self.close()
+        else:
+            self._rollback()
+        if error_class is ErrorClass.READ_ONLY and not self._server.socket:
+            self._host = (self._host + 1) % len(self._server.hosts)
+        return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))
+
+    def _rollback(self) -> None:
+        if self._db is not None:
+            try:
+                self._db.rollback()
+            except MySQLdb.Error:
+                self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    head: bytes
+    tail: bytes
+
+
+def _upsert(kind: Kind) -> Upsert:
+    """INSERT whose update leaves a newer stored row alone: the merge rule in SQL.
+
+    updated_at is assigned last, since MySQL assigns from left to right and the guard must see the stored value.
+    VALUES() is deprecated on MySQL 8.0.20+, where its successor is a syntax error on MariaDB: the one that both
+    take is used.
+    """
+    columns = [name for name in kind.record.__struct_fields__ if name != "updated_at"] + ["updated_at"]
+    updates = [
+        f"{name}=IF(VALUES(updated_at)>=updated_at,VALUES({name}),{name})"
+        for name in columns
+        if name not in (kind.key, "updated_at")
+    ]
+    updates.append("updated_at=GREATEST(updated_at,VALUES(updated_at))")
+    head = f"INSERT INTO {kind.table} ({','.join(columns)}) VALUES "  # noqa: S608 -- constants from KINDS
+    tail = f" ON DUPLICATE KEY UPDATE {','.join(updates)}"
+    return Upsert(head.encode(), tail.encode())
+
+
+UPSERTS = {kind: _upsert(kind) for kind in KINDS}
+
+
+def row_encoder(kind: Kind, literal: Callable[[str], bytes]) -> Callable[[Row], bytes]:
+    """A function from a row to its `(...)` in SQL, one encoder a column; half the cost of executemany.
+
+    Args:
+        literal: quotes and escapes a string for the connection at hand.
+    """
+    encoders = [
+        _column_encoder(field.type, literal)
+        for field in msgspec.structs.fields(kind.record)
+        if field.name != "updated_at"
+    ]
+    astuple = msgspec.structs.astuple
+    if kind.record.__struct_fields__[-1] != "updated_at":
+        raise TypeError(f"{kind.record.__name__}: updated_at must be the last field")
+
+    def encode(row: Row) -> bytes:
+        values = [
+            b"NULL" if value is None else encoder(value)
+            for encoder, value in zip(encoders, astuple(row.record), strict=False)
+        ]
+        return b"(%b,'%b')" % (b",".join(values), row.updated_at.isoformat(" ").encode())
+
+    return encode
+
+
+def _column_encoder(field_type: Any, literal: Callable[[str], bytes]) -> Callable[[Any], bytes]:
+    info = msgspec.inspect.type_info(field_type)
+    members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+    names = {type(member) for member in members}
+    if msgspec.inspect.IntType in names:
+        return lambda value: b"%d" % value
+    if msgspec.inspect.FloatType in names:
+        return lambda value: b"%.4f" % value
+    if msgspec.inspect.DateTimeType in names:
+        return lambda value: b"'%b'" % utc(value).isoformat(" ").encode()
+    if msgspec.inspect.DictType in names:
+        return lambda value: literal(orjson.dumps(value).decode())
+    return literal
+
+
+def schema_statements(text: str, database: str) -> list[str]:
+    """sql/schema.sql as single statements, its database's name replaced by the configured one."""
+    lines = [line for line in text.splitlines() if not line.startswith("--")]
+    name = "`" + database.replace("`", "``") + "`"
+    statements = "\n".join(lines).replace("ai_terminal", name).split(";")
+    return [statement.strip() for statement in statements if statement.strip()]

@@ -1,0 +1,207 @@
+"""When the journal's bytes go to the disk: one thread, one fsync for all that wait (group commit).
+
+    always    an ack waits for the sync that covers it
+    interval  a sync every second while there is something to sync; acks do not wait, until the last good sync is over
+              2 s old, from when they do (as Redis' everysec)
+    never     the kernel decides
+
+Rules: belongs to the loop's thread, but for the syncing itself. After a failed sync the kernel may have dropped the
+pages and a second fsync would report success (PostgreSQL, 2018): so what nobody was promised is cut off, and the rest
+is written to a new file, until that works. Until then `failed` is True and nothing is accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from flusher import journal
+from flusher.journal import SegmentFile
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+LATE_S = 2.0
+REWRITE_AGAIN_S = 1.0
+
+
+class Fsync(str, Enum):
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """An append whose ack waits for the disk: it begins and ends at these offsets of `segment`."""
+
+    segment: SegmentFile
+    start: int
+    end: int
+    synced: Callable[[], None]
+    failed: Callable[[], None]
+
+
+class Syncer:
+    def __init__(
+        self,
+        policy: Fsync,
+        *,
+        cut_off: Callable[[SegmentFile, int], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """Args: cut_off(segment, size): takes the segment out of use and cuts it back to `size`."""
+        self._policy = policy
+        self._cut_off = cut_off
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, "syncer")
+        self._dirty: dict[int, SegmentFile] = {}
+        self._waiters: list[Waiter] = []
+        self._running: asyncio.Future[list[int]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._since: float | None = None
+        self._covered_since: float | None = None
+        self._records = 0
+        self._covered_records = 0
+        self._rewriting = 0
+        self.last_error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._rewriting > 0
+
+    @property
+    def unsynced_records(self) -> int:
+        return self._records + self._covered_records
+
+    def holds_acks(self) -> bool:
+        """Whether an append made now may be acknowledged only after a sync."""
+        if self._policy is Fsync.ALWAYS:
+            return True
+        if self._policy is Fsync.NEVER:
+            return False
+        since = self._since if self._covered_since is None else self._covered_since
+        return since is not None and self._clock() - since > LATE_S
+
+    def appended(self, segment: SegmentFile, records: int) -> None:
+        """Notes that `segment` has unsynced bytes at its end."""
+        self._records += records
+        if self._policy is Fsync.NEVER:
+            return
+        self._dirty[segment.sequence] = segment
+        if self._since is None:
+            self._since = self._clock()
+        if self._policy is Fsync.INTERVAL and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+
+    def wait(self, waiter: Waiter) -> None:
+        self._waiters.append(waiter)
+        self._start()
+
+    def sealed(self, segment: SegmentFile) -> None:
+        """Closes the file as soon as nothing of it is unsynced."""
+        if segment.sequence not in self._dirty:
+            segment.close()
+
+    def gone(self, records: int) -> None:
+        """Records that are in the database no longer depend on the disk here."""
+        if self._policy is Fsync.NEVER:
+            self._records = max(0, self._records - records)
+
+    async def close(self) -> None:
+        """Syncs what is left, whatever the policy, and ends the thread."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        segments = list(self._dirty.values())
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _sync_all, segments)
+        except OSError as error:
+            log.error("journal: the last sync failed: %s", error.strerror)
+        for segment in segments:
+            segment.close()
+        self._thread.shutdown()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._start()
+
+    def _start(self) -> None:
+        if self._running is not None or not self._dirty:
+            return
+        self._covered_since, self._since = self._since, None
+        self._covered_records, self._records = self._records, 0
+        segments = list(self._dirty.values())
+        loop = asyncio.get_running_loop()
+        self._running = loop.run_in_executor(self._thread, _sync_all, segments)
+        self._running.add_done_callback(lambda done: self._synced(segments, done))
+
+    def _synced(self, segments: list[SegmentFile], done: asyncio.Future[list[int]]) -> None:
+        self._running = None
+        error = done.exception()
+        if isinstance(error, OSError):
+            self._covered_since = None
+            self._covered_records = 0
+            self._sync_failed(segments, error)
+            return
+        self._covered_since = None
+        self._covered_records = 0
+        for segment, size in zip(segments, done.result(), strict=True):
+            segment.synced = size
+            if size == segment.size:
+                del self._dirty[segment.sequence]
+                if segment.sealed:
+                    segment.close()
+        waiting = self._waiters
+        self._waiters = []
+        for waiter in waiting:
+            if waiter.end <= waiter.segment.synced:
+                waiter.synced()
+            else:
+                self._waiters.append(waiter)
+        if self._waiters:
+            self._start()
+        elif self._dirty and self._policy is Fsync.INTERVAL and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+
+    def _sync_failed(self, segments: list[SegmentFile], error: OSError) -> None:
+        self.last_error = f"sync: {error.strerror}"
+        log.error(
+            "journal: a sync failed (%s); nothing is accepted until its records are on new pages",
+            error.strerror,
+        )
+        waiting, self._waiters = self._waiters, []
+        for segment in segments:
+            promised = min((w.start for w in waiting if w.segment is segment), default=segment.size)
+            self._cut_off(segment, promised)
+            self._dirty.pop(segment.sequence, None)
+            segment.close()
+            self._rewriting += 1
+            self._rewrite(segment.path)
+        for waiter in waiting:
+            waiter.failed()
+
+    def _rewrite(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+
+        def done(rewritten: asyncio.Future[None]) -> None:
+            error = rewritten.exception()
+            if error is None:
+                self._rewriting -= 1
+                if not self._rewriting:
+                    log.warning("journal: the records of the failed sync are on new pages; accepting again")
+                return
+            log.error("journal: %s cannot be rewritten: %s", path, error)
+            loop.call_later(REWRITE_AGAIN_S, self._rewrite, path)
+
+        loop.run_in_executor(self._thread, journal.rewrite, path).add_done_callback(done)
+
+
+def _sync_all(segments: list[SegmentFile]) -> list[int]:
+    return [segment.sync() for segment in segments]

@@ -1,0 +1,1 @@
+"""HTTP in, frames out: parse, validate, forward. Holds no data and no database connection."""

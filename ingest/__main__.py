@@ -1,0 +1,169 @@
+"""Composition root of ingest: owns the listening socket, keeps `service.workers` workers alive.
+
+The socket outlives every worker, so a worker that dies or is replaced costs no connection: those that wait in the
+socket's queue are taken by the next. SIGTERM: workers finish what is under way. SIGHUP: they are replaced one by one,
+each new one started before an old one leaves.
+
+A parent of our own instead of supervisord's fcgi-program: that one takes host, port and number of processes only from
+its own file or from variables that must be set, and so could not follow config.yaml.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared import logs
+from shared.config import load_or_exit
+
+log = logging.getLogger("ingest")
+
+BIND_TRIES_S = 3.0
+"""After a kill -9 of the parent its orphaned workers hold the port until they notice."""
+GRACEFUL_S = 20.0
+"""After it, workers that still have not ended are killed. Above the workers' own 15 s."""
+RESPAWN_S = 0.5
+"""A worker that dies sooner than this after its start is started again only after this."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket, with TCP_NODELAY, which accepted connections inherit. Raises: SystemExit."""
+    give_up_at = time.monotonic() + BIND_TRIES_S
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        sys.exit(f"ingest: service.host = {host!r}: {error.strerror}")
+    while True:
+        # The protocol must be named: without it the workers' event loop does not know that it may set TCP_NODELAY.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE and time.monotonic() < give_up_at:
+                time.sleep(0.1)
+                continue
+            sys.exit(f"ingest: service.host = {host!r}, service.port = {port}: {error.strerror}")
+        listener.set_inheritable(True)
+        return listener
+
+
+class Workers:
+    """The children, by process id."""
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def start(self) -> None:
+        child = self._start()
+        self._children[child.pid] = (child, time.monotonic())
+
+    def reap(self) -> list[float]:
+        """Takes the dead out. Returns: how long each had lived."""
+        lived = []
+        for pid, (child, started_at) in list(self._children.items()):
+            if child.poll() is not None:
+                del self._children[pid]
+                lived.append(time.monotonic() - started_at)
+                log.warning("worker %d ended, status %s", pid, child.returncode)
+        return lived
+
+    def replace(self) -> None:
+        """Starts as many new workers as there are, then asks the old ones to finish."""
+        old = list(self._children.values())
+        for _ in old:
+            self.start()
+        for child, _ in old:
+            child.terminate()
+
+    def terminate(self, timeout_s: float) -> None:
+        """Asks all to finish, and kills those that do not within `timeout_s`. Blocks."""
+        for child, _ in self._children.values():
+            child.terminate()
+        give_up_at = time.monotonic() + timeout_s
+        for child, _ in self._children.values():
+            try:
+                child.wait(max(0.0, give_up_at - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("worker %d does not end: killed", child.pid)
+                child.kill()
+                child.wait()
+
+
+def metrics_directory(state_directory: Path) -> Path:
+    """Emptied once here, before any worker starts: files of an earlier run would be counted again."""
+    directory = state_directory / "run" / "metrics"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
+    return directory
+
+
+def main() -> None:
+    config = load_or_exit()
+    logging_config = config.logging
+    logs.setup("ingest", level=logging_config.level, format=logging_config.format, file=logging_config.file)
+    os.umask(0o077)
+    # Every connection takes a descriptor; the usual soft limit of 1024 is for programs that use select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    waited_for = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    # A signal that is ignored is not waited for.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    listener = listen(config.service.host, config.service.port)
+    try:
+        directory = metrics_directory(Path(config.state_directory))
+    except OSError as error:
+        sys.exit(f"ingest: PERSISTENCE_STATE_DIR = {config.state_directory}: {error.strerror}")
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 -- our own interpreter and module
+            [sys.executable, "-m", "ingest.worker", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            env=environ,
+            # The child must not inherit the blocked signals.
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for),  # noqa: PLW1509 -- no threads here
+        )
+
+    workers = Workers(start)
+    for _ in range(config.service.workers):
+        workers.start()
+    log.info("listening on %s port %d, %d workers", config.service.host, config.service.port, len(workers))
+    while True:
+        number = signal.sigwait(waited_for)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            break
+        if number == signal.SIGHUP:
+            workers.replace()
+            continue
+        for lived_s in workers.reap():
+            if len(workers) < config.service.workers:
+                time.sleep(max(0.0, RESPAWN_S - lived_s))
+                workers.start()
+    log.info("stopping")
+    listener.close()
+    workers.terminate(GRACEFUL_S)
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

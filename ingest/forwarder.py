@@ -1,0 +1,274 @@
+"""To the flusher and back: pipelined frames, a window by unacknowledged bytes, reconnection, a deadline on every ask.
+
+Rules: belongs to the loop's thread. A request stays in `_pending`, in the order of asking, until its answer, its
+deadline or close(); after a reconnection everything pending is sent again. That is safe because the merge rule makes
+a second write harmless. The connection is lost and found without its callers noticing more than latency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from shared.wire import (
+    Ack,
+    Committed,
+    Decoder,
+    Flush,
+    Flushed,
+    ProtocolError,
+    Reason,
+    Reject,
+    Stats,
+    StatsIs,
+    encode,
+    encode_submit_header,
+)
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES = 32 * 1024 * 1024
+_RECONNECT_S = (0.02, 0.5)
+_SWEEP_S = 0.1
+_SMALL_BODY_BYTES = 64 * 1024
+
+
+class FlusherUnavailable(Exception):
+    """No answer within the deadline. Whether the records were accepted is not known; sending them again is safe."""
+
+
+class Rejected(Exception):
+    """The flusher does not accept now. Nothing of the request is stored."""
+
+    def __init__(self, reason: Reason, retry_after_s: float) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Pending(msgspec.Struct, gc=True):
+    """A request under way. `parts` are its bytes, kept to be sent again; `committed` is asked for by some submits."""
+
+    parts: tuple[bytes, ...]
+    size: int
+    deadline: float
+    answer: asyncio.Future[Any]
+    committed: asyncio.Future[bool] | None = None
+
+
+class Forwarder:
+    def __init__(self, path: str, *, ack_timeout_s: float, window_bytes: int = WINDOW_BYTES) -> None:
+        self._path = path
+        self._ack_timeout_s = ack_timeout_s
+        self._window_bytes = window_bytes
+        self._loop: asyncio.AbstractEventLoop
+        self._transport: asyncio.Transport | None = None
+        self._lost = asyncio.Event()
+        self._seq = 0
+        self._pending: dict[int, Pending] = {}
+        self._committing: dict[int, asyncio.Future[bool]] = {}
+        self._in_flight_bytes = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._transport is not None
+
+    def start(self) -> None:
+        """Starts connecting, and goes on until close()."""
+        self._loop = asyncio.get_running_loop()
+        self._runner = self._loop.create_task(self._keep_connected())
+        self._sweep()
+
+    async def close(self) -> None:
+        """Gives up what is pending and disconnects."""
+        if self._runner is not None:
+            self._runner.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for pending in list(self._pending.values()):
+            if not pending.answer.done():
+                pending.answer.set_exception(FlusherUnavailable("ingest is stopping"))
+        self._pending.clear()
+        if self._transport is not None:
+            self._transport.close()
+
+    async def submit(self, kind: int, count: int, body: bytes, *, want_commit: bool = False) -> tuple[int, int]:
+        """Hands a validated body over. Blocks (asynchronously) until the flusher has it in its journal.
+
+        Returns: its arrival in µs since 1970 UTC, and the number to ask committed() about.
+        Raises: Rejected, FlusherUnavailable.
+        """
+        size = len(body) + 26
+        if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:
+            await self._window(size)
+        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        head = encode_submit_header(seq, kind, count, len(body), want_commit=want_commit)
+        parts = (head + body,) if size < _SMALL_BODY_BYTES else (head, body)
+        if want_commit:
+            self._committing[seq] = self._loop.create_future()
+        arrival: int = await self._ask(seq, parts, size, self._ack_timeout_s)
+        return arrival, seq
+
+    async def committed(self, seq: int, timeout_s: float) -> bool:
+        """Whether the records of a submit with want_commit are in the database, after at most `timeout_s`."""
+        future = self._committing[seq]
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except asyncio.TimeoutError:
+            return False
+
+    def forget(self, seq: int) -> None:
+        """Must follow every submit with want_commit."""
+        self._committing.pop(seq, None)
+
+    async def flush(self, timeout_s: float) -> bytes:
+        """Returns: the flusher's JSON, after at most `timeout_s` there. Raises: FlusherUnavailable."""
+        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        frame = encode(Flush(seq, timeout_s))
+        result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s + 2.0)
+        return result
+
+    async def stats(self, timeout_s: float = 2.0) -> bytes:
+        """Returns: the flusher's JSON. Raises: FlusherUnavailable, at once where there is no connection."""
+        if self._transport is None:
+            raise FlusherUnavailable("the flusher is not connected")
+        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        frame = encode(Stats(seq))
+        result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s)
+        return result
+
+    async def _ask(self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float) -> Any:
+        answer = self._loop.create_future()
+        self._pending[seq] = Pending(parts, size, self._loop.time() + timeout_s, answer)
+        self._in_flight_bytes += size
+        if self._transport is not None:
+            for part in parts:
+                self._transport.write(part)
+        try:
+            return await answer
+        finally:
+            if self._pending.pop(seq, None) is not None:
+                self._in_flight_bytes -= size
+                self._admit()
+
+    async def _window(self, size: int) -> None:
+        """Waits, first come first served, until `size` more bytes may be under way."""
+        deadline = self._loop.time() + self._ack_timeout_s
+        place = self._waiting.append
+        while self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:
+            turn = self._loop.create_future()
+            place(turn)
+            place = self._waiting.appendleft  # who was first stays first
+            try:
+                await asyncio.wait_for(turn, deadline - self._loop.time())
+            except asyncio.TimeoutError:
+                raise FlusherUnavailable("too much waits for the flusher's answer") from None
+            finally:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+        self._admit()
+
+    def _admit(self) -> None:
+        if self._waiting and self._in_flight_bytes < self._window_bytes:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def _sweep(self) -> None:
+        """Ends what has waited too long. One timer for all: a timer a request would cost as much as the request."""
+        now = self._loop.time()
+        for pending in [pending for pending in self._pending.values() if pending.deadline <= now]:
+            if not pending.answer.done():
+                pending.answer.set_exception(FlusherUnavailable("the flusher did not answer in time"))
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    async def _keep_connected(self) -> None:
+        attempt = 0
+        while True:
+            self._lost.clear()
+            try:
+                await self._loop.create_unix_connection(lambda: _Connection(self), self._path)
+            except OSError as error:
+                # ENOENT: not started yet; ECONNREFUSED: a stale file; EAGAIN: its queue is full.
+                if attempt == 0:
+                    log.warning("flusher: not reachable (%s), trying on", error.strerror or error)
+                attempt += 1
+                first, longest = _RECONNECT_S
+                ceiling = min(longest, first * 2 ** min(attempt, 10))
+                await asyncio.sleep(ceiling * (0.5 + 0.5 * random.random()))  # noqa: S311
+                continue
+            if attempt:
+                log.warning("flusher: reachable again")
+            attempt = 0
+            await self._lost.wait()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        for pending in self._pending.values():
+            for part in pending.parts:
+                transport.write(part)
+
+    def connection_lost(self) -> None:
+        if self._transport is not None:
+            log.warning("flusher: connection lost, %d requests wait for the next", len(self._pending))
+        self._transport = None
+        for future in self._committing.values():
+            if not future.done():
+                future.set_result(False)
+        self._lost.set()
+
+    def answered(self, message: Any) -> None:
+        if type(message) is Committed:
+            future = self._committing.get(message.seq)
+            if future is not None and not future.done():
+                future.set_result(message.written)
+            return
+        pending = self._pending.get(message.seq)
+        if pending is None or pending.answer.done():
+            return  # its deadline was first
+        if type(message) is Ack:
+            pending.answer.set_result(message.arrival)
+        elif type(message) is Reject:
+            pending.answer.set_exception(Rejected(message.reason, message.retry_after_s))
+        elif type(message) is Flushed:
+            pending.answer.set_result(message.result)
+        elif type(message) is StatsIs:
+            pending.answer.set_result(message.stats)
+        else:
+            raise ProtocolError(f"{type(message).__name__} is not for ingest")
+
+
+class _Connection(asyncio.Protocol):
+    """One connection's decoder; everything else outlives it."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+        self._decoder = Decoder()
+        self._transport: asyncio.Transport | None = None
+        self._answered: Callable[[Any], None] = forwarder.answered
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = transport
+        self._forwarder.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._answered(message)
+        except ProtocolError as error:
+            log.error("flusher: the connection was closed: %s", error)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        self._forwarder.connection_lost()

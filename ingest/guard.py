@@ -1,0 +1,270 @@
+"""The outermost ASGI layer: what a request must pass before a byte of its body is read, and how it is read.
+
+Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body, with a
+deadline, counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
+on in the scope, so that nothing behind has to know how it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import sys
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+from ingest.resources import Problem
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset(("/", "/health", "/ready"))
+"""Answered without a token: what load balancers and supervisors ask."""
+BODY_DEADLINE_S = 30.0
+MAX_READING_BYTES = 128 * 1024 * 1024
+"""Bodies of all requests that are being read or answered in this process."""
+_LINGER_S = 2.0
+_LINGER_BYTES = 64 * 1024 * 1024
+_JSON_HEADERS = (b"content-type", b"application/json")
+
+
+class ClientGone(Exception):
+    """The client has left in the middle of its body: there is nobody to answer."""
+
+
+class Guard:
+    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body; observe(path, status,
+    seconds): told of every answer, status 0 where the client left before it."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        routes: Mapping[str, frozenset[str]],
+        posts_with_body: frozenset[str],
+        auth_token: str | None,
+        protected_mode: bool,
+        max_body_bytes: int,
+        body_deadline_s: float = BODY_DEADLINE_S,
+        max_reading_bytes: int = MAX_READING_BYTES,
+        observe: Callable[[str, int, float], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._posts_with_body = posts_with_body
+        self._authorization = None if auth_token is None else b"Bearer " + auth_token.encode()
+        self._protected = protected_mode and auth_token is None
+        self._max_body_bytes = max_body_bytes
+        self._body_deadline_s = body_deadline_s
+        self._max_reading_bytes = max_reading_bytes
+        self._observe = observe
+        self._clock = clock
+        self._reading_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_at = self._clock()
+        status = 0
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        reserved = 0
+        read = False
+        headers: dict[bytes, bytes] = {}
+        try:
+            headers = dict(scope["headers"])
+            self._check_peer(scope, headers)
+            self._check_route(scope)
+            if scope["path"] in self._posts_with_body and scope["method"] == "POST":
+                gzipped, declared = self._check_headers(headers)
+                reserved = self._reserve(declared)
+                body = await self._read(receive, declared)
+                read = True
+                receive = _nothing_left
+                scope["body"] = gunzip(body, self._max_body_bytes) if gzipped else body
+            await self._app(scope, receive, send_counted)
+        except Problem as problem:
+            has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+            await _answer(problem, receive, send_counted, unread=has_body and not read)
+        except ClientGone:
+            return
+        finally:
+            self._reading_bytes -= reserved
+            path = scope["path"]
+            # Paths that don't exist share a name: strangers must not be able to make new series.
+            self._observe(path if path in self._routes else "other", status, self._clock() - started_at)
+
+    def _check_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if self._authorization is not None:
+            if scope["path"] in OPEN_PATHS:
+                return
+            given = headers.get(b"authorization")
+            if given is None:
+                challenge = {"WWW-Authenticate": "Bearer"}
+                raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
+            scheme, _, token = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(b"Bearer " + token.strip(), self._authorization):
+                raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
+        elif self._protected and not is_loopback(scope.get("client")):
+            raise Problem(
+                403,
+                "PROTECTED_MODE",
+                "without a token only callers on the same machine are answered: set service.auth_token"
+                " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
+            )
+
+    def _check_route(self, scope: Scope) -> None:
+        methods = self._routes.get(scope["path"])
+        if methods is None:
+            raise Problem(404, "NOT_FOUND", "there is nothing at this path")
+        if scope["method"] == "HEAD" and "GET" in methods:
+            scope["method"] = "GET"  # the server leaves out the body
+        elif scope["method"] not in methods:
+            allow = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+            detail = f"this path takes {allow}"
+            raise Problem(405, "METHOD_NOT_ALLOWED", detail, headers={"Allow": allow})
+
+    def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
+        """Returns: whether the body is gzipped, and its declared length."""
+        content_type, _, parameters = headers.get(b"content-type", b"application/json").lower().partition(b";")
+        charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
+        if content_type.strip() != b"application/json" or charset not in (b"", b"utf-8", b"utf8"):
+            raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b"gzip", b"x-gzip"):
+            raise Problem(
+                415,
+                "UNSUPPORTED_ENCODING",
+                "Content-Encoding may be identity or gzip",
+                headers={"Accept-Encoding": "gzip"},
+            )
+        length = headers.get(b"content-length")
+        declared = int(length) if length is not None else None  # the HTTP parser lets only digits through
+        if declared is not None and declared > self._max_body_bytes:
+            raise self._too_large()
+        return encoding != b"identity", declared
+
+    def _reserve(self, declared: int | None) -> int:
+        """Counts the body in before it is read; a chunked one with the most it may be."""
+        size = self._max_body_bytes if declared is None else declared
+        if self._reading_bytes and self._reading_bytes + size > self._max_reading_bytes:
+            detail = "too many large requests at once"
+            raise Problem(503, "TOO_MANY_BYTES_IN_FLIGHT", detail, headers={"Retry-After": "1"})
+        self._reading_bytes += size
+        return size
+
+    async def _read(self, receive: Receive, declared: int | None) -> bytes:
+        """The whole body, within the deadline. Raises: Problem, ClientGone."""
+        task = asyncio.current_task()
+        assert task is not None
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(self._body_deadline_s, expire)
+        try:
+            body = await self._read_parts(receive)
+        except asyncio.CancelledError:
+            if not expired:
+                raise
+            if sys.version_info >= (3, 11):
+                task.uncancel()
+            detail = f"the body did not come within {self._body_deadline_s:g} s"
+            raise Problem(408, "BODY_TOO_SLOW", detail) from None
+        finally:
+            timer.cancel()
+        if declared is not None and len(body) != declared:
+            raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {len(body)} came")
+        return body
+
+    async def _read_parts(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join([*parts, part]) if parts else part
+            parts.append(part)
+
+    def _too_large(self) -> Problem:
+        detail = f"a body may have {self._max_body_bytes} bytes (service.max_body_bytes)"
+        return Problem(413, "BODY_TOO_LARGE", detail)
+
+
+async def _nothing_left() -> Message:
+    """What Falcon receives: it asks for the first message of the body even where nobody reads it."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def is_loopback(client: Any) -> bool:
+    """Whether an ASGI client address is this machine; a Unix socket's peer (no address) is."""
+    if client is None:
+        return True
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def gunzip(body: bytes, max_bytes: int) -> bytes:
+    """Unpacks no further than `max_bytes`. Raises: Problem."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        data = unpacker.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise Problem(400, "INVALID_GZIP", "the body is not gzip") from None
+    if len(data) > max_bytes:
+        raise Problem(413, "BODY_TOO_LARGE", f"unpacked, the body has over {max_bytes} bytes (service.max_body_bytes)")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Problem(400, "BODY_CUT_SHORT", "the gzip stream does not end where the body ends")
+    return data
+
+
+async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:
+    """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
+    closing with unread bytes would reset the connection, and the client would never see why."""
+    headers = [_JSON_HEADERS, (b"content-length", b"%d" % len(problem.body))]
+    headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    if unread:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": problem.body, "more_body": unread})
+    if unread:
+        try:
+            await asyncio.wait_for(_discard(receive), _LINGER_S)
+        except asyncio.TimeoutError:
+            pass  # long enough
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
+    size = 0
+    while size < _LINGER_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+        size += len(message.get("body", b""))

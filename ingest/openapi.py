@@ -1,0 +1,140 @@
+"""OpenAPI 3.1 document, generated from the record types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from shared import VERSION
+from shared.records import KINDS
+
+_ERROR = {"$ref": "#/components/schemas/Error"}
+_SECURED: list[dict[str, list[str]]] = [{"bearer": []}, {}]
+
+
+def document(max_records: int) -> bytes:
+    types = [kind.record for kind in KINDS]
+    _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schemas: dict[str, Any] = dict(components)
+    schemas["Error"] = {
+        "type": "object",
+        "required": ["detail", "error_code", "errors"],
+        "properties": {
+            "detail": {"type": "string"},
+            "error_code": {"type": "string", "pattern": "^[A-Z][A-Z0-9_]*$"},
+            "errors": {
+                "type": "array",
+                "maxItems": 100,
+                "items": {
+                    "type": "object",
+                    "required": ["field", "message"],
+                    "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
+                },
+            },
+        },
+    }
+    schemas["Accepted"] = {
+        "type": "object",
+        "required": ["status", "count", "timestamp"],
+        "properties": {
+            "status": {"enum": ["accepted", "committed"]},
+            "count": {"type": "integer", "minimum": 1},
+            "timestamp": {"type": "string", "format": "date-time"},
+        },
+    }
+    paths: dict[str, Any] = {
+        kind.path: {"post": _batch(kind.name, kind.record.__name__, max_records)} for kind in KINDS
+    }
+    paths["/api/v1/persistence/flush"] = {
+        "post": {
+            "summary": "Write everything accepted before this call, then answer",
+            "security": _SECURED,
+            "parameters": [_timeout()],
+            "responses": {"200": _object("Everything is written"), **_errors(400, 401, 403, 405, 503)},
+        }
+    }
+    for path, summary, statuses in (
+        ("/api/v1/persistence/stats", "Buffer, flush and lifetime figures", (401, 403, 405, 503)),
+        ("/openapi.json", "This document", (401, 403, 405)),
+        ("/", "Liveness; touches nothing else", (403, 405)),
+    ):
+        paths[path] = {"get": {"summary": summary, "responses": {"200": _object(summary), **_errors(*statuses)}}}
+    for path, summary in (
+        ("/health", "Detailed health"),
+        ("/ready", "May a load balancer send traffic here"),
+    ):
+        responses = {"200": _object(summary), "503": _object("No records are accepted"), **_errors(403, 405)}
+        paths[path] = {"get": {"summary": summary, "responses": responses}}
+    paths["/metrics"] = {
+        "get": {
+            "summary": "Prometheus text format",
+            "responses": {
+                "200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                **_errors(401, 403, 405),
+            },
+        }
+    }
+    return orjson.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Persistence Service", "version": VERSION, "license": {"name": "MIT"}},
+            "paths": paths,
+            "components": {
+                "schemas": schemas,
+                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            },
+        }
+    )
+
+
+def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
+    records = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": max_records,
+        "items": {"$ref": f"#/components/schemas/{type_name}"},
+    }
+    body = {"type": "object", "required": [name], "properties": {name: records}}
+    accepted = {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}}
+    return {
+        "summary": f"Accept 1 to {max_records} {name}",
+        "security": _SECURED,
+        "parameters": [
+            {"name": "ack", "in": "query", "schema": {"enum": ["journaled", "committed"]}},
+            _timeout(),
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": {
+            "202": {"description": "The records are in the journal", "content": accepted},
+            "200": {"description": "ack=committed: the records are in the database", "content": accepted},
+            **_errors(400, 401, 403, 405, 408, 413, 415, 422, 503),
+        },
+    }
+
+
+def _timeout() -> dict[str, Any]:
+    return {"name": "timeout", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 60}}
+
+
+def _object(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+def _errors(*statuses: int) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ERROR}}
+    return {str(status): {"description": _MEANING[status], "content": content} for status in statuses}
+
+
+_MEANING = {
+    400: "Not JSON, wrong shape, body cut short, or a parameter out of range",
+    401: "The token is missing",
+    403: "The token is wrong, or protected mode is on",
+    405: "Wrong method",
+    408: "The body did not come in time",
+    413: "The body is over service.max_body_bytes",
+    415: "Not JSON, or an unknown Content-Encoding",
+    422: "A record is invalid; nothing of the request is stored",
+    503: "Cannot accept now; see Retry-After",
+}

@@ -1,0 +1,250 @@
+"""HTTP <-> records: what each path answers. Falcon resources and the error document they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import falcon
+import falcon.asgi
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
+from shared import VERSION
+from shared.records import FieldError, InvalidBody, InvalidRecord, Kind, validate
+from shared.wire import Reason
+
+UTC = timezone.utc
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DEFAULT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 60.0
+BACKLOG_DEGRADED_PERCENT = 50.0
+_UNAVAILABLE_RETRY_AFTER_S = 1.0
+
+LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", "version": VERSION})
+REASONS = {
+    Reason.JOURNAL_FULL: "the journal is full: the database takes less than arrives",
+    Reason.JOURNAL_NOT_WRITABLE: "the journal cannot be written",
+    Reason.STOPPING: "the flusher is stopping",
+}
+
+
+class Problem(Exception):
+    """An answer other than success, in the form of the contract's error document."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: dict[str, str] | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers or {}
+        document: dict[str, Any] = {"detail": detail, "error_code": code}
+        document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
+        self.body = orjson.dumps({**(more or {}), **document})
+
+
+def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
+    if isinstance(error, Rejected):
+        after_s, code, detail = error.retry_after_s, error.reason.name, REASONS[error.reason]
+    else:
+        after_s, code, detail = _UNAVAILABLE_RETRY_AFTER_S, "FLUSHER_UNAVAILABLE", str(error)
+    return Problem(503, code, detail, headers={"Retry-After": str(max(1, round(after_s)))})
+
+
+def parse_timeout(value: str | None, default_s: float = DEFAULT_TIMEOUT_S) -> float:
+    """`?timeout=SECONDS`. Raises: Problem."""
+    if value is None:
+        return default_s
+    try:
+        timeout_s = float(value)
+    except ValueError:
+        timeout_s = -1.0
+    if not 0 <= timeout_s <= MAX_TIMEOUT_S:
+        raise Problem(400, "INVALID_PARAMETER", f"timeout={value}: seconds from 0 to {MAX_TIMEOUT_S:g} are allowed")
+    return timeout_s
+
+
+class Batch:
+    """POST of one kind's batch."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        forwarder: Forwarder,
+        *,
+        max_records: int,
+        max_clock_skew_s: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._kind = kind
+        self._forwarder = forwarder
+        self._max_records = max_records
+        self._max_clock_skew_s = max_clock_skew_s
+        self._wall = wall
+
+    async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        body: bytes = request.scope["body"]
+        want_commit = False
+        timeout_s = DEFAULT_TIMEOUT_S
+        if request.query_string:
+            want_commit, timeout_s = self._parameters(request)
+        count = self._validate(body)
+        try:
+            arrival, seq = await self._forwarder.submit(self._kind.code, count, body, want_commit=want_commit)
+            status = "accepted"
+            if want_commit:
+                try:
+                    if await self._forwarder.committed(seq, timeout_s):
+                        status = "committed"
+                finally:
+                    self._forwarder.forget(seq)
+        except (FlusherUnavailable, Rejected) as error:
+            raise unavailable(error) from error
+        moment = (EPOCH + timedelta(microseconds=arrival)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        response.status = 200 if status == "committed" else 202
+        response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (
+            status.encode(),
+            count,
+            moment.encode(),
+        )
+
+    @staticmethod
+    def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:
+        ack = request.get_param("ack")
+        if ack not in (None, "journaled", "committed"):
+            raise Problem(400, "INVALID_PARAMETER", f"ack={ack}: journaled and committed are allowed")
+        return ack == "committed", parse_timeout(request.get_param("timeout"))
+
+    def _validate(self, body: bytes) -> int:
+        try:
+            records = validate(
+                self._kind,
+                body,
+                now=datetime.fromtimestamp(self._wall(), UTC),
+                max_clock_skew_s=self._max_clock_skew_s,
+                max_records=self._max_records,
+            )
+        except InvalidBody as error:
+            raise Problem(400, error.code, error.detail) from error
+        except InvalidRecord as error:
+            detail = f"{len(error.errors)} of the records are invalid; nothing of the request is stored"
+            raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
+        return len(records)
+
+
+class Flush:
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        timeout_s = parse_timeout(request.get_param("timeout"))
+        try:
+            result: dict[str, Any] = orjson.loads(await self._forwarder.flush(timeout_s))
+        except FlusherUnavailable as error:
+            raise unavailable(error) from error
+        pending = result.pop("pending")
+        if pending:
+            detail = f"{pending} records could not be written within {timeout_s:g} s; they stay queued"
+            more = {"status": "error", "pending": pending}
+            raise Problem(503, "FLUSH_INCOMPLETE", detail, headers={"Retry-After": "1"}, more=more)
+        response.data = orjson.dumps({"status": "flushed", **result})
+
+
+class Liveness:
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        response.data = LIVENESS
+
+
+class Stats:
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        try:
+            response.data = await self._forwarder.stats()
+        except FlusherUnavailable as error:
+            raise unavailable(error) from error
+
+
+class Health:
+    def __init__(self, forwarder: Forwarder, started_at: float) -> None:
+        self._forwarder = forwarder
+        self._started_at = started_at
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        document = await self.document()
+        response.status = 503 if document["status"] == "unhealthy" else 200
+        response.data = orjson.dumps(document)
+
+    async def document(self) -> dict[str, Any]:
+        """The health document; `reason` says in a sentence why it is not healthy."""
+        common = {"uptime_seconds": round(time.monotonic() - self._started_at, 3), "version": VERSION}
+        try:
+            stats = orjson.loads(await self._forwarder.stats())
+        except FlusherUnavailable as error:
+            empty = dict.fromkeys(("sessions_count", "tasks_count", "total_count", "capacity"), 0)
+            buffer = {**empty, "usage_percent": 0.0, "last_flush": None}
+            return {
+                "status": "unhealthy",
+                "reason": str(error),
+                "database": "unhealthy",
+                "buffer": buffer,
+                **common,
+            }
+        state = stats["state"]
+        buffer = {**stats["buffer"], "last_flush": stats["flush_info"]["last_flush_time"]}
+        status, reason = "healthy", None
+        if state["refusing"]:
+            status, reason = "unhealthy", REASONS[Reason[state["refusing"]]]
+        elif state["alarm"]:
+            status, reason = "degraded", state["alarm"]
+        elif state["database"] != "healthy":
+            status, reason = "degraded", state["last_error"] or "the database has not answered yet"
+        elif stats["buffer"]["usage_percent"] > BACKLOG_DEGRADED_PERCENT:
+            status, reason = "degraded", f"the backlog takes {buffer['usage_percent']} % of the journal"
+        return {"status": status, "reason": reason, "database": state["database"], "buffer": buffer, **common}
+
+
+class Ready:
+    """Whether a load balancer may send traffic here: records are accepted."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        document = await self._health.document()
+        ready = document["status"] != "unhealthy"
+        response.status = 200 if ready else 503
+        response.data = orjson.dumps({"ready": ready, "reason": None if ready else document["reason"]})
+
+
+class Metrics:
+    def __init__(self, forwarder: Forwarder, exposition: Callable[[dict[str, Any] | None], bytes]) -> None:
+        self._forwarder = forwarder
+        self._exposition = exposition
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        try:
+            stats = orjson.loads(await self._forwarder.stats())
+        except FlusherUnavailable:
+            stats = None
+        response.content_type = CONTENT_TYPE_LATEST
+        response.data = self._exposition(stats)
+
+
+class OpenApi:
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        response.data = self._document

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs what production needs: Debian's packages and the Python packages of requirements.lock into .venv.
+. "$(dirname "$0")/lib.sh"
+
+need_python
+mkdir -p var && chmod 700 var
+step "installed; start with: .venv/bin/supervisord -c supervisord.conf"

@@ -1,0 +1,101 @@
+# Shared by the scripts: where things are, installing what is missing, timing, failing with one line.
+# Source it: . "$(dirname "$0")/lib.sh"
+
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+export PERSISTENCE_STATE_DIR="${PERSISTENCE_STATE_DIR:-var}"
+case $PERSISTENCE_STATE_DIR in /*) ;; *) PERSISTENCE_STATE_DIR=$ROOT/$PERSISTENCE_STATE_DIR ;; esac
+STATE=$PERSISTENCE_STATE_DIR
+PYTHON=$ROOT/.venv/bin/python
+SUPERVISOR_CONF=$STATE/supervisord.conf
+STEP_AT=$(date +%s%N)
+
+die() {
+    printf '%s\n' "${0##*/}: $*" >&2
+    exit 1
+}
+
+step() { # step TEXT: says what was done, and how long it took since the last step
+    local now
+    now=$(date +%s%N)
+    printf '%6d ms  %s\n' $(((now - STEP_AT) / 1000000)) "$*"
+    STEP_AT=$now
+}
+
+need_packages() { # need_packages PACKAGE...: installs Debian packages that are missing, without a question
+    local missing=() package sudo=()
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "needs ${missing[*]} (Debian's names); install them with your system's tools"
+    if [ "$(id -u)" != 0 ]; then
+        sudo -n true 2>/dev/null || die "needs packages; run: sudo apt-get install -y --no-install-recommends ${missing[*]}"
+        sudo=(sudo -n)
+    fi
+    local log
+    log=$(mktemp)
+    {
+        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q &&
+            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}"
+    } >"$log" 2>&1 </dev/null || {
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        die "could not install ${missing[*]}"
+    }
+    rm -f "$log"
+    step "installed ${missing[*]}"
+}
+
+need_python() { # need_python EXTRA...: .venv with the exact versions of requirements.lock
+    local extras wanted python log
+    extras=$(IFS=,; echo "$*")
+    wanted=$(cat pyproject.toml requirements.lock | sha256sum | cut -c1-16)
+    local stamp=.venv/.installed-${extras//,/-}-$wanted
+    if [ -f "$stamp" ]; then
+        return 0
+    fi
+    python=$(find_python) || {
+        need_packages python3
+        python=$(find_python) || die "needs Python 3.10 or later"
+    }
+    command -v gcc >/dev/null || need_packages gcc libc6-dev
+    need_packages pkg-config libmariadb-dev
+    "$python" -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || need_packages python3-dev
+    log=$(mktemp)
+    # One at a time: two scripts of the same checkout may start together.
+    (
+        set -e
+        flock 9
+        if [ -f "$stamp" ]; then exit 0; fi
+        [ -x .venv/bin/pip ] || "$python" -m venv .venv
+        .venv/bin/pip install -q --disable-pip-version-check -c requirements.lock -e ".${extras:+[$extras]}"
+        touch "$stamp"
+    ) 9>.venv.lock >"$log" 2>&1 </dev/null || {
+        tail -n 15 "$log" >&2
+        rm -f "$log"
+        die "could not install the Python packages of requirements.lock"
+    }
+    rm -f "$log"
+    step "installed the Python packages of requirements.lock into .venv"
+}
+
+find_python() {
+    local name
+    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            command -v "$name"
+            return 0
+        fi
+    done
+    return 1
+}
+
+running() { # whether a supervisord of this state directory is alive
+    local pid
+    pid=$(cat "$STATE/supervisord.pid" 2>/dev/null) || return 1
+    [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$SUPERVISOR_CONF"
+}

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Starts everything on a fresh machine with no question asked: installs what is missing, a private MariaDB under
+# PERSISTENCE_STATE_DIR (./var) unless DB_HOST or DB_SOCKET names one, the tables, ingest and flusher under supervisord.
+#   ./scripts/run.sh             foreground; Ctrl-C drains and stops
+#   ./scripts/run.sh --detach    returns as soon as the service accepts records
+. "$(dirname "$0")/lib.sh"
+
+case ${1:-} in
+    '') detach=no ;;
+    --detach) detach=yes ;;
+    -h | --help) sed -n '2,5s/^# \?//p' "$0" && exit 0 ;;
+    *) die "unknown argument $1; allowed: --detach" ;;
+esac
+running && die "already running with PERSISTENCE_STATE_DIR=$STATE; ./scripts/stop.sh stops it"
+
+private=no
+[ -n "${DB_HOST:-}${DB_SOCKET:-}" ] || private=yes
+[ $private = no ] || need_packages mariadb-server-core mariadb-client-core
+need_python
+
+mkdir -p "$STATE" 2>/dev/null && [ -w "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: cannot be written"
+chmod 700 "$STATE"
+if [ $private = yes ]; then
+    export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD=
+    [ ${#DB_SOCKET} -le 107 ] || die "$DB_SOCKET: a socket's path may have 107 bytes; shorten PERSISTENCE_STATE_DIR"
+fi
+settings=$("$PYTHON" -m shared.config --check) || exit 1
+eval "$settings" # url= host= port=
+"$PYTHON" - "$host" "$port" <<'PY' || die "service.port = $port: the port is in use (SERVICE_PORT names another)"
+import socket, sys
+family, kind, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
+with socket.socket(family, kind) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(address)
+    except OSError:
+        sys.exit(1)
+PY
+
+sed -e "s|%(here)s/var|$STATE|g" -e "s|%(here)s|$ROOT|g" supervisord.conf >"$SUPERVISOR_CONF"
+if [ $private = yes ]; then
+    if [ ! -d "$STATE/mysql/mysql" ]; then
+        rm -rf "$STATE/mysql.new"
+        mkdir -p "$STATE/mysql.new"
+        mariadb-install-db --no-defaults --user="$(id -un)" --datadir="$STATE/mysql.new" \
+            --auth-root-authentication-method=normal --skip-test-db >"$STATE/mysql.install.log" 2>&1 ||
+            die "mariadb-install-db failed, see $STATE/mysql.install.log"
+        rm -rf "$STATE/mysql"
+        mv "$STATE/mysql.new" "$STATE/mysql"
+        step "made a private MariaDB in $STATE/mysql"
+    fi
+    cat >>"$SUPERVISOR_CONF" <<EOF
+
+[program:mariadb]
+command=$(command -v mariadbd) --no-defaults --user=$(id -un) --datadir=$STATE/mysql --socket=$DB_SOCKET
+  --pid-file=$STATE/mysql/mysqld.pid --skip-networking --innodb-buffer-pool-size=256M --innodb-log-file-size=256M
+  --max-allowed-packet=64M --character-set-server=utf8mb4
+priority=10
+autorestart=true
+startsecs=1
+startretries=1000000
+stopwaitsecs=60
+stdout_logfile=NONE
+stderr_logfile=$STATE/mariadb.stderr.log
+stderr_logfile_maxbytes=1MB
+stderr_logfile_backups=1
+EOF
+fi
+# Programs start when the tables are there; afterwards supervisord starts them itself.
+sed -i '/^\[program:\(flusher\|ingest\)\]/a autostart=false' "$SUPERVISOR_CONF"
+
+supervisor=
+stop_all() {
+    [ -n "$supervisor" ] && kill -TERM "$supervisor" 2>/dev/null && wait "$supervisor" 2>/dev/null || true
+    rm -f "$SUPERVISOR_CONF"
+}
+fail() {
+    trap - INT TERM EXIT
+    stop_all
+    die "$*"
+}
+trap stop_all EXIT
+trap 'exit 0' INT TERM
+setsid "$ROOT/.venv/bin/supervisord" -n -s -c "$SUPERVISOR_CONF" >/dev/null 2>"$STATE/supervisord.stderr.log" </dev/null &
+supervisor=$!
+wait=5
+[ $private = no ] || wait=60
+"$PYTHON" -m flusher.schema --wait $wait &
+schema=$!
+wait -n "$supervisor" "$schema" || fail "nothing was started; $(tail -n 1 "$STATE/supervisord.stderr.log")"
+kill -0 "$supervisor" 2>/dev/null || fail "supervisord ended: $(tail -n 1 "$STATE/supervisord.stderr.log")"
+step "database and tables are ready"
+"$ROOT/.venv/bin/supervisorctl" -c "$SUPERVISOR_CONF" start flusher ingest >"$STATE/start.log" 2>&1 ||
+    fail "$(tr '\n' ' ' <"$STATE/start.log"; tail -qn 1 "$STATE"/{flusher,ingest}.stderr.log 2>/dev/null)"
+"$PYTHON" - "$url/ready" <<'PY' || fail "the service did not get ready; see $STATE/*.stderr.log and the log file"
+import sys, time, urllib.request
+give_up_at = time.monotonic() + 20
+while True:
+    try:
+        with urllib.request.urlopen(sys.argv[1], timeout=5):
+            sys.exit(0)
+    except OSError:
+        if time.monotonic() > give_up_at:
+            sys.exit(1)
+        time.sleep(0.05)
+PY
+step "ready at $url"
+if [ $detach = yes ]; then
+    trap - EXIT
+    echo "stop it with ./scripts/stop.sh"
+    exit 0
+fi
+echo "Ctrl-C drains and stops"
+wait "$supervisor"
+supervisor=

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# On a fresh machine: installs what is missing, then lint, types, layers, all tests. Arguments go to pytest.
+. "$(dirname "$0")/lib.sh"
+
+need_packages mariadb-server-core mariadb-client-core
+need_python client dev
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+.venv/bin/mypy
+.venv/bin/lint-imports
+step "lint, types and layers are clean"
+exec .venv/bin/pytest "$@"

@@ -1,0 +1,297 @@
+"""Session and Task, their limits, and KINDS: everything else about a kind of record follows from its row there.
+
+A body is parsed by orjson and validated by msgspec in one strict pass. Only when that fails is each record
+looked at alone: numbers sent as strings and integral floats are converted, times in other forms of ISO 8601 are
+read, and every record that is still wrong is named. Ingest and writer decode with the same function, so what was
+accepted is what is written.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+UTC = timezone.utc
+MAX_ERRORS = 100
+MAX_JSON_DEPTH = 20
+MAX_JSON_BYTES = 2 * 1024 * 1024
+"""Of one object as stored. Two of them, every byte escaped, stay under MySQL's smallest default packet, 16 MiB."""
+MAX_JSON_KEY_BYTES = 65535
+"""MySQL's own limit (error 3151)."""
+_SMALL_BODY_BYTES = 64 * 1024
+"""A body below this holds no object or key over its limit, whatever orjson makes of it (1e15 grows 4.5-fold)."""
+
+Count = Annotated[int, Meta(ge=0, le=2147483647)]
+Text = Annotated[str, Meta(max_length=65535)]
+Str36 = Annotated[str, Meta(min_length=1, max_length=36)]
+Str50 = Annotated[str, Meta(min_length=1, max_length=50)]
+Str64 = Annotated[str, Meta(min_length=1, max_length=64)]
+Str255 = Annotated[str, Meta(min_length=1, max_length=255)]
+Str512 = Annotated[str, Meta(min_length=1, max_length=512)]
+Object: TypeAlias = dict[str, Any]
+
+
+class Session(msgspec.Struct, frozen=True, gc=False):
+    session_id: Str36
+    filename: Str255
+    file_path: Str512
+    status: Literal["pending", "processing", "completed", "failed", "cancelled"]
+    llm_provider: Str50
+    game_info: Object | None = None
+    metadata: Object | None = None
+    total_tasks: Count = 0
+    completed_tasks: Count = 0
+    failed_tasks: Count = 0
+    processing_tasks: Count = 0
+    updated_at: datetime | None = None
+
+
+class Task(msgspec.Struct, frozen=True, gc=False):
+    task_id: Str64
+    batch_id: Str64
+    session_id: Str36
+    sheet_name: Str255
+    column_name: Str255
+    row_index: Count
+    source_text: Annotated[str, Meta(min_length=1, max_length=65535)]
+    status: Literal["pending", "processing", "completed", "failed"]
+    target_text: Text | None = None
+    context: Text | None = None
+    error_message: Text | None = None
+    confidence: Annotated[float, Meta(ge=0, le=1)] | None = None
+    retry_count: Count = 0
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    duration_ms: Count | None = None
+    updated_at: datetime | None = None
+
+
+Record: TypeAlias = Session | Task
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One kind of record. `code` stands in frames and in the journal and never changes its meaning."""
+
+    code: int
+    name: str
+    record: type[Record]
+    key: str
+    table: str
+
+    @property
+    def path(self) -> str:
+        return f"/api/v1/persistence/{self.name}/batch"
+
+    def fields_of(self, *types: type) -> tuple[str, ...]:
+        """Names of the fields whose type, null aside, is one of msgspec's `types`."""
+        found = []
+        for field in msgspec.structs.fields(self.record):
+            info = msgspec.inspect.type_info(field.type)
+            members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+            if any(isinstance(member, types) for member in members):
+                found.append(field.name)
+        return tuple(found)
+
+
+SESSIONS = Kind(1, "sessions", Session, "session_id", "translation_sessions")
+TASKS = Kind(2, "tasks", Task, "task_id", "translation_tasks")
+KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)
+"""In the order in which a transaction writes them."""
+KIND_OF_CODE = {kind.code: kind for kind in KINDS}
+
+_LIST_TYPE: dict[int, Any] = {kind.code: list[kind.record] for kind in KINDS}  # type: ignore[name-defined]
+_TIMES = {kind.code: kind.fields_of(msgspec.inspect.DateTimeType) for kind in KINDS}
+_INTEGERS = {kind.code: kind.fields_of(msgspec.inspect.IntType) for kind in KINDS}
+_FLOATS = {kind.code: kind.fields_of(msgspec.inspect.FloatType) for kind in KINDS}
+_OBJECTS = {kind.code: kind.fields_of(msgspec.inspect.DictType) for kind in KINDS}
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    field: str
+    message: str
+
+
+class InvalidBody(Exception):
+    """The body as a whole is not what the path takes; nothing in it was looked at."""
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+
+
+class InvalidRecord(Exception):
+    """At least one record is invalid. `errors` names each, the first MAX_ERRORS of them."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__(f"{len(errors)} invalid")
+        self.errors = errors
+
+
+def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float, max_records: int) -> list[Record]:
+    """What a request must pass before it is forwarded.
+
+    Args:
+        body: JSON in UTF-8, `{"<kind.name>": [...]}`.
+        now: aware.
+    Raises: InvalidBody, InvalidRecord.
+    """
+    items = _parse(kind, body)
+    if not 1 <= len(items) <= max_records:
+        message = f"takes 1 to {max_records} records, {len(items)} were sent"
+        raise InvalidRecord([FieldError(kind.name, message)])
+    try:
+        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
+    except (msgspec.ValidationError, RecursionError):
+        records = _convert_each(kind, items)
+    errors = _limit_errors(kind, records, now + timedelta(seconds=max_clock_skew_s), len(body))
+    if errors:
+        raise InvalidRecord(errors[:MAX_ERRORS])
+    return records
+
+
+def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
+    """Records of a body that validate() has passed.
+
+    Raises: InvalidBody, InvalidRecord, where the body comes from a version with other limits.
+    """
+    items = _parse(kind, body)
+    try:
+        return msgspec.convert(items, _LIST_TYPE[kind.code])  # type: ignore[no-any-return]
+    except msgspec.ValidationError:
+        return _convert_each(kind, items)
+
+
+def decode_raw(kind: Kind, body: bytes | memoryview) -> list[Any]:
+    """The records of a body as they were received, in the order of decode()."""
+    return _parse(kind, body)
+
+
+def utc(time: datetime) -> datetime:
+    """A time as the naive UTC that a DATETIME column holds; one without an offset is UTC already."""
+    if time.tzinfo is None:
+        return time
+    return time.astimezone(UTC).replace(tzinfo=None)
+
+
+def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBody(f"the body is not JSON: {error}", code="INVALID_JSON") from error
+    items = document.get(kind.name) if type(document) is dict else None
+    if type(items) is not list:
+        raise InvalidBody(f'the body must be {{"{kind.name}": [...]}}', code="INVALID_SHAPE")
+    return items
+
+
+def _convert_each(kind: Kind, items: list[Any]) -> list[Record]:
+    records: list[Record] = []
+    errors: list[FieldError] = []
+    for index, item in enumerate(items):
+        try:
+            records.append(msgspec.convert(_relaxed(kind, item), kind.record))
+        except msgspec.ValidationError as error:
+            errors.append(_field_error(f"{kind.name}[{index}]", str(error)))
+            if len(errors) == MAX_ERRORS:
+                break
+        except RecursionError:
+            errors.append(FieldError(f"{kind.name}[{index}]", f"is nested over {MAX_JSON_DEPTH} deep"))
+    if errors:
+        raise InvalidRecord(errors)
+    return records
+
+
+def _field_error(prefix: str, message: str) -> FieldError:
+    """msgspec says "what - at `$.path`"; a missing field it names in the text."""
+    what, _, path = message.partition(" - at `$")
+    path = path.rstrip("`")
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
+    if missing:
+        return FieldError(f"{prefix}{path}.{missing[1]}", "is required")
+    return FieldError(prefix + path, what)
+
+
+def _relaxed(kind: Kind, item: Any) -> Any:
+    """The record with numbers in strings, integral floats, and other ISO 8601 times in the form msgspec takes."""
+    if type(item) is not dict:
+        return item
+    item = dict(item)
+    for name in _INTEGERS[kind.code]:
+        value = item.get(name)
+        if type(value) is str and re.fullmatch(r"\s*[+-]?\d{1,15}(\.0*)?\s*", value, re.ASCII):
+            item[name] = int(float(value))
+        elif type(value) is float and value.is_integer():
+            item[name] = int(value)
+    for name in _FLOATS[kind.code]:
+        value = item.get(name)
+        if type(value) is str and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII):
+            item[name] = float(value)
+    for name in _TIMES[kind.code]:
+        value = item.get(name)
+        if type(value) is str:
+            try:
+                item[name] = datetime.fromisoformat(value).isoformat()
+            except ValueError:
+                pass  # msgspec tries next, and words the error
+    return item
+
+
+def _limit_errors(kind: Kind, records: list[Record], latest: datetime, body_bytes: int) -> list[FieldError]:
+    """What no type can say: years that DATETIME holds, the clock of the sender, objects that fit their column."""
+    errors: list[FieldError] = []
+    latest_naive = utc(latest)
+    times = _TIMES[kind.code]
+    objects = _OBJECTS[kind.code]
+    for index, record in enumerate(records):
+        for name in times:
+            time: datetime | None = getattr(record, name)
+            if time is None:
+                continue
+            if not 1000 < time.year < 9999 and not _fits_datetime(time):
+                message = "must lie between the years 1000 and 9999, in UTC"
+                errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+            elif name == "updated_at" and time > (latest if time.tzinfo else latest_naive):
+                message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
+                errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+        for name in objects:
+            value = getattr(record, name)
+            if value:
+                message = _object_error(value, small=body_bytes < _SMALL_BODY_BYTES)
+                if message:
+                    errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+    return errors
+
+
+def _fits_datetime(time: datetime) -> bool:
+    try:
+        return utc(time).year >= 1000
+    except OverflowError:
+        return False
+
+
+def _object_error(value: Object, *, small: bool) -> str:
+    """Why an object does not fit its column; "" if it does. `small` skips what a small body cannot break."""
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        below: list[Any] = []
+        for node in level:
+            if type(node) is dict:
+                if not small and any(len(key.encode()) > MAX_JSON_KEY_BYTES for key in node):
+                    return f"has a key over {MAX_JSON_KEY_BYTES} bytes"
+                below.extend(child for child in node.values() if type(child) in (dict, list))
+            else:
+                below.extend(child for child in node if type(child) in (dict, list))
+        if not below:
+            break
+        level = below
+    else:
+        return f"is nested over {MAX_JSON_DEPTH} deep"
+    if not small and len(orjson.dumps(value)) > MAX_JSON_BYTES:
+        return f"takes over {MAX_JSON_BYTES} bytes as JSON"
+    return ""

@@ -1,0 +1,235 @@
+"""Frames between ingest and flusher: bytes in, messages out. Opens no socket.
+
+The stream is a sequence of frames, little-endian:
+
+    frame   := length:u32 version:u8 type:u8 seq:u32 payload:u8[length]
+
+    submit    (1, to flusher)  := kind:u8 flags:u8 count:u32 arrival:u64 body:u8[]
+    ack       (2, to ingest)   := arrival:u64
+    reject    (3, to ingest)   := reason:u8 retry_after_ms:u32
+    flush     (4, to flusher)  := timeout_ms:u32
+    flushed   (5, to ingest)   := JSON
+    stats     (6, to flusher)  := (empty)
+    stats_is  (7, to ingest)   := JSON
+    committed (8, to ingest)   := written:u8
+
+`seq` is the asker's number; every answer repeats it. `arrival` counts µs since 1970 UTC; in a submit it is 0
+except for a replayed dead letter, which keeps its first arrival. With flag WANT_COMMIT a submit is answered
+twice: by ack, and by committed once its segment has left the journal (written = 0 where a record of that
+body went to the dead letters instead of the database).
+
+A frame of another version or type, or longer than MAX_FRAME_BYTES, is a ProtocolError: the reader cannot know
+where the next frame starts, so the connection ends. Change a payload ⇒ raise VERSION; both sides of a node
+are always deployed together, so there is no negotiation.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import TypeAlias
+
+import msgspec
+
+VERSION = 1
+SOCKET_NAME = "run/flusher.sock"
+"""Under PERSISTENCE_STATE_DIR."""
+WANT_COMMIT = 1
+
+_HEADER = struct.Struct("<IBBI")
+_SUBMIT = struct.Struct("<IBBIBBIQ")
+_SUBMIT_PAYLOAD = struct.Struct("<BBIQ")
+_ACK = struct.Struct("<IBBIQ")
+_REJECT = struct.Struct("<IBBIBI")
+_FLUSH = struct.Struct("<IBBII")
+_COMMITTED = struct.Struct("<IBBIB")
+_U64 = struct.Struct("<Q")
+_U32 = struct.Struct("<I")
+_REJECT_PAYLOAD = struct.Struct("<BI")
+
+HEADER_BYTES = _HEADER.size
+SUBMIT_BYTES = _SUBMIT.size
+MAX_FRAME_BYTES = 65 * 1024 * 1024
+"""Over the largest service.max_body_bytes (64 MiB) plus a submit's own fields."""
+
+Buffer: TypeAlias = bytes | memoryview
+
+
+class FrameType(IntEnum):
+    SUBMIT = 1
+    ACK = 2
+    REJECT = 3
+    FLUSH = 4
+    FLUSHED = 5
+    STATS = 6
+    STATS_IS = 7
+    COMMITTED = 8
+
+
+class Reason(IntEnum):
+    """Why the flusher does not accept now."""
+
+    JOURNAL_FULL = 1
+    JOURNAL_NOT_WRITABLE = 2
+    STOPPING = 3
+
+
+class ProtocolError(Exception):
+    """The peer does not speak this protocol: close the connection."""
+
+
+class Submit(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    kind: int
+    count: int
+    body: Buffer
+    arrival: int = 0
+    want_commit: bool = False
+
+
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    arrival: int
+
+
+class Reject(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    reason: Reason
+    retry_after_s: float
+
+
+class Flush(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    timeout_s: float
+
+
+class Flushed(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    result: bytes
+
+
+class Stats(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+
+
+class StatsIs(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    stats: bytes
+
+
+class Committed(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    written: bool
+
+
+Message: TypeAlias = Submit | Ack | Reject | Flush | Flushed | Stats | StatsIs | Committed
+
+
+def encode_submit_header(
+    seq: int, kind: int, count: int, body_bytes: int, *, arrival: int = 0, want_commit: bool = False
+) -> bytes:
+    """A submit frame without its body, which follows as it is: no copy of a large body is made."""
+    length = body_bytes + _SUBMIT_PAYLOAD.size
+    return _SUBMIT.pack(length, VERSION, 1, seq, kind, WANT_COMMIT if want_commit else 0, count, arrival)
+
+
+def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
+    """One message as one frame."""
+    if isinstance(message, Ack):
+        return _ACK.pack(8, VERSION, 2, message.seq, message.arrival)
+    if isinstance(message, Submit):
+        head = encode_submit_header(
+            message.seq,
+            message.kind,
+            message.count,
+            len(message.body),
+            arrival=message.arrival,
+            want_commit=message.want_commit,
+        )
+        return head + message.body
+    if isinstance(message, Reject):
+        retry_after_ms = min(int(message.retry_after_s * 1000), 0xFFFFFFFF)
+        return _REJECT.pack(5, VERSION, 3, message.seq, message.reason, retry_after_ms)
+    if isinstance(message, Flush):
+        return _FLUSH.pack(4, VERSION, 4, message.seq, min(int(message.timeout_s * 1000), 0xFFFFFFFF))
+    if isinstance(message, Flushed):
+        return _HEADER.pack(len(message.result), VERSION, 5, message.seq) + message.result
+    if isinstance(message, Stats):
+        return _HEADER.pack(0, VERSION, 6, message.seq)
+    if isinstance(message, StatsIs):
+        return _HEADER.pack(len(message.stats), VERSION, 7, message.seq) + message.stats
+    return _COMMITTED.pack(1, VERSION, 8, message.seq, message.written)
+
+
+def _decode(kind: int, seq: int, payload: memoryview) -> Message:  # noqa: PLR0911 -- one a type
+    try:
+        if kind == FrameType.SUBMIT:
+            record_kind, flags, count, arrival = _SUBMIT_PAYLOAD.unpack_from(payload)
+            body = payload[_SUBMIT_PAYLOAD.size :]
+            return Submit(seq, record_kind, count, body, arrival, bool(flags & WANT_COMMIT))
+        if kind == FrameType.ACK:
+            return Ack(seq, _U64.unpack(payload)[0])
+        if kind == FrameType.REJECT:
+            reason, retry_after_ms = _REJECT_PAYLOAD.unpack(payload)
+            return Reject(seq, Reason(reason), retry_after_ms / 1000)
+        if kind == FrameType.FLUSH:
+            return Flush(seq, _U32.unpack(payload)[0] / 1000)
+        if kind == FrameType.FLUSHED:
+            return Flushed(seq, bytes(payload))
+        if kind == FrameType.STATS and not payload:
+            return Stats(seq)
+        if kind == FrameType.STATS_IS:
+            return StatsIs(seq, bytes(payload))
+        if kind == FrameType.COMMITTED and len(payload) == 1:
+            return Committed(seq, bool(payload[0]))
+    except (struct.error, ValueError) as error:
+        raise ProtocolError(f"frame type {kind}: {error}") from error
+    raise ProtocolError(f"frame type {kind} with {len(payload)} bytes is not known")
+
+
+class Decoder:
+    """Feed it what the socket gave, in pieces of any size; it returns the messages that are complete.
+
+    After a ProtocolError the decoder must not be fed again.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._pieces: list[bytes] = []
+        self._have = 0
+        self._need = HEADER_BYTES
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Returns: messages in the order of their frames; bodies are views into the data fed (no copy).
+
+        Raises: ProtocolError.
+        """
+        if self._pieces:
+            self._pieces.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._pieces)
+            self._pieces = []
+        view = memoryview(data)
+        end = len(data)
+        at = 0
+        need = HEADER_BYTES
+        messages: list[Message] = []
+        while end - at >= HEADER_BYTES:
+            length, version, kind, seq = _HEADER.unpack_from(data, at)
+            if version != VERSION:
+                raise ProtocolError(f"version {version}, this side speaks {VERSION}")
+            if length > self._max_frame_bytes:
+                raise ProtocolError(f"a frame of {length} bytes, {self._max_frame_bytes} are allowed")
+            need = HEADER_BYTES + length
+            if end - at < need:
+                break
+            messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
+            at += need
+            need = HEADER_BYTES
+        if at < end:
+            self._pieces = [data[at:]]
+            self._have = end - at
+            self._need = need
+        return messages

@@ -1,0 +1,1 @@
+"""What the tests share: a private MariaDB, the real service as processes, a plain HTTP client."""

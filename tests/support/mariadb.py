@@ -1,0 +1,127 @@
+"""A private MariaDB in a temporary directory: socket only, no TCP port, no password."""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import MySQLdb
+
+from flusher.schema import FILE as SCHEMA_FILE
+from flusher.store import Server, schema_statements
+
+_names = itertools.count(1)
+
+
+class MariaDB:
+    """start() and stop() as often as a test likes; the data stays."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self.socket = str(directory / "s")
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def install(self) -> None:
+        subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--user={getpass.getuser()}",
+                f"--datadir={self.directory / 'data'}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+    def start(self, *options: str) -> None:
+        with (self.directory / "log").open("ab") as log:
+            self.process = self._popen(options, log)
+        give_up_at = time.monotonic() + 60
+        while True:
+            try:
+                self.connect().close()
+                return
+            except MySQLdb.OperationalError as error:
+                if (
+                    error.args[0] not in (2002, 2013)
+                    or time.monotonic() > give_up_at
+                    or self.process.poll() is not None
+                ):
+                    raise
+            time.sleep(0.02)
+
+    def _popen(self, options: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                shutil.which("mariadbd") or "/usr/sbin/mariadbd",
+                "--no-defaults",
+                f"--user={getpass.getuser()}",
+                f"--datadir={self.directory / 'data'}",
+                f"--socket={self.socket}",
+                f"--pid-file={self.directory / 'pid'}",
+                "--skip-networking",
+                "--innodb-buffer-pool-size=128M",
+                "--innodb-flush-log-at-trx-commit=2",
+                "--character-set-server=utf8mb4",
+                *self.options,
+                *options,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(60)
+
+    def connect(self, database: str | None = None, **options: Any) -> Any:
+        if database:
+            options["db"] = database
+        return MySQLdb.connect(unix_socket=self.socket, user="root", charset="utf8mb4", autocommit=True, **options)
+
+    def create_database(self) -> str:
+        """A fresh database with the tables of sql/schema.sql."""
+        name = f"t{next(_names)}"
+        db = self.connect()
+        for statement in schema_statements(SCHEMA_FILE.read_text(encoding="utf-8"), name):
+            db.query(statement)
+        db.close()
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS `{name}`")
+
+    def execute(self, statement: str, parameters: Sequence[object] = (), database: str | None = None) -> list[Any]:
+        db = self.connect(database)
+        try:
+            cursor = db.cursor()
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall())
+        finally:
+            db.close()
+
+    def server(self, database: str) -> Server:
+        """What a Store needs to reach this server."""
+        return Server(
+            hosts=("localhost",),
+            port=3306,
+            socket=self.socket,
+            user="root",
+            password="",
+            database=database,
+            connect_timeout_s=5,
+            read_timeout_s=60,
+            write_timeout_s=60,
+            recycle_s=3600,
+        )
