@@ -33,6 +33,7 @@ from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
 
+DEAD_LETTERS_SEEN_S = 1.0
 PEERS_GO_S = 5.0
 """How long a stopping flusher serves peers that do not leave; ingest stops before it, or at the same time."""
 DRAIN_S = 10.0
@@ -92,12 +93,26 @@ async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
                 segment.first_arrival = found.first_arrival
 
 
+async def count_dead_letters(path: Path, figures: Figures) -> None:
+    """Keeps the number of dead letters right: writers add to the file, an operator's replay takes out of it."""
+    seen: tuple[int, int, int] | None = None
+    while True:
+        try:
+            status = path.stat()  # noqa: ASYNC240 -- takes microseconds
+            now = (status.st_mtime_ns, status.st_size, figures.dead_lettered)
+        except FileNotFoundError:
+            now = (0, 0, 0)
+        if now != seen:
+            seen = now
+            figures.dead_letters_waiting = await asyncio.to_thread(dead_letters.count, path)
+        await asyncio.sleep(DEAD_LETTERS_SEEN_S)
+
+
 async def serve(config: Config) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
     backlog = Backlog()
     figures = Figures(started_at=time.monotonic())
-    figures.dead_letters_waiting = dead_letters.count(state_directory / dead_letters.FILE_NAME)
     database = config.database
     # A silent writer is one that is stopped: the database's own timeouts end every wait long before.
     answer_timeout_s = 4 * (database.connect_timeout + database.read_timeout + database.write_timeout)
@@ -152,7 +167,10 @@ async def serve(config: Config) -> None:
     server = await loop.create_unix_server(
         lambda: FlusherProtocol(peers, intake, flush, stats), path=str(path), backlog=1024
     )
-    surveying = loop.create_task(survey_leftovers(leftovers, backlog))
+    background = [
+        loop.create_task(survey_leftovers(leftovers, backlog)),
+        loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures)),
+    ]
     if leftovers:
         log.info("recovering %d segments, %d bytes", len(leftovers), journal.bytes)
     gc.collect()
@@ -171,8 +189,8 @@ async def serve(config: Config) -> None:
     server.close()
     peers.close()
     flush.stop()
-    surveying.cancel()
-    draining.cancel()
+    for task in (*background, draining):
+        task.cancel()
     await writers.terminate()
     await syncer.close()
     left = sum(backlog.records().values())

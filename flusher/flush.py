@@ -187,6 +187,11 @@ class Flush:
         self.consider()
         self._settle()
 
+    def hasten(self) -> None:
+        """The journal is full: what is in the active segment goes now."""
+        self._asked_upto = max(self._asked_upto, self._backlog.last_sequence())
+        self.consider()
+
     def when_committed(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
         """Brings the segment's flush forward and calls `done(written)` when it has left the journal."""
         self._commit_callers.setdefault(sequence, []).append((arrival, done))
@@ -275,7 +280,7 @@ class Flush:
         now = self._clock()
         self._backlog.done(segment)
         self._journal.forget(segment.size)
-        self._syncer.gone(answer.records)
+        self._syncer.gone(segment.sequence)
         if answer.records or answer.damaged_bytes:
             figures.written(answer, reason.value, duration_s, self._wall())
             figures.drain_rate.freed(segment.size, duration_s, now)

@@ -119,6 +119,7 @@ class Intake:
                 refused.append(one)
         why = f"{self._journal.bytes} of journal.max_bytes = {self._max_bytes} are in use"
         self._refuse(refused, Reason.JOURNAL_FULL, reply, why)
+        self._flush.hasten()
         return admitted
 
     def _stamp(self) -> int:

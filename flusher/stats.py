@@ -78,7 +78,7 @@ class Figures:
         self.records_written += answer.records
         self.coalesced += answer.coalesced
         self.dead_lettered += answer.dead_lettered
-        self.dead_letters_waiting += answer.dead_lettered
+        self.dead_letters_waiting += answer.dead_lettered  # until the file is counted again
         self.damaged_bytes += answer.damaged_bytes
         self.statements += answer.statements
         if answer.last_error:
