@@ -20,7 +20,7 @@ from flusher.mysql_errors import ErrorClass, Flavour, classify
 from shared.records import KINDS, Kind, Record, utc
 
 LOCK_WAIT_S = 10
-MAX_STATEMENT_ROWS = 5000
+MAX_STATEMENT_ROWS = 10_000
 MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""

@@ -1,7 +1,7 @@
 """The outermost ASGI layer: what a request must pass before a byte of its body is read, and how it is read.
 
-Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body, with a
-deadline, counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
+Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body,
+counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
 on in the scope, so that nothing behind has to know how it came.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ingest.resources import Problem
@@ -26,7 +26,6 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready"))
 """Answered without a token: what load balancers and supervisors ask."""
-BODY_DEADLINE_S = 30.0
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process."""
 _LINGER_S = 2.0
@@ -51,7 +50,6 @@ class Guard:
         auth_token: str | None,
         protected_mode: bool,
         max_body_bytes: int,
-        body_deadline_s: float = BODY_DEADLINE_S,
         max_reading_bytes: int = MAX_READING_BYTES,
         observe: Callable[[str, int, float], None],
         clock: Callable[[], float] = time.perf_counter,
@@ -62,7 +60,6 @@ class Guard:
         self._authorization = None if auth_token is None else b"Bearer " + auth_token.encode()
         self._protected = protected_mode and auth_token is None
         self._max_body_bytes = max_body_bytes
-        self._body_deadline_s = body_deadline_s
         self._max_reading_bytes = max_reading_bytes
         self._observe = observe
         self._clock = clock
@@ -118,7 +115,7 @@ class Guard:
             scheme, _, token = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(b"Bearer " + token.strip(), self._authorization):
                 raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
-        elif self._protected and not is_loopback(scope.get("client")):
+        elif self._protected and scope["client"] is not None and not is_loopback(scope["client"][0]):
             raise Problem(
                 403,
                 "PROTECTED_MODE",
@@ -167,28 +164,8 @@ class Guard:
         return size
 
     async def _read(self, receive: Receive, declared: int | None) -> bytes:
-        """The whole body, within the deadline. Raises: Problem, ClientGone."""
-        task = asyncio.current_task()
-        assert task is not None
-        expired = False
-
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._body_deadline_s, expire)
-        try:
-            body = await self._read_parts(receive)
-        except asyncio.CancelledError:
-            if not expired:
-                raise
-            if sys.version_info >= (3, 11):
-                task.uncancel()
-            detail = f"the body did not come within {self._body_deadline_s:g} s"
-            raise Problem(408, "BODY_TOO_SLOW", detail) from None
-        finally:
-            timer.cancel()
+        """The whole body; the protocol below sees to it that it comes in time. Raises: Problem, ClientGone."""
+        body = await self._read_parts(receive)
         if declared is not None and len(body) != declared:
             raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {len(body)} came")
         return body
@@ -218,12 +195,11 @@ async def _nothing_left() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def is_loopback(client: Any) -> bool:
-    """Whether an ASGI client address is this machine; a Unix socket's peer (no address) is."""
-    if client is None:
-        return True
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """Whether a peer's address is this machine's own."""
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
