@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 VERSION = 1
 SUFFIX = ".segment"
 BROKEN_SUFFIX = ".broken"
@@ -47,8 +49,7 @@ class JournalWriteFailed(Exception):
     """Nothing of the append is in the journal; the disk or its operator must act."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     kind: int
     count: int
     arrival: int

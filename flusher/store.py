@@ -28,8 +28,7 @@ MIN_PACKET_BYTES = 16 * 1024 * 1024
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """The winner of its key. `updated_at` is naive UTC; `entry` and `index` say where in the segment it stands."""
 
     updated_at: datetime
