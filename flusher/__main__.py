@@ -154,6 +154,7 @@ async def serve(config: Config) -> None:
             refusing=intake.refusing(),
             writers=writers.processes,
             connections=len(peers),
+            longest_write_s=flush.longest_write_s(time.monotonic()),
             now=time.monotonic(),
             wall=time.time(),
         )

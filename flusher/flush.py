@@ -80,6 +80,7 @@ class Flush:
         self._clock = clock
         self._wall = wall
         self._under_way: set[asyncio.Task[None]] = set()
+        self._writing_since: dict[int, float] = {}
         self._reasons: dict[int, FlushReason] = {}
         self._asked_upto = 0
         self._callers: list[_FlushCaller] = []
@@ -208,6 +209,10 @@ class Flush:
             pass
         return sum(self._backlog.records().values())
 
+    def longest_write_s(self, now: float) -> float:
+        """How long the oldest write has been under way: a database that hangs reports no error."""
+        return max((now - since for since in self._writing_since.values()), default=0.0)
+
     def stop(self) -> None:
         """No write is started after this."""
         self._stopped = True
@@ -257,7 +262,7 @@ class Flush:
         self.consider()
 
     async def _hand_over(self, segment: Segment) -> None:
-        started_at = self._clock()
+        started_at = self._writing_since[segment.sequence] = self._clock()
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
@@ -267,6 +272,7 @@ class Flush:
         except OSError as error:
             answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
         self._under_way.discard(asyncio.current_task())
+        del self._writing_since[segment.sequence]
         if isinstance(answer, Written):
             self._written(segment, answer, self._clock() - started_at)
         else:
