@@ -137,8 +137,8 @@ class Journal:
         found = sorted(path for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
         self.bytes = sum(path.stat().st_size for path in found)
         self.segments = len(found)
-        if found:
-            self._next = sequence_of(found[-1]) + 1
+        # Numbers of what was set aside are not given again: it would be overwritten by the next damage.
+        self._next = 1 + max((int(path.name[:20]) for path in self._directory.glob(f"{'[0-9]' * 20}.*")), default=0)
         return found
 
     def open(self, floor: int) -> None:
