@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flusher import journal as journal_files
@@ -144,7 +145,7 @@ class Flush:
             segment.busy = True
             task = self._loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            task.add_done_callback(partial(self._handed_over, segment))
         if self._draining and not self._backlog.last_sequence():
             self._empty.set()
         self._arm(now, due)
@@ -279,6 +280,15 @@ class Flush:
             assert isinstance(answer, Failed)
             self._failed(segment, answer)
         self.consider()
+
+    def _handed_over(self, segment: Segment, task: asyncio.Task[None]) -> None:
+        """Not even a fault of ours may strand a segment: it is tried again like after any unknown failure."""
+        self._under_way.discard(task)
+        self._writing_since.pop(segment.sequence, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a hand-over failed", exc_info=task.exception())
+            if segment.busy and not self._stopped:
+                self._failed(segment, Failed(ErrorClass.UNKNOWN, -1, repr(task.exception())))
 
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures
