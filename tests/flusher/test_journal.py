@@ -469,7 +469,7 @@ def test_leftovers_are_counted_oldest_first_and_new_segments_come_after_them(tmp
 
 def test_foreign_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
     kept = filled(tmp_path)
-    foreign = ["notes.txt", "1.segment", f"{1:020}.rewrite", f"{2:020}.segment.broken", f"x{3:020}.segment"]
+    foreign = ["notes.txt", "1.segment", f"{2:020}.segment.broken", f"x{3:020}.segment"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"not ours")
 
@@ -478,6 +478,15 @@ def test_foreign_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
     assert opened.leftovers() == [kept]
     assert opened.bytes == kept.stat().st_size
     assert all((tmp_path / name).read_bytes() == b"not ours" for name in foreign)
+
+
+def test_a_copy_that_was_never_finished_is_removed(tmp_path: Path) -> None:
+    kept = filled(tmp_path)
+    copy = tmp_path / f"{1:020}.rewrite"
+    copy.write_bytes(b"half")
+
+    assert Journal(tmp_path).leftovers() == [kept]
+    assert not copy.exists()
 
 
 def test_a_number_under_which_damage_was_set_aside_is_not_given_again(tmp_path: Path) -> None:
