@@ -30,7 +30,9 @@ MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
-_JSON_HEADERS = (b"content-type", b"application/json")
+_JSON = b"application/json"
+_GZIP = (b"gzip", b"x-gzip")
+_ENCODINGS = (b"identity", *_GZIP)
 
 
 class ClientGone(Exception):
@@ -136,12 +138,11 @@ class Guard:
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""
-        content_type, _, parameters = headers.get(b"content-type", b"application/json").lower().partition(b";")
-        charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-        if content_type.strip() != b"application/json" or charset not in (b"", b"utf-8", b"utf8"):
+        content_type = headers.get(b"content-type", _JSON)
+        if content_type != _JSON and not is_json(content_type):
             raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"identity", b"gzip", b"x-gzip"):
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity" and encoding.strip().lower() not in _ENCODINGS:
             raise Problem(
                 415,
                 "UNSUPPORTED_ENCODING",
@@ -152,7 +153,7 @@ class Guard:
         declared = int(length) if length is not None else None  # the HTTP parser lets only digits through
         if declared is not None and declared > self._max_body_bytes:
             raise self._too_large()
-        return encoding != b"identity", declared
+        return encoding.strip().lower() in _GZIP, declared
 
     def _reserve(self, declared: int | None) -> int:
         """Counts the body in before it is read; a chunked one with the most it may be."""
@@ -206,6 +207,13 @@ def is_loopback(host: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
+def is_json(content_type: bytes) -> bool:
+    """application/json, in UTF-8 if it says so."""
+    name, _, parameters = content_type.lower().partition(b";")
+    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
+    return name.strip() == _JSON and charset in (b"", b"utf-8", b"utf8")
+
+
 def gunzip(body: bytes, max_bytes: int) -> bytes:
     """Unpacks no further than `max_bytes`. Raises: Problem."""
     unpacker = zlib.decompressobj(wbits=31)
@@ -223,7 +231,7 @@ def gunzip(body: bytes, max_bytes: int) -> bytes:
 async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:
     """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
     closing with unread bytes would reset the connection, and the client would never see why."""
-    headers = [_JSON_HEADERS, (b"content-length", b"%d" % len(problem.body))]
+    headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     if unread:
         headers.append((b"connection", b"close"))
