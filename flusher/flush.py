@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -238,28 +239,30 @@ class Flush:
 
     def _arm(self, now: float, due: FlushReason | None) -> None:
         """Wakes consider() when the next thing is due; a wake-up too many does no harm."""
-        times = []
-        next_at = self._backlog.next_at()
-        if next_at is not None or due is not None:
-            times.append(max(next_at or 0.0, self._paused_until))
+        at = math.inf
         active = self._backlog.active
         if active is not None and active.total and due is None:
-            times.append(active.opened_at + self._policy.interval_s)
-        times = [at for at in times if at > now]
-        if not times:
+            at = active.opened_at + self._policy.interval_s
+        if now < self._paused_until:
+            if due is not None or len(self._backlog):
+                at = min(at, self._paused_until)
+        elif len(self._backlog) > len(self._under_way):
+            # Looked at only while writers are free: an append must not cost more the more there is to write.
+            at = min(at, self._backlog.next_at() if self._may_write(now) else at)
+        if at in (math.inf, self._wake_at):
             return
-        at = min(times)
         if self._timer is not None:
-            if not self._timer.cancelled() and self._wake_at <= at:
+            if self._wake_at <= at:
                 return
             self._timer.cancel()
         self._wake_at = at
-        self._timer = self._loop().call_later(at - now + 0.001, self._wake)
+        self._timer = self._loop().call_later(max(0.0, at - now) + 0.001, self._wake)
 
-    _wake_at = 0.0
+    _wake_at = math.inf
 
     def _wake(self) -> None:
         self._timer = None
+        self._wake_at = math.inf
         self.consider()
 
     async def _hand_over(self, segment: Segment) -> None:

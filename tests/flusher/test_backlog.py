@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from flusher.backlog import Backlog, Segment
@@ -17,7 +18,7 @@ def test_an_empty_backlog_has_nothing_to_say() -> None:
 
     assert (len(backlog), list(backlog)) == (0, [])
     assert backlog.next(1.0) is None
-    assert backlog.next_at() is None
+    assert backlog.next_at() == math.inf
     assert backlog.records() == {1: 0, 2: 0}
     assert backlog.oldest_arrival() is None
     assert backlog.last_sequence() == 0
