@@ -225,6 +225,9 @@ def test_every_script_and_path_named_exists() -> None:
     for path in (ROOT / "scripts").glob("*.sh"):
         named = set(re.findall(r"\./(scripts/[\w.-]+)", path.read_text()))
         missing += [f"{path.name}: {name}" for name in sorted(named) if not (ROOT / name).exists()]
+    texts = sources("shared", "ingest", "flusher", "config", "sql", "scripts")
+    texts += (ROOT / "supervisord.conf").read_text()
+    missing += [name for name in sorted(set(re.findall(r"docs/\w+\.md", texts))) if not (ROOT / name).exists()]
     modules = {module for document in DOCUMENTS for module in re.findall(r"python -m ([\w.]+)", document.read_text())}
     for module in modules:
         path = ROOT / module.replace(".", "/")
