@@ -73,8 +73,11 @@ def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
         leftovers = journal.leftovers()
         floor = 0
         if leftovers:
+            # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
             newest = leftovers[-1]
-            floor = max(journal_files.survey(newest).last_arrival, newest.stat().st_mtime_ns // 1000)
+            contents = journal_files.read(newest)
+            given_out = max((entry.arrival for entry in contents.entries), default=0)
+            floor = max(contents.floor, given_out, newest.stat().st_mtime_ns // 1000)
     except OSError as error:
         sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
     return journal, leftovers, floor
@@ -154,6 +157,7 @@ async def serve(config: Config) -> None:
             refusing=intake.refusing(),
             writers=writers.processes,
             connections=len(peers),
+            longest_write_s=flush.longest_write_s(time.monotonic()),
             now=time.monotonic(),
             wall=time.time(),
         )

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flusher import journal as journal_files
@@ -80,6 +81,7 @@ class Flush:
         self._clock = clock
         self._wall = wall
         self._under_way: set[asyncio.Task[None]] = set()
+        self._writing_since: dict[int, float] = {}
         self._reasons: dict[int, FlushReason] = {}
         self._asked_upto = 0
         self._callers: list[_FlushCaller] = []
@@ -143,7 +145,7 @@ class Flush:
             segment.busy = True
             task = self._loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            task.add_done_callback(partial(self._handed_over, segment))
         if self._draining and not self._backlog.last_sequence():
             self._empty.set()
         self._arm(now, due)
@@ -208,6 +210,10 @@ class Flush:
             pass
         return sum(self._backlog.records().values())
 
+    def longest_write_s(self, now: float) -> float:
+        """How long the oldest write has been under way: a database that hangs reports no error."""
+        return max((now - since for since in self._writing_since.values()), default=0.0)
+
     def stop(self) -> None:
         """No write is started after this."""
         self._stopped = True
@@ -257,7 +263,7 @@ class Flush:
         self.consider()
 
     async def _hand_over(self, segment: Segment) -> None:
-        started_at = self._clock()
+        started_at = self._writing_since[segment.sequence] = self._clock()
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
@@ -267,12 +273,22 @@ class Flush:
         except OSError as error:
             answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
         self._under_way.discard(asyncio.current_task())
+        del self._writing_since[segment.sequence]
         if isinstance(answer, Written):
             self._written(segment, answer, self._clock() - started_at)
         else:
             assert isinstance(answer, Failed)
             self._failed(segment, answer)
         self.consider()
+
+    def _handed_over(self, segment: Segment, task: asyncio.Task[None]) -> None:
+        """Not even a fault of ours may strand a segment: it is tried again like after any unknown failure."""
+        self._under_way.discard(task)
+        self._writing_since.pop(segment.sequence, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a hand-over failed", exc_info=task.exception())
+            if segment.busy and not self._stopped:
+                self._failed(segment, Failed(ErrorClass.UNKNOWN, -1, repr(task.exception())))
 
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures

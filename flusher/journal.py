@@ -40,7 +40,8 @@ _ENTRY = struct.Struct("<2sBBIQII")
 _CRC = struct.Struct("<I")
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 ENTRY_HEADER_BYTES = _ENTRY.size
-_NAME = re.compile(r"(\d{20})\.segment")
+_NAME = re.compile(r"\d{20}\.segment")
+_REWRITE_NAME = re.compile(r"\d{20}\.rewrite")
 _BUFFERS_AT_ONCE = 1024
 """IOV_MAX, the most buffers that one writev(2) takes."""
 
@@ -138,7 +139,7 @@ class Journal:
         """The segments on the disk, oldest first, counted into `bytes`; for the start. Foreign files are left alone."""
         names = sorted(self._directory.iterdir())
         for path in names:
-            if path.suffix == REWRITE_SUFFIX:
+            if _REWRITE_NAME.fullmatch(path.name):
                 path.unlink()  # a copy that was never finished; its original is there
         found = [path for path in names if _NAME.fullmatch(path.name)]
         self.bytes = sum(path.stat().st_size for path in found)

@@ -25,6 +25,9 @@ MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
 
+_KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA}
+"""After anything else a new connection is made: rights and settings that were mended show only there."""
+
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
 
@@ -239,10 +242,10 @@ class Store:
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
-        if error_class in (ErrorClass.RECONNECT, ErrorClass.READ_ONLY, ErrorClass.UNKNOWN):
-            self.close()
-        else:
+        if error_class in _KEEPS_CONNECTION:
             self._rollback()
+        else:
+            self.close()
         if error_class is ErrorClass.READ_ONLY and not self._server.socket:
             self._host = (self._host + 1) % len(self._server.hosts)
         return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))

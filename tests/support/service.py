@@ -128,7 +128,7 @@ class Service:
         return self.request("GET", path)
 
     def post(self, path: str, document: Any, headers: dict[str, str] | None = None, timeout_s: float = 30.0) -> Answer:
-        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        body = document if isinstance(document, bytes) else json.dumps(document, ensure_ascii=False).encode()
         return self.request("POST", path, body, {"Content-Type": "application/json", **(headers or {})}, timeout_s)
 
     def flush(self, timeout_s: float = 30.0) -> Answer:
