@@ -236,6 +236,12 @@ def test_every_script_and_path_named_exists() -> None:
     assert not missing
 
 
+def test_the_layout_names_every_script() -> None:
+    scripts = {path.name for path in (ROOT / "scripts").glob("*.sh")} - {"lib.sh"}
+    layout = next(cells[1] for cells in rows(README) if cells[0] == "`scripts/`")
+    assert set(re.findall(r"`([\w.]+)`", layout)) == scripts
+
+
 def anchor(heading: str) -> str:
     """As GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
