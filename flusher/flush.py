@@ -147,8 +147,8 @@ class Flush:
             task = self._loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
             task.add_done_callback(partial(self._handed_over, segment))
-        if self._draining and not self._backlog.last_sequence():
-            self._empty.set()
+        if self._draining:
+            self._empty.clear() if self._backlog.last_sequence() else self._empty.set()
         self._arm(now, due)
 
     def seal(self, reason: FlushReason) -> None:
@@ -200,16 +200,19 @@ class Flush:
         self._commit_callers.setdefault(sequence, []).append((arrival, done))
         self._asked_upto = max(self._asked_upto, sequence)
 
-    async def drain(self, timeout_s: float) -> int:
-        """Writes what is left, for at most `timeout_s`. Returns: records still in the journal."""
+    def start_draining(self) -> None:
+        """From now on whatever comes is written at once."""
         self._draining = True
         self._hurry()
         self.consider()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until everything is written, for at most `timeout_s`. The rest stays in the journal."""
+        self.start_draining()
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         except asyncio.TimeoutError:
             pass
-        return sum(self._backlog.records().values())
 
     def longest_write_s(self, now: float) -> float:
         """How long the oldest write has been under way: a database that hangs reports no error."""

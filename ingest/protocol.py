@@ -20,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_S = 75.0
 HEADER_S = 10.0
 BODY_S = 30.0
+LEAVE_S = 0.5
+"""How long a connection without a request stays open when its worker leaves."""
 
 _TOO_SLOW = b'{"detail":"the request did not come in time","error_code":"REQUEST_TOO_SLOW","errors":[]}'
 _TOO_SLOW_ANSWER = (
@@ -78,6 +80,7 @@ class JoiningTransport:
 class Protocol(HttpToolsProtocol):
     phase = Phase.FIRST
     since = 0.0
+    leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.since = Clock.now
@@ -92,6 +95,8 @@ class Protocol(HttpToolsProtocol):
         self.phase = Phase.BODY
         self.since = Clock.now
         super().on_headers_complete()
+        if self.leaving:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self.phase = Phase.ANSWER
@@ -109,6 +114,18 @@ class Protocol(HttpToolsProtocol):
         elif self.phase is Phase.ANSWER:
             self.phase = Phase.FIRST
             self.since = Clock.now
+
+    def shutdown(self) -> None:
+        """The worker is leaving: whoever has just sent, or is about to, still gets an answer, the last one here."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        self.leaving = True
+        self.loop.call_later(LEAVE_S, self._leave)
+
+    def _leave(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def check_deadline(self, now: float) -> None:
         if now - self.since <= self.phase.value:

@@ -249,11 +249,20 @@ def _relaxed(kind: Kind, item: Any) -> Any:
     for name in _TIMES[kind.code]:
         value = item.get(name)
         if type(value) is str:
-            try:
-                item[name] = datetime.fromisoformat(value).isoformat()
-            except ValueError:
-                pass  # msgspec tries next, and words the error
+            item[name] = _relaxed_time(value)
     return item
+
+
+def _relaxed_time(value: str) -> str:
+    """Other forms of ISO 8601 in the one that msgspec takes; what it takes already is left to it, rounding included."""
+    try:
+        msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        try:
+            return datetime.fromisoformat(value).isoformat()
+        except ValueError:
+            pass  # msgspec tries again, and words the error
+    return value
 
 
 def _is_plain(kind: Kind, records: list[Record], latest: datetime) -> bool:
