@@ -37,16 +37,19 @@ class Disk:
         self.broken = False
         self.events: list[str] = []
         self.synced_fds: list[int] = []
-        self.sync_begun = threading.Event()
-        self._let_go = threading.Event()
-        self._let_go.set()
+        self._held = False
+        self._begun = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
 
     def hold_syncs(self) -> None:
-        self.sync_begun.clear()
-        self._let_go.clear()
+        self._held = True
+
+    def let_one_sync_go(self) -> None:
+        self._gate.release()
 
     def let_syncs_go(self) -> None:
-        self._let_go.set()
+        self._held = False
+        self._gate.release()
 
     def writev(self, fd: int, buffers: Sequence[bytes | memoryview]) -> int:
         if self.full:
@@ -55,8 +58,9 @@ class Disk:
         return os.writev(fd, buffers)
 
     def fdatasync(self, fd: int) -> None:
-        self.sync_begun.set()
-        assert self._let_go.wait(WAIT_S)
+        if self._held:
+            self._begun.release()
+            assert self._gate.acquire(timeout=WAIT_S)
         self.synced_fds.append(fd)
         if self.broken:
             self.events.append("sync failed")
@@ -64,7 +68,8 @@ class Disk:
         self.events.append("sync")
 
     async def sync_has_begun(self) -> None:
-        assert await asyncio.to_thread(self.sync_begun.wait, WAIT_S)
+        """Waits for the next held sync."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=WAIT_S)
 
 
 class Clock:
