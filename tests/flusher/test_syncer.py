@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -302,11 +301,11 @@ def test_no_file_stays_open_over_many_segments(tmp_path: Path) -> None:
         await node.ask_flush()
         await node.until(lambda: len(node.acked()) == 1)
         await node.settled()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         for number in range(20):
             node.submit(b"body")
             await node.until(lambda number=number: len(node.acked()) == number + 2)
             await node.ask_flush()
-        await node.until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        await node.until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
     run(test, tmp_path, Fsync.ALWAYS)

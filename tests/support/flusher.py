@@ -245,3 +245,7 @@ def bodies_in(directory: Path) -> list[bytes]:
 
 def task_body(*tasks: dict[str, Any]) -> bytes:
     return orjson.dumps({"tasks": list(tasks)})
+
+
+def sessions_body(*sessions: dict[str, Any]) -> bytes:
+    return orjson.dumps({"sessions": list(sessions)})
