@@ -123,7 +123,7 @@ def test_a_segment_that_fails_for_itself_does_not_hold_up_the_others(tmp_path: P
             seal(node, body)
         node.flush.consider()
         await node.until(lambda: node.writers.written_bodies == [b"good", b"good too"])
-        assert bodies_in(tmp_path) == [b"bad"]
+        await node.until(lambda: bodies_in(tmp_path) == [b"bad"])
         assert node.writers.asked == [name(1), name(2), name(3)]
 
         node.writers.answer = written

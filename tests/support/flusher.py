@@ -240,7 +240,13 @@ class Node:
 
 def bodies_in(directory: Path) -> list[bytes]:
     """Every body in the journal's segments, oldest first."""
-    return [bytes(entry.body) for path in sorted(directory.glob("*.segment")) for entry in journal.read(path).entries]
+    bodies: list[bytes] = []
+    for path in sorted(directory.glob("*.segment")):
+        try:
+            bodies += [bytes(entry.body) for entry in journal.read(path).entries]
+        except FileNotFoundError:
+            continue  # it is written and was unlinked just now, in a thread
+    return bodies
 
 
 def task_body(*tasks: dict[str, Any]) -> bytes:
