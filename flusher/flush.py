@@ -171,14 +171,15 @@ class Flush:
         """Takes a segment that could not be synced out of use, cut back to what was promised."""
         if segment is self._journal.active:
             self.seal(FlushReason.SIZE)
+        counted = next((one for one in self._backlog if one.sequence == segment.sequence), None)
+        if counted is None:
+            return  # its records are in the database, its bytes are counted out
         try:
             self._journal.truncate(segment, size)
         except OSError as error:
             log.error("journal: %s cannot be cut back: %s", segment.path.name, error.strerror)
             return
-        for counted in self._backlog:
-            if counted.sequence == segment.sequence:
-                counted.size = size
+        counted.size = size
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
