@@ -20,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_S = 75.0
 HEADER_S = 10.0
 BODY_S = 30.0
+LINGER_S = 0.5
+"""How long a connection without a request stays when the worker stops: one may be on its way."""
 
 _TOO_SLOW = b'{"detail":"the request did not come in time","error_code":"REQUEST_TOO_SLOW","errors":[]}'
 _TOO_SLOW_ANSWER = (
@@ -78,6 +80,7 @@ class JoiningTransport:
 class Protocol(HttpToolsProtocol):
     phase = Phase.FIRST
     since = 0.0
+    stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.since = Clock.now
@@ -92,6 +95,8 @@ class Protocol(HttpToolsProtocol):
         self.phase = Phase.BODY
         self.since = Clock.now
         super().on_headers_complete()
+        if self.stopping:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self.phase = Phase.ANSWER
@@ -109,6 +114,23 @@ class Protocol(HttpToolsProtocol):
         elif self.phase is Phase.ANSWER:
             self.phase = Phase.FIRST
             self.since = Clock.now
+
+    def shutdown(self) -> None:
+        """The request under way, or the one that may have left its client before it could know, is the last.
+
+        uvicorn closes a connection without a request at once, and so resets those that were accepted but not read yet.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LINGER_S, self._close_unused)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_unused(self) -> None:
+        if self.phase is Phase.FIRST:
+            self.transport.close()
 
     def check_deadline(self, now: float) -> None:
         if now - self.since <= self.phase.value:
