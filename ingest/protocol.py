@@ -20,8 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_S = 75.0
 HEADER_S = 10.0
 BODY_S = 30.0
-LEAVE_S = 0.5
-"""How long a connection without a request stays open when its worker leaves."""
+LINGER_S = 0.5
+"""How long a connection without a request stays when the worker stops: one may be on its way."""
 
 _TOO_SLOW = b'{"detail":"the request did not come in time","error_code":"REQUEST_TOO_SLOW","errors":[]}'
 _TOO_SLOW_ANSWER = (
@@ -80,7 +80,7 @@ class JoiningTransport:
 class Protocol(HttpToolsProtocol):
     phase = Phase.FIRST
     since = 0.0
-    leaving = False
+    stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.since = Clock.now
@@ -95,7 +95,7 @@ class Protocol(HttpToolsProtocol):
         self.phase = Phase.BODY
         self.since = Clock.now
         super().on_headers_complete()
-        if self.leaving:
+        if self.stopping:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -116,15 +116,20 @@ class Protocol(HttpToolsProtocol):
             self.since = Clock.now
 
     def shutdown(self) -> None:
-        """The worker is leaving: whoever has just sent, or is about to, still gets an answer, the last one here."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            super().shutdown()
-            return
-        self.leaving = True
-        self.loop.call_later(LEAVE_S, self._leave)
+        """The request under way, or the one that may have left its client before it could know, is the last.
 
-    def _leave(self) -> None:
+        uvicorn closes a connection without a request at once, and so resets those that were accepted but not read yet.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
         if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LINGER_S, self._close_unused)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_unused(self) -> None:
+        if self.phase is Phase.FIRST:
             self.transport.close()
 
     def check_deadline(self, now: float) -> None:
