@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
-from typing import Annotated, Any, Literal, TypeAlias
+from operator import itemgetter
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 import orjson
@@ -108,6 +109,9 @@ _LIST_TYPE: dict[int, Any] = {kind.code: list[kind.record] for kind in KINDS}  #
 _TIMES = {kind.code: kind.fields_of(msgspec.inspect.DateTimeType) for kind in KINDS}
 _INTEGERS = {kind.code: kind.fields_of(msgspec.inspect.IntType) for kind in KINDS}
 _FLOATS = {kind.code: kind.fields_of(msgspec.inspect.FloatType) for kind in KINDS}
+_CHOICES = {
+    kind.code: {field.name: get_args(field.type) for field in msgspec.structs.fields(kind.record)} for kind in KINDS
+}
 _OBJECTS = {kind.code: kind.fields_of(msgspec.inspect.DictType) for kind in KINDS}
 
 
@@ -145,14 +149,16 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     if not 1 <= len(items) <= max_records:
         message = f"takes 1 to {max_records} records, {len(items)} were sent"
         raise InvalidRecord([FieldError(kind.name, message)])
+    errors: list[tuple[int, FieldError]] = []
     try:
-        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
+        records: dict[int, Record] = dict(enumerate(msgspec.convert(items, _LIST_TYPE[kind.code])))
     except (msgspec.ValidationError, RecursionError):
-        records = _convert_each(kind, items)
-    errors = _limit_errors(kind, records, now + timedelta(seconds=max_clock_skew_s), len(body))
+        records, errors = _convert_each(kind, items)
+    errors += _limit_errors(kind, records, now + timedelta(seconds=max_clock_skew_s), len(body))
     if errors:
-        raise InvalidRecord(errors[:MAX_ERRORS])
-    return records
+        errors.sort(key=itemgetter(0))
+        raise InvalidRecord([error for _, error in errors[:MAX_ERRORS]])
+    return list(records.values())
 
 
 def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
@@ -164,7 +170,10 @@ def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     try:
         return msgspec.convert(items, _LIST_TYPE[kind.code])  # type: ignore[no-any-return]
     except msgspec.ValidationError:
-        return _convert_each(kind, items)
+        records, errors = _convert_each(kind, items)
+        if errors:
+            raise InvalidRecord([error for _, error in errors]) from None
+        return list(records.values())
 
 
 def decode_raw(kind: Kind, body: bytes | memoryview) -> list[Any]:
@@ -190,27 +199,30 @@ def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:
     return items
 
 
-def _convert_each(kind: Kind, items: list[Any]) -> list[Record]:
-    records: list[Record] = []
-    errors: list[FieldError] = []
+def _convert_each(kind: Kind, items: list[Any]) -> tuple[dict[int, Record], list[tuple[int, FieldError]]]:
+    """Returns: the valid records and the errors, both by index; it ends at the last error that is listed."""
+    records: dict[int, Record] = {}
+    errors: list[tuple[int, FieldError]] = []
     for index, item in enumerate(items):
         try:
-            records.append(msgspec.convert(_relaxed(kind, item), kind.record))
+            records[index] = msgspec.convert(_relaxed(kind, item), kind.record)
         except msgspec.ValidationError as error:
-            errors.append(_field_error(f"{kind.name}[{index}]", str(error)))
-            if len(errors) == MAX_ERRORS:
-                break
+            errors.append((index, _field_error(kind, index, str(error))))
         except RecursionError:
-            errors.append(FieldError(f"{kind.name}[{index}]", f"is nested over {MAX_JSON_DEPTH} deep"))
-    if errors:
-        raise InvalidRecord(errors)
-    return records
+            errors.append((index, FieldError(f"{kind.name}[{index}]", f"is nested over {MAX_JSON_DEPTH} deep")))
+        if len(errors) == MAX_ERRORS:
+            break
+    return records, errors
 
 
-def _field_error(prefix: str, message: str) -> FieldError:
+def _field_error(kind: Kind, index: int, message: str) -> FieldError:
     """msgspec says "what - at `$.path`"; a missing field it names in the text."""
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`")
+    prefix = f"{kind.name}[{index}]"
+    choices = _CHOICES[kind.code].get(path.removeprefix("."))
+    if choices and what.startswith("Invalid enum value"):
+        return FieldError(prefix + path, f"must be one of {', '.join(choices)}")
     missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
     if missing:
         return FieldError(f"{prefix}{path}.{missing[1]}", "is required")
@@ -235,36 +247,48 @@ def _relaxed(kind: Kind, item: Any) -> Any:
     for name in _TIMES[kind.code]:
         value = item.get(name)
         if type(value) is str:
-            try:
-                item[name] = datetime.fromisoformat(value).isoformat()
-            except ValueError:
-                pass  # msgspec tries next, and words the error
+            item[name] = _relaxed_time(value)
     return item
 
 
-def _limit_errors(kind: Kind, records: list[Record], latest: datetime, body_bytes: int) -> list[FieldError]:
+def _relaxed_time(value: str) -> str:
+    """Changes only what msgspec does not take: where both do, they differ in how they round nanoseconds, and a record
+    must not read differently because of those beside it."""
+    try:
+        msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        try:
+            return datetime.fromisoformat(value).isoformat()
+        except ValueError:
+            pass  # msgspec tries again, and words the error
+    return value
+
+
+def _limit_errors(
+    kind: Kind, records: dict[int, Record], latest: datetime, body_bytes: int
+) -> list[tuple[int, FieldError]]:
     """What no type can say: years that DATETIME holds, the clock of the sender, objects that fit their column."""
-    errors: list[FieldError] = []
+    errors: list[tuple[int, FieldError]] = []
     latest_naive = utc(latest)
     times = _TIMES[kind.code]
     objects = _OBJECTS[kind.code]
-    for index, record in enumerate(records):
+    for index, record in records.items():
         for name in times:
             time: datetime | None = getattr(record, name)
             if time is None:
                 continue
             if not 1000 < time.year < 9999 and not _fits_datetime(time):
                 message = "must lie between the years 1000 and 9999, in UTC"
-                errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+                errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
             elif name == "updated_at" and time > (latest if time.tzinfo else latest_naive):
                 message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
-                errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+                errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
         for name in objects:
             value = getattr(record, name)
             if value:
                 message = _object_error(value, small=body_bytes < _SMALL_BODY_BYTES)
                 if message:
-                    errors.append(FieldError(f"{kind.name}[{index}].{name}", message))
+                    errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
     return errors
 
 
