@@ -33,10 +33,14 @@ from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
 
+DEAD_LETTERS_SEEN_S = 1.0
 PEERS_GO_S = 5.0
 """How long a stopping flusher serves peers that do not leave; ingest stops before it, or at the same time."""
 DRAIN_S = 10.0
 """How long it then writes. What a dead or slow database does not take stays in the journal."""
+
+RESTART_DRAIN_S = 2.0
+"""The same where the peers have stayed: their requests wait meanwhile, and the next flusher writes the rest anyway."""
 
 
 def lock(state_directory: Path) -> int:
@@ -72,8 +76,11 @@ def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
         leftovers = journal.leftovers()
         floor = 0
         if leftovers:
+            # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
             newest = leftovers[-1]
-            floor = max(journal_files.survey(newest).last_arrival, newest.stat().st_mtime_ns // 1000)
+            contents = journal_files.read(newest)
+            given_out = max((entry.arrival for entry in contents.entries), default=0)
+            floor = max(contents.floor, given_out, newest.stat().st_mtime_ns // 1000)
     except OSError as error:
         sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
     return journal, leftovers, floor
@@ -92,12 +99,26 @@ async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
                 segment.first_arrival = found.first_arrival
 
 
+async def count_dead_letters(path: Path, figures: Figures) -> None:
+    """Keeps the number of dead letters right: writers add to the file, an operator's replay takes out of it."""
+    seen: tuple[int, int, int] | None = None
+    while True:
+        try:
+            status = path.stat()  # noqa: ASYNC240 -- takes microseconds
+            now = (status.st_mtime_ns, status.st_size, figures.dead_lettered)
+        except FileNotFoundError:
+            now = (0, 0, 0)
+        if now != seen:
+            seen = now
+            figures.dead_letters_waiting = await asyncio.to_thread(dead_letters.count, path)
+        await asyncio.sleep(DEAD_LETTERS_SEEN_S)
+
+
 async def serve(config: Config) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
     backlog = Backlog()
     figures = Figures(started_at=time.monotonic())
-    figures.dead_letters_waiting = dead_letters.count(state_directory / dead_letters.FILE_NAME)
     database = config.database
     # A silent writer is one that is stopped: the database's own timeouts end every wait long before.
     answer_timeout_s = 4 * (database.connect_timeout + database.read_timeout + database.write_timeout)
@@ -139,6 +160,7 @@ async def serve(config: Config) -> None:
             refusing=intake.refusing(),
             writers=writers.processes,
             connections=len(peers),
+            longest_write_s=flush.longest_write_s(time.monotonic()),
             now=time.monotonic(),
             wall=time.time(),
         )
@@ -152,7 +174,10 @@ async def serve(config: Config) -> None:
     server = await loop.create_unix_server(
         lambda: FlusherProtocol(peers, intake, flush, stats), path=str(path), backlog=1024
     )
-    surveying = loop.create_task(survey_leftovers(leftovers, backlog))
+    background = [
+        loop.create_task(survey_leftovers(leftovers, backlog)),
+        loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures)),
+    ]
     if leftovers:
         log.info("recovering %d segments, %d bytes", len(leftovers), journal.bytes)
     gc.collect()
@@ -161,18 +186,19 @@ async def serve(config: Config) -> None:
     await stop.wait()
 
     log.info("stopping: serving until the peers have gone, writing what is left")
-    give_up_at = loop.time() + PEERS_GO_S + DRAIN_S
-    draining = loop.create_task(flush.drain(PEERS_GO_S + DRAIN_S))
+    flush.start_draining()
+    drain_s = DRAIN_S
     try:
         await asyncio.wait_for(peers.gone.wait(), PEERS_GO_S)
     except asyncio.TimeoutError:
-        log.info("%d peers are still connected", len(peers))
-    await asyncio.wait([draining], timeout=min(DRAIN_S, give_up_at - loop.time()))
+        log.info("%d peers stay: only the flusher is restarted, they will send again to the next one", len(peers))
+        drain_s = RESTART_DRAIN_S
     server.close()
     peers.close()
+    await flush.drain(drain_s)
     flush.stop()
-    surveying.cancel()
-    draining.cancel()
+    for task in background:
+        task.cancel()
     await writers.terminate()
     await syncer.close()
     left = sum(backlog.records().values())

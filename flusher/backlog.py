@@ -5,6 +5,7 @@ Only counts are held, never a body, so memory does not depend on what waits beyo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,9 +69,9 @@ class Backlog:
                 return segment
         return None
 
-    def next_at(self) -> float | None:
-        """When the next segment's time comes; None where none waits."""
-        return min((segment.not_before for segment in self._sealed.values() if not segment.busy), default=None)
+    def next_at(self) -> float:
+        """When the next segment's time comes; infinity where none waits."""
+        return min((segment.not_before for segment in self._sealed.values() if not segment.busy), default=math.inf)
 
     def done(self, segment: Segment) -> None:
         del self._sealed[segment.sequence]

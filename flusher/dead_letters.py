@@ -3,20 +3,23 @@
     letter := {"time", "kind", "key", "error_code", "error", "column", "arrival", "record"}
 
 `record` is what was received, `arrival` when (µs since 1970 UTC): a replay keeps it, so that the merge rule protects
-rows that are newer. Several writers append: each holds the lock on the file, writes whole lines in append mode and
-syncs before it returns, since the segment goes right after. All functions block.
+rows that are newer. Several writers append and a replay removes: each holds the lock beside the file, writes whole
+lines and syncs before it returns, since the segment, or the letter, goes right after. All functions block.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
+
+from flusher.journal import sync_directory
 
 FILE_NAME = "dead_letters.jsonl"
 
@@ -39,25 +42,33 @@ class DeadLetter(msgspec.Struct, frozen=True):
 def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
     """Adds letters, all or none, synced. Raises: DeadLettersFull, OSError."""
     data = b"".join(orjson.dumps(msgspec.to_builtins(letter)) + b"\n" for letter in letters)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        size = os.fstat(fd).st_size
-        if size + len(data) > max_bytes:
-            raise DeadLettersFull(f"{path} has {size} bytes, {len(data)} more are over its {max_bytes}")
+    with _locked(path):
+        created = not path.exists()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(28, "no space left on device")
-            os.fsync(fd)
-        except OSError:
-            os.ftruncate(fd, size)
-            raise
-    finally:
-        os.close(fd)
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data  # a crash has cut the last line off; ours must not become part of it
+            if size + len(data) > max_bytes:
+                raise DeadLettersFull(
+                    f"{path.name} has {size} bytes, {len(data)} more are over dead_letters.max_bytes = {max_bytes}"
+                )
+            try:
+                if os.write(fd, data) != len(data):
+                    raise OSError(28, "no space left on device", str(path))
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
+        if created:
+            sync_directory(path.parent)
 
 
-def read(path: Path) -> Iterator[DeadLetter]:
-    """The letters, oldest first; a line cut off by a crash is passed over, its records are still in the journal."""
+def read(path: Path) -> Iterator[tuple[bytes, DeadLetter]]:
+    """The letters with their lines, oldest first. A line cut off by a crash is passed over: its records are still in
+    the journal, since the segment goes only after the sync."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -65,10 +76,35 @@ def read(path: Path) -> Iterator[DeadLetter]:
     with file:
         for line in file:
             try:
-                yield msgspec.json.decode(line, type=DeadLetter)
+                yield line, msgspec.json.decode(line, type=DeadLetter)
             except msgspec.DecodeError:
                 continue
 
 
+def remove(path: Path, lines: Collection[bytes]) -> None:
+    """Takes out letters that were replayed, by their lines; the others, and new ones, stay. Raises: OSError."""
+    gone = set(lines)
+    copy = path.with_suffix(".new")
+    with _locked(path):
+        with path.open("rb") as old, copy.open("wb") as new:
+            os.fchmod(new.fileno(), 0o600)
+            new.writelines(line for line in old if line not in gone)
+            new.flush()
+            os.fsync(new.fileno())
+        copy.replace(path)
+        sync_directory(path.parent)
+
+
 def count(path: Path) -> int:
     return sum(1 for _ in read(path))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A lock file of its own: a lock on the letters would be lost when remove() replaces the file."""
+    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flusher import journal as journal_files
@@ -80,6 +82,7 @@ class Flush:
         self._clock = clock
         self._wall = wall
         self._under_way: set[asyncio.Task[None]] = set()
+        self._writing_since: dict[int, float] = {}
         self._reasons: dict[int, FlushReason] = {}
         self._asked_upto = 0
         self._callers: list[_FlushCaller] = []
@@ -143,9 +146,9 @@ class Flush:
             segment.busy = True
             task = self._loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-        if self._draining and not self._backlog.last_sequence():
-            self._empty.set()
+            task.add_done_callback(partial(self._handed_over, segment))
+        if self._draining:
+            self._empty.clear() if self._backlog.last_sequence() else self._empty.set()
         self._arm(now, due)
 
     def seal(self, reason: FlushReason) -> None:
@@ -168,14 +171,15 @@ class Flush:
         """Takes a segment that could not be synced out of use, cut back to what was promised."""
         if segment is self._journal.active:
             self.seal(FlushReason.SIZE)
+        counted = next((one for one in self._backlog if one.sequence == segment.sequence), None)
+        if counted is None:
+            return  # its records are in the database, its bytes are counted out
         try:
             self._journal.truncate(segment, size)
         except OSError as error:
             log.error("journal: %s cannot be cut back: %s", segment.path.name, error.strerror)
             return
-        for counted in self._backlog:
-            if counted.sequence == segment.sequence:
-                counted.size = size
+        counted.size = size
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
@@ -187,21 +191,33 @@ class Flush:
         self.consider()
         self._settle()
 
+    def hasten(self) -> None:
+        """The journal is full: what is in the active segment goes now."""
+        self._asked_upto = max(self._asked_upto, self._backlog.last_sequence())
+        self.consider()
+
     def when_committed(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
         """Brings the segment's flush forward and calls `done(written)` when it has left the journal."""
         self._commit_callers.setdefault(sequence, []).append((arrival, done))
         self._asked_upto = max(self._asked_upto, sequence)
 
-    async def drain(self, timeout_s: float) -> int:
-        """Writes what is left, for at most `timeout_s`. Returns: records still in the journal."""
+    def start_draining(self) -> None:
+        """From now on whatever comes is written at once."""
         self._draining = True
         self._hurry()
         self.consider()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until everything is written, for at most `timeout_s`. The rest stays in the journal."""
+        self.start_draining()
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         except asyncio.TimeoutError:
             pass
-        return sum(self._backlog.records().values())
+
+    def longest_write_s(self, now: float) -> float:
+        """How long the oldest write has been under way: a database that hangs reports no error."""
+        return max((now - since for since in self._writing_since.values()), default=0.0)
 
     def stop(self) -> None:
         """No write is started after this."""
@@ -227,32 +243,34 @@ class Flush:
 
     def _arm(self, now: float, due: FlushReason | None) -> None:
         """Wakes consider() when the next thing is due; a wake-up too many does no harm."""
-        times = []
-        next_at = self._backlog.next_at()
-        if next_at is not None or due is not None:
-            times.append(max(next_at or 0.0, self._paused_until))
+        at = math.inf
         active = self._backlog.active
         if active is not None and active.total and due is None:
-            times.append(active.opened_at + self._policy.interval_s)
-        times = [at for at in times if at > now]
-        if not times:
+            at = active.opened_at + self._policy.interval_s
+        if now < self._paused_until:
+            if due is not None or len(self._backlog):
+                at = min(at, self._paused_until)
+        elif len(self._backlog) > len(self._under_way):
+            # Looked at only while writers are free: an append must not cost more the more there is to write.
+            at = min(at, self._backlog.next_at() if self._may_write(now) else at)
+        if at in (math.inf, self._wake_at):
             return
-        at = min(times)
         if self._timer is not None:
-            if not self._timer.cancelled() and self._wake_at <= at:
+            if self._wake_at <= at:
                 return
             self._timer.cancel()
         self._wake_at = at
-        self._timer = self._loop().call_later(at - now + 0.001, self._wake)
+        self._timer = self._loop().call_later(max(0.0, at - now) + 0.001, self._wake)
 
-    _wake_at = 0.0
+    _wake_at = math.inf
 
     def _wake(self) -> None:
         self._timer = None
+        self._wake_at = math.inf
         self.consider()
 
     async def _hand_over(self, segment: Segment) -> None:
-        started_at = self._clock()
+        started_at = self._writing_since[segment.sequence] = self._clock()
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
@@ -262,6 +280,7 @@ class Flush:
         except OSError as error:
             answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
         self._under_way.discard(asyncio.current_task())
+        del self._writing_since[segment.sequence]
         if isinstance(answer, Written):
             self._written(segment, answer, self._clock() - started_at)
         else:
@@ -269,13 +288,22 @@ class Flush:
             self._failed(segment, answer)
         self.consider()
 
+    def _handed_over(self, segment: Segment, task: asyncio.Task[None]) -> None:
+        """Not even a fault of ours may strand a segment: it is tried again like after any unknown failure."""
+        self._under_way.discard(task)
+        self._writing_since.pop(segment.sequence, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a hand-over failed", exc_info=task.exception())
+            if segment.busy and not self._stopped:
+                self._failed(segment, Failed(ErrorClass.UNKNOWN, -1, repr(task.exception())))
+
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures
         reason = self._reasons.pop(segment.sequence)
         now = self._clock()
         self._backlog.done(segment)
         self._journal.forget(segment.size)
-        self._syncer.gone(answer.records)
+        self._syncer.gone(segment.sequence)
         if answer.records or answer.damaged_bytes:
             figures.written(answer, reason.value, duration_s, self._wall())
             figures.drain_rate.freed(segment.size, duration_s, now)

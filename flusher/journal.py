@@ -26,9 +26,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 VERSION = 1
 SUFFIX = ".segment"
 BROKEN_SUFFIX = ".broken"
+REWRITE_SUFFIX = ".rewrite"
 SEGMENT_MAGIC = b"PSJ\xff"
 ENTRY_MAGIC = b"\xff\xa7"
 
@@ -37,7 +40,8 @@ _ENTRY = struct.Struct("<2sBBIQII")
 _CRC = struct.Struct("<I")
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 ENTRY_HEADER_BYTES = _ENTRY.size
-_NAME = re.compile(r"(\d{20})\.segment")
+_NAME = re.compile(r"\d{20}\.segment")
+_REWRITE_NAME = re.compile(r"\d{20}\.rewrite")
 _BUFFERS_AT_ONCE = 1024
 """IOV_MAX, the most buffers that one writev(2) takes."""
 
@@ -46,8 +50,7 @@ class JournalWriteFailed(Exception):
     """Nothing of the append is in the journal; the disk or its operator must act."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     kind: int
     count: int
     arrival: int
@@ -134,11 +137,15 @@ class Journal:
 
     def leftovers(self) -> list[Path]:
         """The segments on the disk, oldest first, counted into `bytes`; for the start. Foreign files are left alone."""
-        found = sorted(path for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
+        names = sorted(self._directory.iterdir())
+        for path in names:
+            if _REWRITE_NAME.fullmatch(path.name):
+                path.unlink()  # a copy that was never finished; its original is there
+        found = [path for path in names if _NAME.fullmatch(path.name)]
         self.bytes = sum(path.stat().st_size for path in found)
         self.segments = len(found)
-        if found:
-            self._next = sequence_of(found[-1]) + 1
+        # Also past the files that were set aside: a name is never used twice.
+        self._next = max((sequence_of(path) for path in names if path.name[:20].isdecimal()), default=0) + 1
         return found
 
     def open(self, floor: int) -> None:
@@ -148,7 +155,8 @@ class Journal:
         """
         if self.active is not None:
             return
-        path = self._directory / f"{self._next:020}{SUFFIX}"
+        sequence, self._next = self._next, self._next + 1
+        path = self._directory / f"{sequence:020}{SUFFIX}"
         head = _SEGMENT.pack(SEGMENT_MAGIC, VERSION, 0, 0, floor, 0)[:-4]
         head += _CRC.pack(zlib.crc32(head))
         try:
@@ -156,8 +164,7 @@ class Journal:
             fd = os.open(path, flags, 0o600)
         except OSError as error:
             raise JournalWriteFailed(f"{path}: {error.strerror}") from error
-        self._next += 1
-        segment = SegmentFile(self._next - 1, path, fd, fdatasync=self._fdatasync)
+        segment = SegmentFile(sequence, path, fd, fdatasync=self._fdatasync)
         try:
             self._write(segment, [head])
         except JournalWriteFailed:
@@ -319,7 +326,7 @@ def rewrite(path: Path) -> None:
         data = path.read_bytes()
     except FileNotFoundError:
         return
-    copy = path.with_suffix(".rewrite")
+    copy = path.with_suffix(REWRITE_SUFFIX)
     fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, data) != len(data):

@@ -2,7 +2,7 @@
 
 Exception classes don't tell (1366, 1054 and 2006 are all OperationalError), so the number decides, together with the
 server's flavour: 4031 is an idle timeout on MySQL and a trigger's error on MariaDB. Numbers: MySQL 8.4 and MariaDB
-error references; the classes are explained in docs/RELIABILITY.md.
+error references; what an operator does about each stands in docs/DEPLOYMENT.md.
 """
 
 from __future__ import annotations

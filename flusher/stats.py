@@ -16,6 +16,8 @@ from shared.records import KIND_OF_CODE, KINDS
 
 _RATE_WINDOW_S = 10.0
 _GUESSED_RECORD_BYTES = 512
+HANGING_S = 15.0
+"""A write that takes longer means a database that does not answer: waits for locks end after 10 s."""
 
 
 class DrainRate:
@@ -26,7 +28,7 @@ class DrainRate:
         self._last_at: float | None = None
 
     def freed(self, size: int, duration_s: float, now: float) -> None:
-        since = duration_s if self._last_at is None else max(now - self._last_at, 1e-3)
+        since = max(duration_s if self._last_at is None else now - self._last_at, 1e-3)
         weight = min(1.0, since / _RATE_WINDOW_S)
         current = size / since
         self._rate = current if self._last_at is None else self._rate + weight * (current - self._rate)
@@ -78,7 +80,7 @@ class Figures:
         self.records_written += answer.records
         self.coalesced += answer.coalesced
         self.dead_lettered += answer.dead_lettered
-        self.dead_letters_waiting += answer.dead_lettered
+        self.dead_letters_waiting += answer.dead_lettered  # until the file is counted again
         self.damaged_bytes += answer.damaged_bytes
         self.statements += answer.statements
         if answer.last_error:
@@ -103,6 +105,7 @@ def document(
     refusing: str | None,
     writers: int,
     connections: int,
+    longest_write_s: float,
     now: float,
     wall: float,
 ) -> dict[str, Any]:
@@ -160,9 +163,14 @@ def document(
         "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
         "state": {
             "refusing": refusing,
-            "database": "healthy" if figures.database_up else "unhealthy",
+            "database": "healthy" if figures.database_up and longest_write_s < HANGING_S else "unhealthy",
+            "longest_write_seconds": round(longest_write_s, 3),
             "alarm": figures.alarm,
-            "last_error": figures.last_error,
+            "last_error": (
+                f"a write has been under way for {longest_write_s:.0f} s"
+                if longest_write_s >= HANGING_S
+                else figures.last_error
+            ),
             "connections": connections,
         },
     }

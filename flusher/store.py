@@ -20,16 +20,18 @@ from flusher.mysql_errors import ErrorClass, Flavour, classify
 from shared.records import KINDS, Kind, Record, utc
 
 LOCK_WAIT_S = 10
-MAX_STATEMENT_ROWS = 5000
+MAX_STATEMENT_ROWS = 10_000
 MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
 
+_KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA}
+"""After anything else a new connection is made: rights and settings that were mended show only there."""
+
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """The winner of its key. `updated_at` is naive UTC; `entry` and `index` say where in the segment it stands."""
 
     updated_at: datetime
@@ -240,10 +242,10 @@ class Store:
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
-        if error_class in (ErrorClass.RECONNECT, ErrorClass.READ_ONLY, ErrorClass.UNKNOWN):
-            self.close()
-        else:
+        if error_class in _KEEPS_CONNECTION:
             self._rollback()
+        else:
+            self.close()
         if error_class is ErrorClass.READ_ONLY and not self._server.socket:
             self._host = (self._host + 1) % len(self._server.hosts)
         return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))

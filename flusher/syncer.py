@@ -66,8 +66,7 @@ class Syncer:
         self._timer: asyncio.TimerHandle | None = None
         self._since: float | None = None
         self._covered_since: float | None = None
-        self._records = 0
-        self._covered_records = 0
+        self._unsynced: dict[int, int] = {}
         self._rewriting = 0
         self.last_error: str | None = None
 
@@ -77,7 +76,7 @@ class Syncer:
 
     @property
     def unsynced_records(self) -> int:
-        return self._records + self._covered_records
+        return sum(self._unsynced.values())
 
     def holds_acks(self) -> bool:
         """Whether an append made now may be acknowledged only after a sync."""
@@ -85,12 +84,15 @@ class Syncer:
             return True
         if self._policy is Fsync.NEVER:
             return False
+        if self._waiters:
+            # Should their sync fail, everything from the first of them on is cut off.
+            return True
         since = self._since if self._covered_since is None else self._covered_since
         return since is not None and self._clock() - since > LATE_S
 
     def appended(self, segment: SegmentFile, records: int) -> None:
         """Notes that `segment` has unsynced bytes at its end."""
-        self._records += records
+        self._unsynced[segment.sequence] = self._unsynced.get(segment.sequence, 0) + records
         if self._policy is Fsync.NEVER:
             return
         self._dirty[segment.sequence] = segment
@@ -108,10 +110,14 @@ class Syncer:
         if segment.sequence not in self._dirty:
             segment.close()
 
-    def gone(self, records: int) -> None:
-        """Records that are in the database no longer depend on the disk here."""
-        if self._policy is Fsync.NEVER:
-            self._records = max(0, self._records - records)
+    def gone(self, sequence: int) -> None:
+        """A segment whose records are in the database needs the disk no longer: its pages need not be written."""
+        self._unsynced.pop(sequence, None)
+        self._release(lambda waiter: waiter.segment.sequence == sequence)
+        if self._running is None:
+            segment = self._dirty.pop(sequence, None)
+            if segment is not None:
+                segment.close()
 
     async def close(self) -> None:
         """Syncs what is left, whatever the policy, and ends the thread."""
@@ -136,39 +142,42 @@ class Syncer:
         if self._running is not None or not self._dirty:
             return
         self._covered_since, self._since = self._since, None
-        self._covered_records, self._records = self._records, 0
+        covered = dict(self._unsynced)
         segments = list(self._dirty.values())
         loop = asyncio.get_running_loop()
         self._running = loop.run_in_executor(self._thread, _sync_all, segments)
-        self._running.add_done_callback(lambda done: self._synced(segments, done))
+        self._running.add_done_callback(lambda done: self._synced(segments, covered, done))
 
-    def _synced(self, segments: list[SegmentFile], done: asyncio.Future[list[int]]) -> None:
+    def _synced(self, segments: list[SegmentFile], covered: dict[int, int], done: asyncio.Future[list[int]]) -> None:
         self._running = None
+        self._covered_since = None
         error = done.exception()
         if isinstance(error, OSError):
-            self._covered_since = None
-            self._covered_records = 0
             self._sync_failed(segments, error)
             return
-        self._covered_since = None
-        self._covered_records = 0
+        for sequence, records in covered.items():
+            left = self._unsynced.pop(sequence, 0) - records
+            if left > 0:
+                self._unsynced[sequence] = left
         for segment, size in zip(segments, done.result(), strict=True):
             segment.synced = size
             if size == segment.size:
                 del self._dirty[segment.sequence]
                 if segment.sealed:
                     segment.close()
-        waiting = self._waiters
-        self._waiters = []
-        for waiter in waiting:
-            if waiter.end <= waiter.segment.synced:
-                waiter.synced()
-            else:
-                self._waiters.append(waiter)
+        self._release(lambda waiter: waiter.end <= waiter.segment.synced)
         if self._waiters:
             self._start()
         elif self._dirty and self._policy is Fsync.INTERVAL and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+
+    def _release(self, is_safe: Callable[[Waiter], bool]) -> None:
+        waiting, self._waiters = self._waiters, []
+        for waiter in waiting:
+            if is_safe(waiter):
+                waiter.synced()
+            else:
+                self._waiters.append(waiter)
 
     def _sync_failed(self, segments: list[SegmentFile], error: OSError) -> None:
         self.last_error = f"sync: {error.strerror}"
@@ -176,16 +185,22 @@ class Syncer:
             "journal: a sync failed (%s); nothing is accepted until its records are on new pages",
             error.strerror,
         )
-        waiting, self._waiters = self._waiters, []
+        covered = {segment.sequence for segment in segments}
+        waiting = [waiter for waiter in self._waiters if waiter.segment.sequence in covered]
+        # Others wait in segments opened since: their own sync decides.
+        self._waiters = [waiter for waiter in self._waiters if waiter.segment.sequence not in covered]
         for segment in segments:
             promised = min((w.start for w in waiting if w.segment is segment), default=segment.size)
             self._cut_off(segment, promised)
             self._dirty.pop(segment.sequence, None)
+            self._unsynced.pop(segment.sequence, None)
             segment.close()
             self._rewriting += 1
             self._rewrite(segment.path)
         for waiter in waiting:
             waiter.failed()
+        if self._waiters:
+            self._start()
 
     def _rewrite(self, path: Path) -> None:
         loop = asyncio.get_running_loop()

@@ -38,7 +38,7 @@ from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind
 
 log = logging.getLogger(__name__)
 
-NICE = 5
+NICE = 10
 """Accepting goes before writing where both want the same core."""
 SCHEMA_FAULT_ROWS = 10
 """If over half of a batch of at least this many rows is refused, it is not the rows."""

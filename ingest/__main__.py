@@ -23,8 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ingest.metrics import METRICS_DIRECTORY
 from shared import logs
 from shared.config import load_or_exit
+from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
 
@@ -62,14 +64,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Workers:
-    """The children, by process id."""
+    """The children, by process id. Those that were asked to finish no longer count."""
 
     def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
         self._start = start
         self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._leaving: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._children)
+        return len(self._children) - len(self._leaving)
 
     def start(self) -> None:
         child = self._start()
@@ -81,16 +84,18 @@ class Workers:
         for pid, (child, started_at) in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]
+                self._leaving.discard(pid)
                 lived.append(time.monotonic() - started_at)
                 log.warning("worker %d ended, status %s", pid, child.returncode)
         return lived
 
     def replace(self) -> None:
         """Starts as many new workers as there are, then asks the old ones to finish."""
-        old = list(self._children.values())
+        old = [child for pid, (child, _) in self._children.items() if pid not in self._leaving]
         for _ in old:
             self.start()
-        for child, _ in old:
+        for child in old:
+            self._leaving.add(child.pid)
             child.terminate()
 
     def terminate(self, timeout_s: float) -> None:
@@ -107,12 +112,11 @@ class Workers:
                 child.wait()
 
 
-def metrics_directory(state_directory: Path) -> Path:
+def make_metrics_directory(state_directory: Path) -> None:
     """Emptied once here, before any worker starts: files of an earlier run would be counted again."""
-    directory = state_directory / "run" / "metrics"
+    directory = (state_directory / SOCKET_NAME).parent / METRICS_DIRECTORY
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, mode=0o700)
-    return directory
 
 
 def main() -> None:
@@ -129,17 +133,15 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = listen(config.service.host, config.service.port)
     try:
-        directory = metrics_directory(Path(config.state_directory))
+        make_metrics_directory(Path(config.state_directory))
     except OSError as error:
         sys.exit(f"ingest: PERSISTENCE_STATE_DIR = {config.state_directory}: {error.strerror}")
-    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 -- our own interpreter and module
             [sys.executable, "-m", "ingest.worker", str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
-            env=environ,
             # The child must not inherit the blocked signals.
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for),  # noqa: PLW1509 -- no threads here
         )

@@ -13,7 +13,7 @@ import falcon.asgi
 from ingest import openapi, resources
 from ingest.forwarder import Forwarder
 from ingest.guard import App, Guard
-from ingest.metrics import RequestMetrics, exposition
+from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
 from shared.config import Service
 from shared.records import KINDS
@@ -34,7 +34,7 @@ class ForwarderLifespan:
         await self._forwarder.close()
 
 
-def create_app(forwarder: Forwarder, service: Service, *, max_records: int) -> App:
+def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int) -> App:
     """Every path of the contract. The forwarder starts and ends with the application's lifespan."""
     health = resources.Health(forwarder, time.monotonic())
     table: dict[str, object] = {
@@ -46,7 +46,7 @@ def create_app(forwarder: Forwarder, service: Service, *, max_records: int) -> A
         "/": resources.Liveness(),
         "/health": health,
         "/ready": resources.Ready(health),
-        "/metrics": resources.Metrics(forwarder, exposition),
+        "/metrics": resources.Metrics(forwarder, metrics.exposition),
         "/openapi.json": resources.OpenApi(openapi.document(max_records)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),
         "/api/v1/persistence/stats": resources.Stats(forwarder),
@@ -68,7 +68,7 @@ def create_app(forwarder: Forwarder, service: Service, *, max_records: int) -> A
         auth_token=service.auth_token,
         protected_mode=service.protected_mode,
         max_body_bytes=service.max_body_bytes,
-        observe=RequestMetrics().observe,
+        observe=metrics.observe,
     )
 
 

@@ -75,6 +75,7 @@ class Forwarder:
         self._committing: dict[int, asyncio.Future[bool]] = {}
         self._in_flight_bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._unsent: list[bytes] = []
         self._runner: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -151,14 +152,21 @@ class Forwarder:
         self._pending[seq] = Pending(parts, size, self._loop.time() + timeout_s, answer)
         self._in_flight_bytes += size
         if self._transport is not None:
-            for part in parts:
-                self._transport.write(part)
+            if not self._unsent:
+                self._loop.call_soon(self._send)
+            self._unsent += parts
         try:
             return await answer
         finally:
             if self._pending.pop(seq, None) is not None:
                 self._in_flight_bytes -= size
                 self._admit()
+
+    def _send(self) -> None:
+        """What one turn of the loop has brought goes with one system call, and wakes the flusher once."""
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.writelines(unsent)
 
     async def _window(self, size: int) -> None:
         """Waits, first come first served, until `size` more bytes may be under way."""
@@ -213,9 +221,9 @@ class Forwarder:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._unsent.clear()
         for pending in self._pending.values():
-            for part in pending.parts:
-                transport.write(part)
+            transport.writelines(pending.parts)
 
     def connection_lost(self) -> None:
         if self._transport is not None:

@@ -1,7 +1,7 @@
 """The outermost ASGI layer: what a request must pass before a byte of its body is read, and how it is read.
 
-Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body, with a
-deadline, counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
+Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body,
+counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
 on in the scope, so that nothing behind has to know how it came.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ingest.resources import Problem
@@ -26,12 +26,13 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready"))
 """Answered without a token: what load balancers and supervisors ask."""
-BODY_DEADLINE_S = 30.0
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
-_JSON_HEADERS = (b"content-type", b"application/json")
+_JSON = b"application/json"
+_GZIP = (b"gzip", b"x-gzip")
+_ENCODINGS = (b"identity", *_GZIP)
 
 
 class ClientGone(Exception):
@@ -51,7 +52,6 @@ class Guard:
         auth_token: str | None,
         protected_mode: bool,
         max_body_bytes: int,
-        body_deadline_s: float = BODY_DEADLINE_S,
         max_reading_bytes: int = MAX_READING_BYTES,
         observe: Callable[[str, int, float], None],
         clock: Callable[[], float] = time.perf_counter,
@@ -62,7 +62,6 @@ class Guard:
         self._authorization = None if auth_token is None else b"Bearer " + auth_token.encode()
         self._protected = protected_mode and auth_token is None
         self._max_body_bytes = max_body_bytes
-        self._body_deadline_s = body_deadline_s
         self._max_reading_bytes = max_reading_bytes
         self._observe = observe
         self._clock = clock
@@ -118,7 +117,7 @@ class Guard:
             scheme, _, token = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(b"Bearer " + token.strip(), self._authorization):
                 raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
-        elif self._protected and not is_loopback(scope.get("client")):
+        elif self._protected and scope["client"] is not None and not is_loopback(scope["client"][0]):
             raise Problem(
                 403,
                 "PROTECTED_MODE",
@@ -139,12 +138,11 @@ class Guard:
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""
-        content_type, _, parameters = headers.get(b"content-type", b"application/json").lower().partition(b";")
-        charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-        if content_type.strip() != b"application/json" or charset not in (b"", b"utf-8", b"utf8"):
+        content_type = headers.get(b"content-type", _JSON)
+        if content_type != _JSON and not is_json(content_type):
             raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"identity", b"gzip", b"x-gzip"):
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity" and encoding.strip().lower() not in _ENCODINGS:
             raise Problem(
                 415,
                 "UNSUPPORTED_ENCODING",
@@ -155,7 +153,7 @@ class Guard:
         declared = int(length) if length is not None else None  # the HTTP parser lets only digits through
         if declared is not None and declared > self._max_body_bytes:
             raise self._too_large()
-        return encoding != b"identity", declared
+        return encoding.strip().lower() in _GZIP, declared
 
     def _reserve(self, declared: int | None) -> int:
         """Counts the body in before it is read; a chunked one with the most it may be."""
@@ -167,28 +165,8 @@ class Guard:
         return size
 
     async def _read(self, receive: Receive, declared: int | None) -> bytes:
-        """The whole body, within the deadline. Raises: Problem, ClientGone."""
-        task = asyncio.current_task()
-        assert task is not None
-        expired = False
-
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._body_deadline_s, expire)
-        try:
-            body = await self._read_parts(receive)
-        except asyncio.CancelledError:
-            if not expired:
-                raise
-            if sys.version_info >= (3, 11):
-                task.uncancel()
-            detail = f"the body did not come within {self._body_deadline_s:g} s"
-            raise Problem(408, "BODY_TOO_SLOW", detail) from None
-        finally:
-            timer.cancel()
+        """The whole body; the protocol below sees to it that it comes in time. Raises: Problem, ClientGone."""
+        body = await self._read_parts(receive)
         if declared is not None and len(body) != declared:
             raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {len(body)} came")
         return body
@@ -218,16 +196,22 @@ async def _nothing_left() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def is_loopback(client: Any) -> bool:
-    """Whether an ASGI client address is this machine; a Unix socket's peer (no address) is."""
-    if client is None:
-        return True
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """Whether a peer's address is this machine's own."""
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+def is_json(content_type: bytes) -> bool:
+    """application/json, in UTF-8 if it says so."""
+    name, _, parameters = content_type.lower().partition(b";")
+    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
+    return name.strip() == _JSON and charset in (b"", b"utf-8", b"utf8")
 
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:
@@ -247,7 +231,7 @@ def gunzip(body: bytes, max_bytes: int) -> bytes:
 async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:
     """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
     closing with unread bytes would reset the connection, and the client would never see why."""
-    headers = [_JSON_HEADERS, (b"content-length", b"%d" % len(problem.body))]
+    headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     if unread:
         headers.append((b"connection", b"close"))

@@ -1,69 +1,105 @@
 """Prometheus metrics of the whole node, whichever worker answers.
 
-Every worker's request counters lie in files of prometheus_client's multiprocess mode, in a directory that the ingest
-parent empties once at its start; the flusher's figures come with its stats document.
+Every worker counts in plain numbers and publishes them about once a second as a small file in a directory that the
+ingest parent empties at its start; an exposition adds up the files, those of ended workers included, since a counter
+must not fall. (prometheus_client's multiprocess mode does the same with a system call for every count.) The flusher's
+figures come with its stats document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from shared import VERSION
 
-_BUCKETS_S = (
-    50e-6,
-    100e-6,
-    200e-6,
-    400e-6,
-    800e-6,
-    1.6e-3,
-    3.2e-3,
-    6.4e-3,
-    12.8e-3,
-    25.6e-3,
-    0.1,
-    0.5,
-    1.0,
-    5.0,
-    10.0,
-)
+_BUCKETS_S = (50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 0.1, 0.5, 1.0, 5.0, 10.0)
 _PREFIX = "persistence"
+METRICS_DIRECTORY = "metrics"
+"""Beside the flusher's socket."""
+
+
+class Counts(msgspec.Struct):
+    """One worker's requests: by path and status, and by path the durations in buckets and their sum in seconds."""
+
+    requests: dict[str, dict[int, int]] = {}
+    durations: dict[str, list[int]] = {}
+    seconds: dict[str, float] = {}
 
 
 class RequestMetrics:
-    """Counts requests; children are kept, since labels() costs more than inc()."""
-
-    def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self._requests = Counter(
-            f"{_PREFIX}_http_requests", "Requests answered.", ("path", "status"), registry=registry
-        )
-        self._duration = Histogram(
-            f"{_PREFIX}_http_request_duration_seconds",
-            "From the request's header to the last byte of its answer.",
-            ("path",),
-            buckets=_BUCKETS_S,
-            registry=registry,
-        )
-        self._count: dict[tuple[str, int], Any] = {}
-        self._observe: dict[str, Any] = {}
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = directory / f"{os.getpid()}.json"
+        self._counts = Counts()
+        self._published = b""
 
     def observe(self, path: str, status: int, duration_s: float) -> None:
+        counts = self._counts
         try:
-            self._count[path, status].inc()
-            self._observe[path].observe(duration_s)
+            counts.requests[path][status] += 1
+            counts.durations[path][bisect_left(_BUCKETS_S, duration_s)] += 1
+            counts.seconds[path] += duration_s
         except KeyError:
-            self._count[path, status] = self._requests.labels(path, str(status))
-            self._observe.setdefault(path, self._duration.labels(path))
+            counts.requests.setdefault(path, {}).setdefault(status, 0)
+            counts.durations.setdefault(path, [0] * (len(_BUCKETS_S) + 1))
+            counts.seconds.setdefault(path, 0.0)
             self.observe(path, status, duration_s)
+
+    def publish(self) -> None:
+        """Writes the file if anything was counted since; whole or not at all. Blocks for well under a millisecond."""
+        data = msgspec.json.encode(self._counts)
+        if data != self._published:
+            fresh = self._file.with_suffix(".new")
+            fresh.write_bytes(data)
+            fresh.replace(self._file)
+            self._published = data
+
+    def exposition(self, stats: dict[str, Any] | None) -> bytes:
+        """The text format: all workers' counts, and the flusher's `stats` (None: it does not answer)."""
+        self.publish()
+        counts = [msgspec.json.decode(path.read_bytes(), type=Counts) for path in self._directory.glob("*.json")]
+        registry = CollectorRegistry()
+        registry.register(RequestCollector(counts))
+        registry.register(FlusherCollector(stats))
+        return generate_latest(registry)
+
+
+class RequestCollector:
+    def __init__(self, counts: Iterable[Counts]) -> None:
+        self._counts = list(counts)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(f"{_PREFIX}_http_requests", "Requests answered.", labels=["path", "status"])
+        durations = HistogramMetricFamily(
+            f"{_PREFIX}_http_request_duration_seconds",
+            "From the request's header to the last byte of its answer.",
+            labels=["path"],
+        )
+        for path in sorted({path for counts in self._counts for path in counts.requests}):
+            having = [counts for counts in self._counts if path in counts.requests]
+            for status in sorted({status for counts in having for status in counts.requests[path]}):
+                total = sum(counts.requests[path].get(status, 0) for counts in having)
+                requests.add_metric([path, str(status)], total)
+            buckets: list[tuple[str, float]] = []
+            cumulated = 0
+            for index, bound in enumerate((*_BUCKETS_S, "+Inf")):
+                cumulated += sum(counts.durations[path][index] for counts in having)
+                buckets.append((str(bound), cumulated))
+            durations.add_metric([path], buckets, sum(counts.seconds[path] for counts in having))
+        yield requests
+        yield durations
 
 
 class FlusherCollector:
-    """The flusher's stats document as metrics; persistence_up is 0 where there is none."""
+    """The flusher's stats document as metrics; persistence_flusher_up is 0 where there is none."""
 
     def __init__(self, stats: dict[str, Any] | None) -> None:
         self._stats = stats
@@ -113,14 +149,6 @@ class FlusherCollector:
         statements = CounterMetricFamily(f"{_PREFIX}_database_statements", "Statements sent to the database.")
         statements.add_metric([], stats["performance"]["statements"])
         yield statements
-
-
-def exposition(stats: dict[str, Any] | None) -> bytes:
-    """The text format. Blocks for some milliseconds."""
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    registry.register(FlusherCollector(stats))
-    return generate_latest(registry)
 
 
 def _gauge(name: str, text: str, value: float, labels: dict[str, str] | None = None) -> GaugeMetricFamily:

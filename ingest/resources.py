@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 
 import falcon
@@ -28,7 +29,6 @@ LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", 
 REASONS = {
     Reason.JOURNAL_FULL: "the journal is full: the database takes less than arrives",
     Reason.JOURNAL_NOT_WRITABLE: "the journal cannot be written",
-    Reason.STOPPING: "the flusher is stopping",
 }
 
 
@@ -51,6 +51,17 @@ class Problem(Exception):
         document: dict[str, Any] = {"detail": detail, "error_code": code}
         document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
         self.body = orjson.dumps({**(more or {}), **document})
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> bytes:
+    return (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S").encode()
+
+
+def timestamp(arrival: int) -> bytes:
+    """µs since 1970 UTC as ISO 8601. strftime() for every answer would cost more than its validation."""
+    seconds, fraction = divmod(arrival, 1_000_000)
+    return b"%b.%06dZ" % (_second(seconds), fraction)
 
 
 def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
@@ -110,13 +121,8 @@ class Batch:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
             raise unavailable(error) from error
-        moment = (EPOCH + timedelta(microseconds=arrival)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        response.status = 200 if status == "committed" else 202
-        response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (
-            status.encode(),
-            count,
-            moment.encode(),
-        )
+        response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
+        response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
 
     @staticmethod
     def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:
@@ -137,7 +143,7 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
-            detail = f"{len(error.errors)} of the records are invalid; nothing of the request is stored"
+            detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         return len(records)
 

@@ -18,13 +18,15 @@ import uvloop
 
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
+from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
+from ingest.protocol import Protocol, sweep
 from shared import logs
 from shared.config import load_or_exit
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
 
-KEEP_ALIVE_S = 75
+SWEEP_S = 1.0
 GRACEFUL_S = 15
 """How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
 
@@ -41,8 +43,22 @@ class _Orphaned(asyncio.Protocol):
             self._server.should_exit = True
 
 
-async def serve(server: uvicorn.Server, listener: socket.socket) -> None:
+async def serve(server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics) -> None:
     loop = asyncio.get_running_loop()
+
+    def tick() -> None:
+        sweep(server.server_state.connections, loop.time())
+        if server.should_exit:
+            # uvicorn has told all but those that were being accepted at that moment.
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+        try:
+            metrics.publish()
+        except OSError as error:
+            log.error("metrics: %s: %s", error.filename, error.strerror)
+        loop.call_later(SWEEP_S, tick)
+
+    tick()
     await loop.connect_read_pipe(lambda: _Orphaned(server), sys.stdin)
     gc.collect()
     gc.freeze()
@@ -58,22 +74,22 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     socket_path = Path(config.state_directory, SOCKET_NAME)
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
-    app = create_app(forwarder, config.service, max_records=config.buffer.max_batch_size)
+    metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
+    app = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # a caller must not be able to say that it is on this machine
-            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACEFUL_S,
         )
     )
-    uvloop.run(serve(server, listener))
+    uvloop.run(serve(server, listener, metrics))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 . "$(dirname "$0")/lib.sh"
 
 need_packages mariadb-server-core mariadb-client-core
+for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
+    command -v $program >/dev/null || need_packages $program
+done
 need_python client dev
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .

@@ -136,6 +136,8 @@ ENVIRONMENT: dict[str, str] = {
     "LOGGING_FORMAT": "logging.format",
     "LOGGING_FILE": "logging.file",
 }
+MAY_BE_EMPTY = {"DB_PASSWORD", "LOGGING_FILE"}
+"""Variables for which empty is a value; any other that is empty counts as unset."""
 _VARIABLE = {key: name for name, key in ENVIRONMENT.items()}
 
 
@@ -150,7 +152,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     values, source = _read(Path(named or DEFAULT_FILE), required=named is not None)
     for variable, key in ENVIRONMENT.items():
         text = environ.get(variable)
-        if text:
+        if text or (text is not None and variable in MAY_BE_EMPTY):
             section, name = key.split(".")
             values.setdefault(section, {})[name] = text
             source[key] = variable

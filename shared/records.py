@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
-from operator import itemgetter
+from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
@@ -107,6 +107,8 @@ KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 
 _LIST_TYPE: dict[int, Any] = {kind.code: list[kind.record] for kind in KINDS}  # type: ignore[name-defined]
 _TIMES = {kind.code: kind.fields_of(msgspec.inspect.DateTimeType) for kind in KINDS}
+# With one name alone attrgetter() would return no tuple.
+_TIMES_OF = {kind.code: attrgetter(*_TIMES[kind.code], *_TIMES[kind.code][:1]) for kind in KINDS}
 _INTEGERS = {kind.code: kind.fields_of(msgspec.inspect.IntType) for kind in KINDS}
 _FLOATS = {kind.code: kind.fields_of(msgspec.inspect.FloatType) for kind in KINDS}
 _CHOICES = {
@@ -149,16 +151,16 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     if not 1 <= len(items) <= max_records:
         message = f"takes 1 to {max_records} records, {len(items)} were sent"
         raise InvalidRecord([FieldError(kind.name, message)])
-    errors: list[tuple[int, FieldError]] = []
+    latest = now + timedelta(seconds=max_clock_skew_s)
     try:
-        records: dict[int, Record] = dict(enumerate(msgspec.convert(items, _LIST_TYPE[kind.code])))
+        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
     except (msgspec.ValidationError, RecursionError):
-        records, errors = _convert_each(kind, items)
-    errors += _limit_errors(kind, records, now + timedelta(seconds=max_clock_skew_s), len(body))
-    if errors:
-        errors.sort(key=itemgetter(0))
-        raise InvalidRecord([error for _, error in errors[:MAX_ERRORS]])
-    return list(records.values())
+        records = []
+    if not records or not _is_plain(kind, records, latest):
+        records, errors = _convert_each(kind, items, latest, small=len(body) < _SMALL_BODY_BYTES)
+        if errors:
+            raise InvalidRecord(errors)
+    return records
 
 
 def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
@@ -170,10 +172,10 @@ def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     try:
         return msgspec.convert(items, _LIST_TYPE[kind.code])  # type: ignore[no-any-return]
     except msgspec.ValidationError:
-        records, errors = _convert_each(kind, items)
+        records, errors = _convert_each(kind, items, None, small=True)
         if errors:
-            raise InvalidRecord([error for _, error in errors]) from None
-        return list(records.values())
+            raise InvalidRecord(errors) from None
+        return records
 
 
 def decode_raw(kind: Kind, body: bytes | memoryview) -> list[Any]:
@@ -199,27 +201,33 @@ def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:
     return items
 
 
-def _convert_each(kind: Kind, items: list[Any]) -> tuple[dict[int, Record], list[tuple[int, FieldError]]]:
-    """Returns: the valid records and the errors, both by index; it ends at the last error that is listed."""
-    records: dict[int, Record] = {}
-    errors: list[tuple[int, FieldError]] = []
+def _convert_each(
+    kind: Kind, items: list[Any], latest: datetime | None, *, small: bool
+) -> tuple[list[Record], list[FieldError]]:
+    """Every record alone, so that each that is wrong can be named; `latest` None: limits were checked before."""
+    records: list[Record] = []
+    errors: list[FieldError] = []
     for index, item in enumerate(items):
+        where = f"{kind.name}[{index}]"
         try:
-            records[index] = msgspec.convert(_relaxed(kind, item), kind.record)
+            record = msgspec.convert(_relaxed(kind, item), kind.record)
         except msgspec.ValidationError as error:
-            errors.append((index, _field_error(kind, index, str(error))))
+            errors.append(_field_error(kind, where, str(error)))
         except RecursionError:
-            errors.append((index, FieldError(f"{kind.name}[{index}]", f"is nested over {MAX_JSON_DEPTH} deep")))
-        if len(errors) == MAX_ERRORS:
+            errors.append(FieldError(where, f"is nested over {MAX_JSON_DEPTH} deep"))
+        else:
+            records.append(record)
+            if latest is not None:
+                errors += _limit_errors(kind, record, where, latest, small=small)
+        if len(errors) >= MAX_ERRORS:
             break
-    return records, errors
+    return records, errors[:MAX_ERRORS]
 
 
-def _field_error(kind: Kind, index: int, message: str) -> FieldError:
+def _field_error(kind: Kind, prefix: str, message: str) -> FieldError:
     """msgspec says "what - at `$.path`"; a missing field it names in the text."""
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`")
-    prefix = f"{kind.name}[{index}]"
     choices = _CHOICES[kind.code].get(path.removeprefix("."))
     if choices and what.startswith("Invalid enum value"):
         return FieldError(prefix + path, f"must be one of {', '.join(choices)}")
@@ -252,8 +260,7 @@ def _relaxed(kind: Kind, item: Any) -> Any:
 
 
 def _relaxed_time(value: str) -> str:
-    """Changes only what msgspec does not take: where both do, they differ in how they round nanoseconds, and a record
-    must not read differently because of those beside it."""
+    """Other forms of ISO 8601 in the one that msgspec takes; what it takes already is left to it, rounding included."""
     try:
         msgspec.convert(value, datetime)
     except msgspec.ValidationError:
@@ -264,31 +271,40 @@ def _relaxed_time(value: str) -> str:
     return value
 
 
-def _limit_errors(
-    kind: Kind, records: dict[int, Record], latest: datetime, body_bytes: int
-) -> list[tuple[int, FieldError]]:
-    """What no type can say: years that DATETIME holds, the clock of the sender, objects that fit their column."""
-    errors: list[tuple[int, FieldError]] = []
-    latest_naive = utc(latest)
-    times = _TIMES[kind.code]
+def _is_plain(kind: Kind, records: list[Record], latest: datetime) -> bool:
+    """Whether nothing in the records needs the closer look of _limit_errors(); most never do."""
+    times_of = _TIMES_OF[kind.code]
     objects = _OBJECTS[kind.code]
-    for index, record in records.items():
-        for name in times:
-            time: datetime | None = getattr(record, name)
-            if time is None:
-                continue
-            if not 1000 < time.year < 9999 and not _fits_datetime(time):
-                message = "must lie between the years 1000 and 9999, in UTC"
-                errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
-            elif name == "updated_at" and time > (latest if time.tzinfo else latest_naive):
-                message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
-                errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
+    for record in records:
+        for time in times_of(record):
+            if time is not None and not 1000 < time.year < 9999:
+                return False
+        updated_at = record.updated_at
+        if updated_at is not None and (updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC)) > latest:
+            return False
         for name in objects:
-            value = getattr(record, name)
-            if value:
-                message = _object_error(value, small=body_bytes < _SMALL_BODY_BYTES)
-                if message:
-                    errors.append((index, FieldError(f"{kind.name}[{index}].{name}", message)))
+            if getattr(record, name):
+                return False
+    return True
+
+
+def _limit_errors(kind: Kind, record: Record, where: str, latest: datetime, *, small: bool) -> list[FieldError]:
+    """What no type can say: years that DATETIME holds, the clock of the sender, objects that fit their column."""
+    errors: list[FieldError] = []
+    for name in _TIMES[kind.code]:
+        time: datetime | None = getattr(record, name)
+        if time is None:
+            continue
+        if not _fits_datetime(time):
+            errors.append(FieldError(f"{where}.{name}", "must lie between the years 1000 and 9999, in UTC"))
+        elif name == "updated_at" and utc(time) > utc(latest):
+            message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
+            errors.append(FieldError(f"{where}.{name}", message))
+    for name in _OBJECTS[kind.code]:
+        value = getattr(record, name)
+        message = _object_error(value, small=small) if value else ""
+        if message:
+            errors.append(FieldError(f"{where}.{name}", message))
     return errors
 
 

@@ -71,7 +71,6 @@ class Reason(IntEnum):
 
     JOURNAL_FULL = 1
     JOURNAL_NOT_WRITABLE = 2
-    STOPPING = 3
 
 
 class ProtocolError(Exception):

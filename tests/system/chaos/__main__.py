@@ -1,0 +1,202 @@
+"""`python -m tests.system.chaos`: starts the service, loads it, breaks it, heals it, compares, and says the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import Any
+
+import orjson
+import uvloop
+
+from tests.support.service import wait_until
+from tests.system.chaos import report as reports
+from tests.system.chaos.faults import KINDS, Faults, schedule
+from tests.system.chaos.load import Load, percentiles
+from tests.system.chaos.model import TABLES, Differences, Model, compare
+from tests.system.chaos.service import Service
+
+QUIET_S = 3.0
+"""Before the faults, and after them."""
+HEAL_S = 90.0
+FLUSH_S = 120.0
+
+
+async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(64))
+    say(f"seed {options.seed}, state in {service.directory}")
+    kinds = dict(KINDS)
+    if not service.mount_journal():
+        say("no small disk can be mounted for the journal: no disk gets full, more often its quota is reached")
+        share, _, _ = kinds.pop("disk full")
+        kinds["journal full"] = (kinds["journal full"][0] + share, 0, 0)
+    await asyncio.to_thread(service.start)
+    say("service started")
+
+    model = Model(datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1))
+    load = Load(model, service.port, options.seed, service.directory, clients=options.clients, rate=options.rate)
+    faults = Faults(service, load)
+    figures = load.figures
+    load.start()
+    await asyncio.sleep(QUIET_S)
+
+    say("faults begin")
+    figures.phase = "faults"
+    began_at = time.monotonic()
+    progress = loop.create_task(say_progress(faults, model, options.faults))
+    await faults.run(options.faults, schedule(options.seed, options.per_second, kinds))
+    progress.cancel()
+    faults_s = time.monotonic() - began_at
+    say("faults have ended")
+    healed = await asyncio.to_thread(until, service.is_healthy, HEAL_S)
+    figures.phase = "quiet"
+    say("healthy again" if healed else "NOT healthy again")
+    await asyncio.sleep(QUIET_S)
+    undelivered = await load.stop(HEAL_S)
+
+    flushed = await asyncio.to_thread(service.flush, FLUSH_S)
+    say("flushed" if flushed else "NOT flushed")
+    differences = Differences()
+    for kind in TABLES:
+        await asyncio.to_thread(lambda kind=kind: compare(model, kind, service.rows(kind), differences))
+    say(f"{differences.rows} rows compared")
+    await asyncio.to_thread(service.stop)
+    say("stopped")
+    await asyncio.to_thread(until, lambda: not service.processes(), 10.0)
+    report = {
+        "seed": options.seed,
+        "fsync": options.fsync,
+        "clients": options.clients,
+        "seconds": {"faults": round(faults_s, 1)},
+        "faults": {
+            "asked": options.faults,
+            "hit": faults.hits.total(),
+            "missed": faults.missed.total(),
+            "by_kind": dict(faults.hits),
+        },
+        "records": {
+            "acknowledged": model.records_acknowledged,
+            "keys": sum(model.keys(kind) for kind in TABLES),
+            "rows": differences.rows,
+        },
+        "requests": {
+            "sent": figures.requests,
+            "refused": dict(figures.refused),
+            "unanswered": figures.unanswered,
+            "committed": figures.committed,
+            "wrong": dict(figures.wrong),
+        },
+        "longest_gap_ms": round(1000 * figures.longest_gap_s),
+        "latency_ms": {
+            "POST answered 202": {phase: percentiles(values) for phase, values in figures.posts.items()},
+            "batch with its repetitions": {phase: percentiles(values) for phase, values in figures.accepted.items()},
+        },
+        "must_be_zero": {
+            "lost": differences.lost,
+            "stale": differences.stale,
+            "duplicated": differences.duplicated,
+            "unexpected": differences.unexpected,
+            "dead_letters": service.dead_letters(),
+            "journaled_entries_left": service.journaled_entries(),
+            "processes_left": len(service.processes()),
+            "requests_never_acknowledged": undelivered,
+            "wrong_answers": sum(figures.wrong.values()),
+            "tracebacks": service.tracebacks(),
+        },
+        "segments_set_aside": service.set_aside(),
+        "healed": healed,
+        "flushed": flushed,
+        "examples": differences.examples,
+    }
+    report["problems"] = reports.problems(report)
+    return report
+
+
+async def say_progress(faults: Faults, model: Model, asked: int) -> None:
+    while True:
+        await asyncio.sleep(15)
+        say(f"{faults.hits.total()} of {asked} faults, {model.records_acknowledged} records acknowledged")
+
+
+def until(condition: Any, timeout_s: float) -> bool:
+    try:
+        wait_until(condition, timeout_s)
+    except AssertionError:
+        return False
+    return True
+
+
+_started_at = time.monotonic()
+
+
+def say(what: str) -> None:
+    print(f"{time.monotonic() - _started_at:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="chaos.sh", description="breaks the running service, then looks for losses")
+    parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many (60)")
+    parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeats a schedule (random)")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="writes the report there too")
+    parser.add_argument("--per-second", type=float, default=2.5, help="faults a second (2.5)")
+    parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
+    parser.add_argument("--clients", type=int, default=6, help="clients (6)")
+    parser.add_argument("--fsync", choices=("always", "interval", "never"), help="journal.fsync (by the seed)")
+    parser.add_argument("--keep", action="store_true", help="keeps the state directory, as a bad verdict does")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = SystemRandom().randrange(1_000_000)
+    if options.fsync is None:
+        options.fsync = Random(options.seed).choice(("always", "interval"))
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+    service = Service(directory, fsync=options.fsync)
+    keep = True
+    # A polite end of the harness takes everything that it has started with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        report = uvloop.run(run(service, options))
+        if options.json is not None:
+            options.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+        print(reports.text(report))
+        keep = options.keep or bool(report["problems"])
+        return 1 if report["problems"] else 0
+    finally:
+        end_processes(service)
+        if keep:
+            say(f"kept: {directory}")
+            if service.mounted:
+                shutil.copytree(service.journal, directory / "journal.kept")
+        service.unmount_journal()
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def end_processes(service: Service) -> None:
+    for _ in range(3):
+        for pid in service.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if until(lambda: not service.processes(), 2.0):
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

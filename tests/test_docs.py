@@ -1,0 +1,283 @@
+"""The documents are held to the code: what they show is run again, what they name exists.
+
+A console block is `$ command` lines, each followed by what it printed. A command goes on over the lines of an open
+single quote. Values that differ from run to run are named in VARYING; all others must be as shown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.config import ENVIRONMENT, SECTIONS
+from shared.records import KINDS
+from shared.wire import Reason
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, Service, wait_until
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+API = ROOT / "docs" / "API.md"
+DATA_MODELS = ROOT / "docs" / "DATA_MODELS.md"
+ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
+DEPLOYMENT = ROOT / "docs" / "DEPLOYMENT.md"
+
+VARYING = {
+    "timestamp",
+    "last_flush",
+    "last_flush_time",
+    "duration_ms",
+    "average_flush_duration_ms",
+    "uptime_seconds",
+    "capacity",
+}
+"""Compared by type, and for times by form."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples(document: Path) -> Iterator[tuple[str, str]]:
+    """Every command of the console blocks, with the output shown for it."""
+    for block in re.findall(r"^```console\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+        command: list[str] = []
+        output: list[str] = []
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                if command:
+                    yield "\n".join(command), "\n".join(output)
+                command, output = [line[2:]], []
+            elif "\n".join(command).count("'") % 2:
+                command.append(line)
+            else:
+                output.append(line)
+        yield "\n".join(command), "\n".join(output)
+
+
+def parsed(output: str) -> Any:
+    """JSON, and the status that curl prints behind it; any other text as it is."""
+    document, _, status = output.rpartition(" ")
+    for text, code in ((document, status), (output, "")):
+        try:
+            return {"body": json.loads(text), "status": code}
+        except ValueError:
+            pass
+    return output
+
+
+def differences(shown: Any, got: Any, where: str = "") -> Iterator[str]:
+    """What is not as shown, in words."""
+    name = where.rpartition(".")[2]
+    if isinstance(shown, dict) and isinstance(got, dict):
+        if list(shown) != list(got):
+            yield f"{where}: keys {list(shown)} are shown, {list(got)} came"
+        for key in shown.keys() & got.keys():
+            yield from differences(shown[key], got[key], f"{where}.{key}")
+    elif name in VARYING:
+        if isinstance(shown, str) and isinstance(got, str):
+            if not (_TIME.fullmatch(shown) and _TIME.fullmatch(got)):
+                yield f"{where}: {shown!r} and {got!r} are not times of one form"
+        elif type(shown) is not type(got):
+            yield f"{where}: {shown!r} is shown, {got!r} came"
+    elif shown != got:
+        yield f"{where}: {shown!r} is shown, {got!r} came"
+
+
+@pytest.mark.parametrize("document", [README, API], ids=lambda path: path.name)
+def test_every_command_shown_prints_what_is_shown(
+    document: Path, start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    # Only a flush that the document asks for may change the figures.
+    service = start_service(mariadb, database, BUFFER_FLUSH_INTERVAL=3600)
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    wrong = []
+    for command, shown in examples(document):
+        real = command.replace("http://127.0.0.1:8001", f"http://127.0.0.1:{service.port}")
+        real = real.replace("--socket=var/mysql/mysqld.sock", f"--socket={mariadb.socket}")
+        real = real.replace(" ai_terminal ", f" {database} ")
+        done = subprocess.run(
+            ["bash", "-c", real], cwd=ROOT, env=service.environ, capture_output=True, text=True, timeout=60
+        )
+        got = (done.stdout + done.stderr).rstrip("\n")
+        wrong += [f"{command.splitlines()[0]}\n  {text}" for text in differences(parsed(shown), parsed(got))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("document", [README, API], ids=lambda path: path.name)
+def test_every_endpoint_is_shown_with_a_curl(document: Path, service: Service) -> None:
+    known = set(service.get("/openapi.json").json["paths"])
+    called = set()
+    for command, _ in examples(document):
+        called |= set(re.findall(r"http://127\.0\.0\.1:8001(/[^ ?']*)", command))
+    if document is README:
+        assert called == known
+    named = set(re.findall(r"`(?:GET|POST) (/[^ `]*)`", API.read_text()))
+    assert named == known
+
+
+def rows(document: Path) -> Iterator[list[str]]:
+    """The cells of every table row."""
+    for line in document.read_text().splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_configuration_table_has_every_key_with_its_variable_and_default() -> None:
+    variables = {key: name for name, key in ENVIRONMENT.items()}
+    expected = {}
+    for section, section_type in SECTIONS.items():
+        for field in section_type.__struct_fields__:
+            key = f"{section}.{field}"
+            expected[key] = [variables[key], default_in_words(key, getattr(section_type(), field))]
+    shown = {cells[0]: cells[1:3] for cells in rows(README) if cells[0].partition(".")[0] in SECTIONS}
+    assert shown == expected
+
+
+def default_in_words(key: str, default: Any) -> str:
+    if key == "journal.directory":
+        return "var/journal"  # follows PERSISTENCE_STATE_DIR
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ", ".join(default)
+    return {None: "none", "": '""'}.get(default, str(default))
+
+
+def test_every_key_is_explained_in_the_configuration_file() -> None:
+    text = (ROOT / "config" / "config.yaml").read_text()
+    explained = set(re.findall(r"^ +(?:# )?(\w+):", text, re.MULTILINE))
+    assert {key for section in SECTIONS.values() for key in section.__struct_fields__} <= explained
+    assert set(ENVIRONMENT) <= set(re.findall(r"[A-Z]+(?:_[A-Z]+)+", text))
+
+
+def sources(*packages: str) -> str:
+    """The program text, with string literals that stand behind each other joined into one."""
+    files = [path for package in packages for path in sorted((ROOT / package).iterdir()) if path.is_file()]
+    text = "\n".join(path.read_text() for path in files)
+    return re.sub(r"\"\s*\n\s*f?\"", "", text)
+
+
+def test_every_error_code_is_documented_and_every_documented_one_exists() -> None:
+    text = sources("ingest", "shared")
+    codes = set(re.findall(r"Problem\(\s*\d{3},\s*\"([A-Z_]+)\"", text))
+    codes |= set(re.findall(r"code=\"([A-Z_]+)\"", text)) | set(re.findall(r"\"error_code\":\"([A-Z_]+)\"", text))
+    codes |= set(re.findall(r"_UNAVAILABLE_RETRY_AFTER_S, \"([A-Z_]+)\"", text)) | {reason.name for reason in Reason}
+    documented = [cells[1].strip("`") for cells in rows(API) if re.fullmatch(r"\d{3}", cells[0])]
+    assert sorted(documented) == sorted(codes)
+
+
+def test_the_record_tables_have_every_field_with_its_column() -> None:
+    text = DATA_MODELS.read_text()
+    schema = (ROOT / "sql" / "schema.sql").read_text()
+    for kind in KINDS:
+        section = text.partition(f"**{kind.record.__name__}**")[2].partition("**")[0]
+        table = schema.partition(f"EXISTS {kind.table} (")[2].partition("PRIMARY KEY")[0]
+        columns = dict(re.findall(r"^ +(\w+) +([A-Z]+(?:\([\d,]+\))?)", table, re.MULTILINE))
+        shown = re.findall(r"^\| (\w+) \| .* \| (required|[^|]*) \| ([A-Z]+(?:\([\d,]+\))?)", section, re.MULTILINE)
+        fields = msgspec.structs.fields(kind.record)
+        assert [name for name, _, _ in shown] == [field.name for field in fields]
+        assert {name: column for name, _, column in shown} == {
+            name: column for name, column in columns.items() if name != "created_at"
+        }
+        assert {name for name, default, _ in shown if default == "required"} == {
+            field.name for field in fields if field.required
+        }
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    modules = {
+        f"{package}/{path.name}"
+        for package in ("shared", "ingest", "flusher")
+        for path in (ROOT / package).glob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert {cells[0].strip("`") for cells in rows(ARCHITECTURE) if cells[0].endswith(".py`")} == modules
+
+
+def test_the_messages_of_the_troubleshooting_are_printed_by_the_code() -> None:
+    text = sources("shared", "ingest", "flusher", "scripts")
+    section = DEPLOYMENT.read_text().partition("## Troubleshooting")[2]
+    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(messages) > 30
+    missing = []
+    for message in messages:
+        # A script's die() and the name before it are apart in the source; numbers and classes are filled in.
+        bare = re.sub(r"^run\.sh: |error \d+ …$|\((schema|read_only|storage)\)", "…", message)
+        parts = [re.escape(part.strip()) for part in bare.split("…") if part.strip(" :")]
+        if not re.search(r"[^\n]*".join(parts), text):
+            missing.append(message)
+    assert not missing
+
+
+def test_every_script_and_path_named_exists() -> None:
+    missing = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        named = set(re.findall(r"\./(scripts/[\w.-]+)", text))
+        named |= set(re.findall(r"`((?:shared|ingest|flusher|sql|config|tests|scripts)/[\w./-]*)`", text))
+        missing += [f"{document.name}: {path}" for path in sorted(named) if not (ROOT / path).exists()]
+    for path in (ROOT / "scripts").glob("*.sh"):
+        named = set(re.findall(r"\./(scripts/[\w.-]+)", path.read_text()))
+        missing += [f"{path.name}: {name}" for name in sorted(named) if not (ROOT / name).exists()]
+    texts = sources("shared", "ingest", "flusher", "config", "sql", "scripts")
+    texts += (ROOT / "supervisord.conf").read_text()
+    missing += [name for name in sorted(set(re.findall(r"docs/\w+\.md", texts))) if not (ROOT / name).exists()]
+    modules = {module for document in DOCUMENTS for module in re.findall(r"python -m ([\w.]+)", document.read_text())}
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
+            missing.append(f"python -m {module}")
+    assert not missing
+
+
+def test_the_layout_names_every_script() -> None:
+    scripts = {path.name for path in (ROOT / "scripts").glob("*.sh")} - {"lib.sh"}
+    layout = next(cells[1] for cells in rows(README) if cells[0] == "`scripts/`")
+    assert set(re.findall(r"`([\w.]+)`", layout)) == scripts
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_internal_link_leads_somewhere() -> None:
+    broken = []
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)]+)\)", _CODE_BLOCK.sub("", document.read_text())):
+            if link.startswith("https://"):
+                continue
+            name, _, fragment = link.partition("#")
+            target = (document.parent / name).resolve() if name else document
+            if not target.exists():
+                broken.append(f"{document.name}: {link}")
+            elif fragment:
+                text = _CODE_BLOCK.sub("", target.read_text())
+                if fragment not in {anchor(found) for found in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}:
+                    broken.append(f"{document.name}: {link}")
+    assert not broken
+
+
+def test_no_tracked_file_names_a_machine_or_a_registry() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    # Written in pieces, or this file would be the first to be found.
+    forbidden = re.compile(
+        r"/" + r"(?:work|home|root|Users)/\w"
+        r"|index" + r"-url|find" + r"-links|/simple" + r"/|py" + r"pi\.|files\.python" + r"hosted|arti" + r"factory"
+        r"|\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}:\d+",
+        re.IGNORECASE,
+    )
+    found = []
+    for name in listed.stdout.split("\0"):
+        path = ROOT / name
+        if name and path.is_file():
+            text = path.read_bytes().decode(errors="replace")
+            found += [f"{name}: {match[0]}" for match in forbidden.finditer(text)]
+    assert listed.stdout
+    assert not found
