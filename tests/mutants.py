@@ -151,10 +151,10 @@ BREAKS = (
     ),
     Break(
         "4 one merge rule",
-        "updated_at is assigned first",
+        "an older record sets updated_at back",
         "flusher/store.py",
-        'updates.append("updated_at=',
-        'updates.insert(0, "updated_at=',
+        "updated_at=GREATEST(updated_at,VALUES(updated_at))",
+        "updated_at=VALUES(updated_at)",
     ),
     Break(
         "4 one merge rule",
