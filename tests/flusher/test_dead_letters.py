@@ -168,13 +168,14 @@ def test_writers_that_append_at_the_same_time_do_not_mix_their_lines(path: Path)
 
 def test_a_writer_waits_for_the_lock_so_that_cap_and_torn_end_are_judged_alone(path: Path) -> None:
     dead_letters.append(path, [letter("a")], MAX_BYTES)
-    inode = path.stat().st_ino
+    lock = path.with_suffix(".lock")
+    inode = lock.stat().st_ino
 
     def somebody_waits() -> bool:
         lines = Path("/proc/locks").read_text().splitlines()
         return any("-> FLOCK" in line and f":{inode} " in line for line in lines)
 
-    with path.open("rb") as holder:
+    with lock.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         other = threading.Thread(target=dead_letters.append, args=(path, [letter("b")], MAX_BYTES))
         other.start()
