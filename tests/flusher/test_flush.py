@@ -49,8 +49,8 @@ def test_reaching_the_size_seals_the_segment_and_hands_it_over(tmp_path: Path) -
         assert node.writers.asked == []
         node.submit(b"three")
         await node.until(lambda: node.writers.written_bodies == [b"one", b"two", b"three"])
-        await node.until(lambda: not bodies_in(tmp_path))
-        assert node.figures.flushes == {"size": 1}
+        await node.until(lambda: node.figures.flushes == {"size": 1})
+        assert not bodies_in(tmp_path)
 
     run(test, tmp_path, policy=FlushPolicy(max_records=3, interval_s=3600.0))
 
