@@ -26,7 +26,7 @@ from tests.system.chaos.service import Service
 
 KINDS: dict[str, tuple[int, float, float]] = {
     # kind: how many in sixty, shortest and longest duration in seconds
-    "worker killed": (5, 0, 0),
+    "worker killed": (4, 0, 0),
     "worker stopped for a while": (4, 0.1, 1.5),
     "workers replaced": (2, 0, 0),
     "ingest killed": (2, 0, 0),
@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "database killed": (2, 0, 0),
     "database restarted": (1, 0, 0),
     "database stopped for a while": (3, 0.1, 2.0),
+    "everything restarted": (1, 0, 0),
     "tables locked": (3, 0.3, 2.5),
     "database connections killed": (5, 0, 0),
     "disk full": (3, 0.3, 2.0),
@@ -102,6 +103,7 @@ class Faults:
             "database killed": lambda fault: self._signal(fault, signal.SIGKILL, self._program("mariadb")),
             "database restarted": lambda fault: self._restart(fault, "mariadb"),
             "database stopped for a while": lambda fault: self._stop_for_a_while(fault, self._program("mariadb")),
+            "everything restarted": self._restart_all,
             "tables locked": self._lock_tables,
             "database connections killed": self._kill_database_connections,
             "disk full": self._fill_disk,
@@ -180,6 +182,11 @@ class Faults:
             if not await asyncio.to_thread(self._service.restart, program):
                 raise TargetMissing(fault.kind)
             self._hit(fault, program)
+
+    async def _restart_all(self, fault: Fault) -> None:
+        async with self._restarting:
+            await asyncio.to_thread(self._service.restart_all)
+            self._hit(fault)
 
     @asynccontextmanager
     async def _locked_tables(self) -> AsyncIterator[None]:
