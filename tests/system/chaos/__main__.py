@@ -28,8 +28,8 @@ from tests.system.chaos.service import Service
 
 QUIET_S = 3.0
 """Before the faults, and after them."""
-HEAL_S = 90.0
-FLUSH_S = 120.0
+HEAL_S = 60.0
+FLUSH_S = 60.0
 
 
 async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
