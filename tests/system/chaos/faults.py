@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "database connections killed": (5, 0, 0),
     "disk full": (3, 0.3, 2.0),
     "journal full": (1, 0, 0),
-    "request cut": (4, 0, 0),
+    "requests cut": (4, 0, 0),
     "client connections dropped": (4, 0, 0),
 }
 _WAIT_FOR_TARGET_S = 10.0
@@ -108,7 +108,7 @@ class Faults:
             "database connections killed": self._kill_database_connections,
             "disk full": self._fill_disk,
             "journal full": self._fill_journal,
-            "request cut": self._cut_request,
+            "requests cut": self._cut_requests,
             "client connections dropped": self._drop_connections,
         }
 
@@ -267,8 +267,8 @@ class Faults:
                 raise TargetMissing(fault.kind)
             self._hit(fault)
 
-    async def _cut_request(self, fault: Fault) -> None:
-        await self._load.cut_request(next(self._numbers), in_json=fault.choice < 0.5)
+    async def _cut_requests(self, fault: Fault) -> None:
+        await self._load.cut_requests(next(self._numbers), politely=fault.choice < 0.5)
         self._hit(fault)
 
     async def _drop_connections(self, fault: Fault) -> None:

@@ -26,6 +26,7 @@ REQUESTS_AT_ONCE = 3
 """By one client, each over its own connection."""
 ANSWER_S = 5.0
 """A client that has waited this long hangs up and tries again."""
+CUT_AFTER_S = 0.1
 PAUSE_S = 0.5
 """The longest pause before a repetition; a client of production would heed Retry-After."""
 _SIZES = (1, 1, 1, 2, 2, 5, 5, 10, 20, 60)
@@ -255,21 +256,22 @@ class Load:
         connection.abort()
         return False
 
-    async def cut_request(self, number: int, *, in_json: bool) -> None:
-        """Leaves in the middle of a body. Nothing of it may be stored, even where what came was a whole document.
+    async def cut_requests(self, number: int, *, politely: bool) -> None:
+        """Two clients leave in the middle of a body. Nothing of it may be stored, even where what came is a document.
 
-        Raises: OSError.
+        Args: politely: with FIN instead of RST. Raises: OSError.
         """
         moment = datetime.fromisoformat("2020-01-01")
         body = orjson.dumps({TASKS: [record(TASKS, f"ghost{number}", 1, moment)]})
-        part = body[: len(body) // 2] if in_json else body
-        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
-        await writer.drain()
-        if number % 2:
-            writer.transport.abort()
-        else:
-            writer.close()
+        for part in (body[: len(body) // 2], body):
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
+            # No event tells that the service has read it, and a reset takes back what it has not read.
+            await asyncio.sleep(CUT_AFTER_S)
+            if politely:
+                writer.close()
+            else:
+                writer.transport.abort()
 
 
 class Client:

@@ -187,7 +187,7 @@ def compare(model: Model, kind: str, rows: Iterable[tuple[Any, ...]], difference
             want = row(kind, key, version, model.started_at)
             names = [name for name, a, b in zip(COLUMNS[kind], found, want, strict=True) if a != b]
             differences.add("unexpected", f"{where}, not as sent: {' '.join(names)}")
-        if version < newest.get(key, 0):
+        if version < newest.get(key, version):
             differences.add("stale", where)
     for key, version in newest.items():
         if key not in seen:
