@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[int, float, float]] = {
 _WAIT_FOR_TARGET_S = 10.0
 _FILL_S = 5.0
 _LOOK_AGAIN_S = 0.05
+_YOUNG_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +150,19 @@ class Faults:
         self._log.write(f"{time.time():.6f} {fault.kind}: {what}\n")
         self._log.flush()
 
-    def _workers(self) -> list[int]:
+    def _workers(self, _young: bool) -> list[int]:
         return self._service.children("ingest")
 
-    def _writers(self) -> list[int]:
+    def _writers(self, _young: bool) -> list[int]:
         return self._service.children("flusher")
 
-    def _program(self, name: str) -> Callable[[], list[int]]:
-        return lambda: [pid] if (pid := self._service.pid(name)) else []
+    def _program(self, name: str) -> Callable[[bool], list[int]]:
+        return lambda young: [pid] if (pid := self._service.pid(name, young=young)) else []
 
-    async def _signal(self, fault: Fault, number: signal.Signals, find: Callable[[], list[int]]) -> int:
-        pids = await asyncio.to_thread(find)
+    async def _signal(self, fault: Fault, number: signal.Signals, find: Callable[[bool], list[int]]) -> int:
+        # One in five may hit a program while it starts; if all did, supervisord would wait longer before every next
+        # start, and the faults would find nothing that works.
+        pids = await asyncio.to_thread(find, fault.choice < _YOUNG_SHARE)
         if not pids:
             raise TargetMissing(fault.kind)
         pid = pids[int(fault.choice * len(pids))]
@@ -167,7 +170,7 @@ class Faults:
         self._hit(fault, f"process {pid}")
         return pid
 
-    async def _stop_for_a_while(self, fault: Fault, find: Callable[[], list[int]]) -> None:
+    async def _stop_for_a_while(self, fault: Fault, find: Callable[[bool], list[int]]) -> None:
         pid = await self._signal(fault, signal.SIGSTOP, find)
         try:
             await asyncio.sleep(fault.duration_s)

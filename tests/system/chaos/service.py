@@ -115,10 +115,13 @@ class Service:
         except OSError:
             return False
 
-    def pid(self, program: str) -> int:
-        """Of a program of supervisord; 0 where it is not running. Raises: OSError."""
+    def pid(self, program: str, *, young: bool = True) -> int:
+        """Of a program of supervisord; 0 where it is not running, or has only just started and may not be `young`.
+
+        Raises: OSError.
+        """
         info: Any = self._supervisor().getProcessInfo(program)
-        return int(info["pid"]) if info["statename"] in ("STARTING", "RUNNING") else 0
+        return int(info["pid"]) if info["statename"] in (("STARTING", "RUNNING") if young else ("RUNNING",)) else 0
 
     def children(self, program: str) -> list[int]:
         """Ingest's workers, the flusher's writers. Raises: OSError."""
