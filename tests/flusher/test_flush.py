@@ -434,6 +434,17 @@ def test_records_accepted_while_draining_are_written_at_once(tmp_path: Path) -> 
     run(test, tmp_path)
 
 
+def test_a_drain_does_not_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
+        node.submit(b"kept")
+        await node.flush.drain(3600.0)
+        assert bodies_in(tmp_path) == [b"kept"]
+        assert node.figures.failures == {"reconnect": flush.DRAIN_ATTEMPTS}
+
+    run(test, tmp_path)
+
+
 def test_a_drain_waits_for_what_was_accepted_after_an_earlier_empty_moment(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
         node.flush.start_draining()
