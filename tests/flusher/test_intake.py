@@ -115,7 +115,7 @@ def test_a_full_journal_rejects_before_anything_is_appended_and_says_when_to_com
         assert node.intake.refusing() == "JOURNAL_FULL"
 
         node.submit(body)
-        assert node.journal.bytes == size
+        assert bodies_in(tmp_path) == [body, body]
         await node.ask_flush()
         node.submit(body)
         assert node.acked() == [1, 2, 6]

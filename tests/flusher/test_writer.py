@@ -63,7 +63,7 @@ class Place:
         return dict(self.execute("SELECT task_id, source_text FROM translation_tasks"))
 
     def letters(self) -> list[DeadLetter]:
-        return list(dead_letters.read(self.dead_letters))
+        return [letter for _, letter in dead_letters.read(self.dead_letters)]
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
 
 # key -> another value: as YAML has it, as the environment has it, as it is then in effect.
 OTHERS: dict[str, tuple[Any, str, Any]] = {
-    "service.host": ("10.0.0.1", "::1", "::1"),
+    "service.host": ("192.0.2.1", "::1", "::1"),
     "service.port": (9001, "9002", 9002),
     "service.workers": (2, "3", 3),
     "service.max_body_bytes": (2048, "4096", 4096),
@@ -465,7 +465,7 @@ def test_check_prints_where_the_service_listens_as_shell_assignments() -> None:
         ("0.0.0.0", "http://127.0.0.1:8001"),
         ("::", "http://[::1]:8001"),
         ("::1", "http://[::1]:8001"),
-        ("10.0.0.1", "http://10.0.0.1:8001"),
+        ("192.0.2.1", "http://192.0.2.1:8001"),
     ],
 )
 def test_the_local_url_reaches_the_service_from_its_own_machine(host: str, expected: str) -> None:
