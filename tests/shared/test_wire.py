@@ -39,7 +39,7 @@ FRAMES: list[tuple[Message, str]] = [
     (Ack(7, 0x0102030405060708), "08000000 01 02 07000000  0807060504030201"),
     (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 01 03 08000000  01 dc050000"),
     (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 01 03 08000000  02 00000000"),
-    (Reject(8, Reason.STOPPING, 60.0), "05000000 01 03 08000000  03 60ea0000"),
+    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 01 03 08000000  01 60ea0000"),
     (Flush(9, 10.0), "04000000 01 04 09000000  10270000"),
     (Flushed(10, b'{"a":1}'), "07000000 01 05 0a000000  7b2261223a317d"),
     (Stats(11), "00000000 01 06 0b000000"),
@@ -154,7 +154,7 @@ def test_whatever_is_encoded_comes_out_however_it_is_cut(sent: list[Message], da
 
 def test_times_over_what_a_frame_holds_become_the_longest() -> None:
     assert Decoder().feed(encode(Flush(1, 1e9))) == [Flush(1, U32 / 1000)]
-    assert Decoder().feed(encode(Reject(1, Reason.STOPPING, 1e9))) == [Reject(1, Reason.STOPPING, U32 / 1000)]
+    assert Decoder().feed(encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])
@@ -204,7 +204,7 @@ def test_a_payload_of_the_wrong_length_is_a_protocol_error(kind: int, lengths: l
 
 
 def test_an_unknown_reason_is_a_protocol_error() -> None:
-    for reason in (0, 4, 255):
+    for reason in (0, 3, 255):
         with pytest.raises(ProtocolError):
             Decoder().feed(header(5, kind=3) + bytes([reason, 0, 0, 0, 0]))
 
