@@ -5,6 +5,7 @@
 #   ./scripts/run.sh --detach    returns as soon as the service accepts records
 . "$(dirname "$0")/lib.sh"
 
+[ $# -le 1 ] || die "unknown argument $2; allowed: --detach"
 case ${1:-} in
     '') detach=no ;;
     --detach) detach=yes ;;
@@ -26,15 +27,18 @@ if [ $private = yes ]; then
 fi
 settings=$("$PYTHON" -m shared.config --check) || exit 1
 eval "$settings" # url= host= port=
-"$PYTHON" - "$host" "$port" <<'PY' || die "service.port = $port: the port is in use (SERVICE_PORT names another)"
-import socket, sys
-family, kind, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
-with socket.socket(family, kind) as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
+"$PYTHON" - "$host" "$port" <<'PY' || exit 1
+import errno, socket, sys
+host, port = sys.argv[1], int(sys.argv[2])
+try:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
-    except OSError:
-        sys.exit(1)
+except OSError as error:
+    if error.errno == errno.EADDRINUSE:
+        sys.exit(f"run.sh: service.port = {port}: the port is in use (SERVICE_PORT names another)")
+    sys.exit(f"run.sh: service.host = {host}, service.port = {port}: {error.strerror}")
 PY
 
 sed -e "s|%(here)s/var|$STATE|g" -e "s|%(here)s|$ROOT|g" supervisord.conf >"$SUPERVISOR_CONF"
@@ -69,8 +73,9 @@ fi
 # Programs start when the tables are there; afterwards supervisord starts them itself.
 sed -i '/^\[program:\(flusher\|ingest\)\]/a autostart=false' "$SUPERVISOR_CONF"
 
-supervisor=
+supervisor= schema=
 stop_all() {
+    [ -n "$schema" ] && kill "$schema" 2>/dev/null && wait "$schema" 2>/dev/null || true
     [ -n "$supervisor" ] && kill -TERM "$supervisor" 2>/dev/null && wait "$supervisor" 2>/dev/null || true
     rm -f "$SUPERVISOR_CONF"
 }
@@ -79,19 +84,25 @@ fail() {
     stop_all
     die "$*"
 }
+why_not_started() { # what the first program that did not start has said last
+    local name
+    name=$(sed -n 's/: ERROR.*//p' "$STATE/start.log" | head -n 1)
+    tail -n 1 "$STATE/$name.stderr.log" 2>/dev/null | grep . || tr '\n' ' ' <"$STATE/start.log"
+}
 trap stop_all EXIT
 trap 'exit 0' INT TERM
 setsid "$ROOT/.venv/bin/supervisord" -n -s -c "$SUPERVISOR_CONF" >/dev/null 2>"$STATE/supervisord.stderr.log" </dev/null &
 supervisor=$!
 wait=5
 [ $private = no ] || wait=60
-"$PYTHON" -m flusher.schema --wait $wait &
+"$PYTHON" -m flusher.schema --wait $wait 2>"$STATE/schema.stderr.log" &
 schema=$!
-wait -n "$supervisor" "$schema" || fail "nothing was started; $(tail -n 1 "$STATE/supervisord.stderr.log")"
+wait -n "$supervisor" "$schema" || fail "$(cat "$STATE"/{schema,supervisord}.stderr.log | tail -n 1)"
 kill -0 "$supervisor" 2>/dev/null || fail "supervisord ended: $(tail -n 1 "$STATE/supervisord.stderr.log")"
+schema=
 step "database and tables are ready"
 "$ROOT/.venv/bin/supervisorctl" -c "$SUPERVISOR_CONF" start flusher ingest >"$STATE/start.log" 2>&1 ||
-    fail "$(tr '\n' ' ' <"$STATE/start.log"; tail -qn 1 "$STATE"/{flusher,ingest}.stderr.log 2>/dev/null)"
+    fail "$(why_not_started)"
 "$PYTHON" - "$url/ready" <<'PY' || fail "the service did not get ready; see $STATE/*.stderr.log and the log file"
 import sys, time, urllib.request
 give_up_at = time.monotonic() + 20
