@@ -1,0 +1,294 @@
+"""run.sh, flush.sh and stop.sh as a user runs them: in a state directory of their own, on a port of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.load import task_ids
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, TASKS, Service, processes_of, task, wait_until
+
+pytestmark = pytest.mark.timeout(200)
+
+
+class Copy(Service):
+    """One copy of the service, started and stopped by the scripts."""
+
+    def __init__(self, directory: Path, mariadb: MariaDB | None = None, **settings: object) -> None:
+        # Without a database of its own run.sh makes a private one, which `database` then stands for.
+        self.database = mariadb or MariaDB(directory / "mysql")
+        super().__init__(directory, self.database, "ai_terminal", **settings)
+        if mariadb is None:
+            self.database.socket = str(directory / "mysql" / "mysqld.sock")
+            for name in [name for name in self.environ if name.startswith("DB_")]:
+                del self.environ[name]
+
+    def script(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [f"./scripts/{name}", *arguments],
+            cwd=ROOT,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def start(self) -> None:
+        done = self.script("run.sh", "--detach")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"http://127.0.0.1:{self.port}" in done.stdout
+        assert done.stderr == ""
+
+    def start_in_foreground(self) -> subprocess.Popen[bytes]:
+        """As in a terminal: in a process group of its own, which gets the signal of Ctrl-C."""
+        # A file, not a pipe: whoever reads a pipe to its end waits for every child too.
+        with self.directory.with_suffix(".out").open("wb") as output:
+            return subprocess.Popen(
+                ["./scripts/run.sh"],
+                cwd=ROOT,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        done = self.script("stop.sh")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert processes_of(self.directory) == {}
+
+    def ids(self) -> set[str]:
+        return task_ids(self.database, self.environ.get("DB_DATABASE", "ai_terminal"))
+
+
+@pytest.fixture
+def make_copy(short_path: Path) -> Iterator[Callable[..., Copy]]:
+    """make_copy(mariadb=None, **settings) -> a Copy, not started; stopped at the end of the test."""
+    copies: list[Copy] = []
+
+    def make(mariadb: MariaDB | None = None, **settings: Any) -> Copy:
+        copies.append(Copy(short_path / str(len(copies)), mariadb, **settings))
+        copies[-1].environ["LOGGING_FILE"] = settings.get("LOGGING_FILE", str(short_path / f"{len(copies)}.log"))
+        return copies[-1]
+
+    yield make
+    for copy in copies:
+        for process in processes_of(copy.directory):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended with its parent
+        wait_until(lambda copy=copy: not processes_of(copy.directory))
+
+
+def one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It failed, and said why in one line on stderr."""
+    assert done.returncode != 0
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_from_a_first_start_to_a_third_every_record_is_kept_and_nothing_is_left_running(
+    make_copy: Callable[..., Copy],
+) -> None:
+    copy = make_copy()
+    copy.start()
+    assert copy.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
+
+    done = copy.script("flush.sh")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert (result["status"], result["tasks_written"]) == ("flushed", 2)
+    assert copy.ids() == {"t1", "t2"}
+    assert copy.database.execute("SELECT @@skip_networking, @@port") == [(1, 0)]
+    assert copy.directory.stat().st_mode & 0o077 == 0
+    one_line(copy.script("run.sh", "--detach"), "already running", str(copy.directory))
+
+    assert copy.post(TASKS, {"tasks": [task("t3")]}).status == 202
+    copy.stop()  # writes what is left, while the database is still there
+    assert copy.segments() == []
+
+    assert copy.script("stop.sh").returncode == 0
+    one_line(copy.script("flush.sh"), f"http://127.0.0.1:{copy.port}", "refused")
+    copy.start()
+    assert copy.ids() == {"t1", "t2", "t3"}
+    copy.stop()
+
+
+def test_two_copies_side_by_side_keep_to_their_own_and_one_stops_without_the_other(
+    make_copy: Callable[..., Copy],
+) -> None:
+    one, other = make_copy(), make_copy()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda copy: copy.start(), (one, other)))
+    assert one.post(TASKS, {"tasks": [task("one")]}).status == 202
+    assert other.post(TASKS, {"tasks": [task("other")]}).status == 202
+    for copy in (one, other):
+        assert copy.script("flush.sh").returncode == 0
+    assert (one.ids(), other.ids()) == ({"one"}, {"other"})
+
+    one.stop()
+
+    assert other.post(TASKS, {"tasks": [task("more")]}).status == 202
+    assert other.script("flush.sh").returncode == 0
+    assert other.ids() == {"other", "more"}
+    other.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_a_signal_drains_and_stops_in_order(
+    number: signal.Signals, make_copy: Callable[..., Copy], mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database)
+    run = copy.start_in_foreground()
+    try:
+        wait_until(lambda: run.poll() is not None or is_ready(copy), 60, "it is ready")
+        assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
+        assert copy.ids() == set()
+
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)  # as a terminal does
+        else:
+            run.send_signal(number)
+        run.wait(60)
+    finally:
+        run.kill()
+        run.wait(10)
+
+    assert run.returncode == 0, copy.directory.with_suffix(".out").read_text()
+    assert processes_of(copy.directory) == {}
+    assert copy.ids() == {"t1"}
+    log = Path(copy.environ["LOGGING_FILE"]).read_text()
+    # Ingest had gone before the flusher was told to stop.
+    assert log.rindex("] stopped\n") < log.index("stopping: serving until")
+
+
+def is_ready(copy: Copy) -> bool:
+    try:
+        return copy.get("/ready").status == 200
+    except OSError:
+        return False
+
+
+def test_a_signal_while_it_waits_for_the_database_leaves_nothing_running(make_copy: Callable[..., Copy]) -> None:
+    copy = make_copy()
+    copy.environ["DB_SOCKET"] = "/nowhere/mysqld.sock"
+    run = copy.start_in_foreground()
+    try:
+        wait_until(
+            lambda: any("flusher.schema" in command for command in processes_of(copy.directory).values()),
+            30,
+            "it waits for the database",
+        )
+        run.terminate()
+        run.wait(30)
+    finally:
+        run.kill()
+        run.wait(10)
+    assert processes_of(copy.directory) == {}
+
+
+def test_flush_sh_fails_and_says_what_waits_when_not_all_could_be_written(
+    make_copy: Callable[..., Copy], mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database)
+    copy.start()
+    with mariadb.locked(database):
+        assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
+        done = copy.script("flush.sh", "0.5")
+    one_line(done, '"pending":1')
+    assert copy.script("flush.sh", "60").returncode == 0
+    assert copy.ids() == {"t1"}
+    one_line(copy.script("flush.sh", "soon"), "soon")
+    copy.stop()
+
+
+def test_flush_sh_sends_the_token(make_copy: Callable[..., Copy], mariadb: MariaDB, database: str) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database, SERVICE_AUTH_TOKEN="secret")
+    copy.start()
+    assert copy.script("flush.sh").returncode == 0
+    copy.environ["SERVICE_AUTH_TOKEN"] = "wrong"
+    one_line(copy.script("flush.sh"), "TOKEN_WRONG")
+    copy.stop()
+
+
+# What keeps run.sh from starting
+
+
+def fails_to_start(copy: Copy, *words: str, arguments: tuple[str, ...] = ("--detach",)) -> None:
+    done = copy.script("run.sh", *arguments)
+    one_line(done, *words)
+    assert processes_of(copy.directory) == {}
+    assert not (copy.directory / "supervisord.conf").is_file()
+
+
+def test_a_port_in_use_is_named(make_copy: Callable[..., Copy]) -> None:
+    copy = make_copy()
+    with socket.create_server(("127.0.0.1", copy.port)):
+        fails_to_start(copy, str(copy.port), "in use", "SERVICE_PORT")
+
+
+def test_an_address_that_is_not_ours_is_named(make_copy: Callable[..., Copy]) -> None:
+    fails_to_start(make_copy(SERVICE_HOST="192.0.2.1"), "service.host = 192.0.2.1", "assign")
+
+
+def test_a_state_directory_that_cannot_be_written_is_named(make_copy: Callable[..., Copy], short_path: Path) -> None:
+    (short_path / "0").write_text("no directory")
+    fails_to_start(make_copy(), "PERSISTENCE_STATE_DIR", str(short_path / "0"))
+
+
+@pytest.mark.parametrize("arguments", [("--detatch",), ("--detach", "now")])
+def test_an_unknown_argument_is_named(arguments: tuple[str, ...], make_copy: Callable[..., Copy]) -> None:
+    fails_to_start(make_copy(), arguments[-1], "--detach", arguments=arguments)
+
+
+def test_a_broken_configuration_is_named(make_copy: Callable[..., Copy], short_path: Path) -> None:
+    file = short_path / "config.yaml"
+    file.write_text("service:\n  prot: 8001\n")
+    copy = make_copy()
+    copy.environ["PERSISTENCE_CONFIG"] = str(file)
+    fails_to_start(copy, str(file), "prot", "port")
+    file.write_text("service: [")
+    fails_to_start(copy, str(file), "YAML")
+    file.unlink()
+    fails_to_start(copy, str(file), "no such file")
+    fails_to_start(make_copy(BUFFER_MAX_SIZE=0), "buffer.max_buffer_size", "0", "BUFFER_MAX_SIZE")
+
+
+def test_a_database_that_refuses_the_login_is_named_without_the_password(
+    make_copy: Callable[..., Copy], mariadb: MariaDB
+) -> None:
+    mariadb.execute("CREATE OR REPLACE USER guest@localhost IDENTIFIED BY 'right'")
+    copy = make_copy(mariadb, DB_USER="guest", DB_PASSWORD="wr0ng-secret")
+    fails_to_start(copy, "database", "guest", "1045", mariadb.socket)
+    assert "wr0ng-secret" not in copy.script("run.sh", "--detach").stderr
+    mariadb.execute("DROP USER guest@localhost")
+
+
+def test_a_database_that_is_not_there_is_named(make_copy: Callable[..., Copy], mariadb: MariaDB) -> None:
+    copy = make_copy(mariadb)
+    copy.environ["DB_SOCKET"] = "/nowhere/mysqld.sock"
+    fails_to_start(copy, "database", "/nowhere/mysqld.sock")
+
+
+def test_a_log_file_that_cannot_be_written_is_named(
+    make_copy: Callable[..., Copy], mariadb: MariaDB, database: str, short_path: Path
+) -> None:
+    (short_path / "file").write_text("no directory")
+    copy = make_copy(mariadb, DB_DATABASE=database, LOGGING_FILE=str(short_path / "file" / "log"))
+    fails_to_start(copy, "logging.file", str(short_path / "file" / "log"))
