@@ -76,8 +76,12 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
     flushed = await asyncio.to_thread(service.flush, FLUSH_S)
     say("flushed" if flushed else "NOT flushed")
     differences = Differences()
-    for kind in TABLES:
-        await asyncio.to_thread(lambda kind=kind: compare(model, kind, service.rows(kind), differences))
+
+    def compare_tables() -> None:
+        for kind in TABLES:
+            compare(model, kind, service.rows(kind), differences)
+
+    await asyncio.to_thread(compare_tables)
     say(f"{differences.rows} rows compared")
     await asyncio.to_thread(service.stop)
     say("stopped")

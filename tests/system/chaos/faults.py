@@ -90,7 +90,7 @@ class Faults:
         self._disk = asyncio.Lock()
         self._restarting = asyncio.Lock()
         self._log = (service.directory / "faults.log").open("w")
-        self._actions: dict[str, Callable[[Fault], Awaitable[None]]] = {
+        self._actions: dict[str, Callable[[Fault], Awaitable[object]]] = {
             "worker killed": lambda fault: self._signal(fault, signal.SIGKILL, self._workers),
             "worker stopped for a while": lambda fault: self._stop_for_a_while(fault, self._workers),
             "workers replaced": lambda fault: self._signal(fault, signal.SIGHUP, self._program("ingest")),
