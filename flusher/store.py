@@ -267,7 +267,7 @@ class Upsert:
 def _upsert(kind: Kind) -> Upsert:
     """INSERT whose update leaves a newer stored row alone: the merge rule in SQL.
 
-    updated_at is assigned last, since MySQL assigns from left to right and the guard must see the stored value.
+    updated_at is assigned last: MySQL assigns from left to right, and the guards should see the stored value.
     VALUES() is deprecated on MySQL 8.0.20+, where its successor is a syntax error on MariaDB: the one that both
     take is used.
     """
