@@ -286,8 +286,10 @@ class Flush:
             answer = Failed(ErrorClass.RECONNECT, -1, f"a writer died: {error}")
         except OSError as error:
             answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
+        finally:
+            # Not in _handed_over(): that runs only after consider() may have handed the segment over again.
+            del self._writing_since[segment.sequence]
         self._under_way.discard(asyncio.current_task())
-        del self._writing_since[segment.sequence]
         if isinstance(answer, Written):
             self._written(segment, answer, self._clock() - started_at)
         else:
@@ -298,7 +300,6 @@ class Flush:
     def _handed_over(self, segment: Segment, task: asyncio.Task[None]) -> None:
         """Not even a fault of ours may strand a segment: it is tried again like after any unknown failure."""
         self._under_way.discard(task)
-        self._writing_since.pop(segment.sequence, None)
         if not task.cancelled() and task.exception() is not None:
             log.critical("a hand-over failed", exc_info=task.exception())
             if segment.busy and not self._stopped:

@@ -119,6 +119,32 @@ def test_a_writer_that_dies_leaves_its_segment_to_the_next_one(tmp_path: Path) -
     run(test, tmp_path)
 
 
+def test_a_segment_that_is_tried_again_at_once_is_written_and_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next hand-over begins before asyncio has told that the one before is done."""
+    monkeypatch.setattr(flush.triggers, "retry_delay", lambda *_: 0.0)
+
+    async def test(node: Node) -> None:
+        first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        second: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answers = iter((first, second))
+        node.writers.answer = lambda path: next(answers)
+        node.submit(b"body")
+        flushed = node.ask_flush()
+        await node.until(lambda: len(node.writers.asked) == 1)
+        first.set_result(failed(ErrorClass.RETRY))
+        await node.until(lambda: len(node.writers.asked) == 2)
+        await node.settled()
+        second.set_result(written(tmp_path / name(1)))
+
+        assert (await flushed).pending == 0
+        assert node.figures.failures == {"retry": 1}
+        assert bodies_in(tmp_path) == []
+
+    run(test, tmp_path)
+
+
 @pytest.mark.parametrize("error_class", OF_THE_SEGMENT)
 def test_a_segment_that_fails_for_itself_does_not_hold_up_the_others(tmp_path: Path, error_class: ErrorClass) -> None:
     async def test(node: Node) -> None:
