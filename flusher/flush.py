@@ -33,6 +33,8 @@ FIRST_PING_S = 0.2
 """Until the database's state is known for the first time."""
 _OF_THE_SEGMENT = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA, ErrorClass.UNKNOWN}
 """Failures after which other segments may still be tried at once; all others hold everything back."""
+DRAIN_ATTEMPTS = 3
+"""Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
 
 
@@ -92,7 +94,7 @@ class Flush:
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._logged: tuple[str, float] = ("", 0.0)
-        self._empty = asyncio.Event()
+        self._drained = asyncio.Event()
         self._stopped = False
 
     def start(self, leftovers: list[Path], floor: int) -> None:
@@ -148,7 +150,8 @@ class Flush:
             self._under_way.add(task)
             task.add_done_callback(partial(self._handed_over, segment))
         if self._draining:
-            self._empty.clear() if self._backlog.last_sequence() else self._empty.set()
+            hopeless = self._attempts >= DRAIN_ATTEMPTS
+            self._drained.clear() if self._backlog.last_sequence() and not hopeless else self._drained.set()
         self._arm(now, due)
 
     def seal(self, reason: FlushReason) -> None:
@@ -204,14 +207,18 @@ class Flush:
     def start_draining(self) -> None:
         """From now on whatever comes is written at once."""
         self._draining = True
+        self._attempts = 0
         self._hurry()
         self.consider()
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits until everything is written, for at most `timeout_s`. The rest stays in the journal."""
+        """Waits until everything is written, or the database is found to be away, for at most `timeout_s`.
+
+        The rest stays in the journal.
+        """
         self.start_draining()
         try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
         except asyncio.TimeoutError:
             pass
 

@@ -156,7 +156,11 @@ def document(
             "coalesced": figures.coalesced,
             "ratio": round(rows / figures.records_written, 4) if figures.records_written else 1.0,
         },
-        "dead_letters": {"count": figures.dead_letters_waiting, "last_error": figures.last_dead_letter},
+        "dead_letters": {
+            "count": figures.dead_letters_waiting,
+            "total": figures.dead_lettered,
+            "last_error": figures.last_dead_letter,
+        },
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
         "rejected": figures.rejected,
         "failures": figures.failures,

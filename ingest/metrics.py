@@ -146,6 +146,9 @@ class FlusherCollector:
         coalesced = CounterMetricFamily(f"{_PREFIX}_records_coalesced", "Records that a newer one made unnecessary.")
         coalesced.add_metric([], stats["coalescing"]["coalesced"])
         yield coalesced
+        dead = CounterMetricFamily(f"{_PREFIX}_records_dead_lettered", "Records that the database refused for good.")
+        dead.add_metric([], stats["dead_letters"]["total"])
+        yield dead
         statements = CounterMetricFamily(f"{_PREFIX}_database_statements", "Statements sent to the database.")
         statements.add_metric([], stats["performance"]["statements"])
         yield statements

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from flusher import dead_letters
 from flusher.dead_letters import DeadLetter, DeadLettersFull
-from tests.support.service import ROOT
+from tests.support.service import ROOT, wait_until
 
 MAX_BYTES = 1 << 20
 
@@ -162,3 +164,23 @@ def test_writers_that_append_at_the_same_time_do_not_mix_their_lines(path: Path)
     for name in "ab":
         assert [key for key in keys if key[0] == name] == [f"{name}{n}" for n in range(50) for _ in range(3)]
     assert all(keys[at] == keys[at + 1] == keys[at + 2] for at in range(0, 300, 3))
+
+
+def test_a_writer_waits_for_the_lock_so_that_cap_and_torn_end_are_judged_alone(path: Path) -> None:
+    dead_letters.append(path, [letter("a")], MAX_BYTES)
+    lock = path.with_suffix(".lock")
+    inode = lock.stat().st_ino
+
+    def somebody_waits() -> bool:
+        lines = Path("/proc/locks").read_text().splitlines()
+        return any("-> FLOCK" in line and f":{inode} " in line for line in lines)
+
+    with lock.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        other = threading.Thread(target=dead_letters.append, args=(path, [letter("b")], MAX_BYTES))
+        other.start()
+        wait_until(somebody_waits, what="the other writer waits for the lock")
+        assert dead_letters.count(path) == 1
+    other.join(30)
+
+    assert dead_letters.count(path) == 2

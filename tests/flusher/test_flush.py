@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal
+from flusher import flush, journal
 from flusher.answers import Answer
 from flusher.flush import FlushResult
 from flusher.mysql_errors import ErrorClass
@@ -49,13 +49,17 @@ def test_reaching_the_size_seals_the_segment_and_hands_it_over(tmp_path: Path) -
         assert node.writers.asked == []
         node.submit(b"three")
         await node.until(lambda: node.writers.written_bodies == [b"one", b"two", b"three"])
-        await node.until(lambda: not bodies_in(tmp_path))
-        assert node.figures.flushes == {"size": 1}
+        await node.until(lambda: node.figures.flushes == {"size": 1})
+        assert not bodies_in(tmp_path)
 
     run(test, tmp_path, policy=FlushPolicy(max_records=3, interval_s=3600.0))
 
 
-def test_the_age_of_the_oldest_record_triggers_a_flush_without_any_further_request(tmp_path: Path) -> None:
+def test_the_age_of_the_oldest_record_triggers_a_flush_without_any_further_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flush, "FIRST_PING_S", 3600.0)  # the answer to a ping would look at the time, too
+
     async def test(node: Node) -> None:
         node.submit(b"one")
         await node.settled()
@@ -184,6 +188,20 @@ def test_an_alarm_is_raised_for_what_does_not_pass_by_itself_and_ends_with_the_c
     run(test, tmp_path)
 
 
+@pytest.mark.parametrize("error_class", [ErrorClass.RETRY, ErrorClass.RECONNECT])
+def test_what_has_failed_is_tried_again_by_itself(tmp_path: Path, error_class: ErrorClass) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(error_class)
+        seal(node, b"body")
+        node.flush.consider()
+        await node.until(lambda: node.figures.failures)
+        node.writers.answer = written
+        node.clock.now += 60  # the timer that was set is of real time
+        await node.until(lambda: node.writers.written_bodies == [b"body"])
+
+    run(test, tmp_path)
+
+
 def test_a_blocked_host_is_an_alarm_although_it_is_retried_like_a_lost_connection(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
         node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 1129)
@@ -247,6 +265,24 @@ def test_a_flush_covers_what_was_accepted_before_it_and_waits_for_nothing_later(
         result = await flushed
         assert (result.pending, result.rows) == (0, {"sessions": 0, "tasks": 1})
         assert bodies_in(tmp_path) == [b"after"]
+
+    run(test, tmp_path)
+
+
+def test_what_was_accepted_after_a_flush_was_asked_for_does_not_count_for_it(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RETRY) if path.name == name(1) else written(path)
+        node.submit(b"before")
+        flushed = node.ask_flush()
+        await node.until(lambda: node.figures.failures)
+        seal(node, b"after")
+        node.flush.consider()
+        await node.until(lambda: node.figures.records_written == 1)
+        node.writers.answer = written
+        node.clock.now += 60
+        node.flush.consider()
+
+        assert (await flushed).rows == {"sessions": 0, "tasks": 1}
 
     run(test, tmp_path)
 
@@ -392,8 +428,23 @@ def test_records_accepted_while_draining_are_written_at_once(tmp_path: Path) -> 
     async def test(node: Node) -> None:
         node.flush.start_draining()
         node.submit(b"late")
-        await node.until(lambda: node.writers.written_bodies == [b"late"])
-        assert node.figures.flushes == {"drain": 1}
+        await node.until(lambda: node.figures.flushes == {"drain": 1})
+        assert node.writers.written_bodies == [b"late"]
+
+    run(test, tmp_path)
+
+
+def test_a_drain_does_not_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
+        node.submit(b"kept")
+        draining = asyncio.ensure_future(node.flush.drain(3600.0))
+        while not draining.done():
+            node.clock.now += 60.0
+            node.flush.consider()
+            await asyncio.sleep(0.001)
+        assert bodies_in(tmp_path) == [b"kept"]
+        assert node.figures.failures == {"reconnect": flush.DRAIN_ATTEMPTS}
 
     run(test, tmp_path)
 

@@ -202,6 +202,7 @@ def test_nothing_is_accepted_between_a_failed_sync_and_new_pages_and_then_it_is_
         node.submit(b"again")
         await node.until(lambda: node.acked() == [1, 4])
         assert bodies_in(tmp_path) == [b"kept", b"again"]
+        assert -1 not in node.disk.synced_fds  # the closed file whose sync has failed
 
     run(test, tmp_path, Fsync.ALWAYS)
 
