@@ -241,6 +241,18 @@ def test_the_deadline_ends_an_ask_that_is_not_answered_and_a_late_answer_harms_n
     run(short_path, test, ack_timeout_s=0.3)
 
 
+def test_of_two_answers_at_once_the_first_counts(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        frame = await flusher.submit()
+        flusher.send(Ack(frame.seq, 1), Ack(frame.seq, 2), Reject(frame.seq, Reason.JOURNAL_FULL, 1.0))
+        assert (await result(submitted))[0] == 1
+        await barrier(flusher, forwarder)
+        assert flusher.connections.empty()  # still the first connection
+
+    run(short_path, test)
+
+
 def test_the_deadline_holds_where_there_is_no_flusher_at_all(short_path: Path) -> None:
     async def test(_flusher: FakeFlusher, forwarder: Forwarder) -> None:
         assert not forwarder.connected
