@@ -1,225 +1,456 @@
-"""The forwarder against a flusher that does what a test tells it, on a real Unix socket."""
+"""The forwarder against a flusher whose every answer the test decides, on a real Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pytest
 
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
-from shared.wire import Ack, Committed, Decoder, Flush, Flushed, Reason, Reject, Stats, StatsIs, Submit, encode
+from shared.wire import (
+    Ack,
+    Committed,
+    Decoder,
+    Flush,
+    Flushed,
+    Message,
+    Reason,
+    Reject,
+    Stats,
+    StatsIs,
+    Submit,
+    encode,
+)
+
+T = TypeVar("T")
+LONG_S = 30.0
+"""Far over what any step takes; only what hangs meets it."""
 
 
 class FakeFlusher:
-    """Collects what arrives; answers only when told."""
+    """Takes frames down, in order, and sends what it is told to."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.messages: list[Any] = []
-        self.arrived = asyncio.Event()
-        self.connections = 0
-        self._writer: asyncio.StreamWriter | None = None
+        self.path = str(path)
+        self.received: asyncio.Queue[Message] = asyncio.Queue()
+        self.connections: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        self.lost = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writer = writer
-        decoder = Decoder()
-        while data := await reader.read(1 << 20):
-            self.messages += decoder.feed(data)
-            self.arrived.set()
-        writer.close()
-
-    async def got(self, count: int) -> list[Any]:
-        while len(self.messages) < count:
-            self.arrived.clear()
-            await asyncio.wait_for(self.arrived.wait(), 20)
-        return self.messages
-
-    def answer(self, *messages: Any) -> None:
-        assert self._writer is not None
-        self._writer.write(b"".join(encode(message) for message in messages))
-
-    def hang_up(self) -> None:
-        assert self._writer is not None
-        self._writer.close()
-
     async def stop(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Drops every connection and leaves the socket's file behind, as a kill -9 does."""
         if self._server is not None:
             self._server.close()
-            await self._server.wait_closed()
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.connections.put_nowait(writer)
+        decoder = Decoder()
+        try:
+            while data := await reader.read(65536):
+                for message in decoder.feed(data):
+                    self.received.put_nowait(message)
+        except ConnectionError:
+            pass
+        self.lost.set()
+        writer.close()
+
+    async def next(self) -> Message:
+        return await asyncio.wait_for(self.received.get(), LONG_S)
+
+    async def submit(self) -> Submit:
+        message = await self.next()
+        assert isinstance(message, Submit)
+        return message
+
+    async def connected(self) -> asyncio.StreamWriter:
+        return await asyncio.wait_for(self.connections.get(), LONG_S)
+
+    def send(self, *messages: Message) -> None:
+        self._writers[-1].write(b"".join(map(encode, messages)))
 
 
 def run(
-    directory: Path, test: Callable[[FakeFlusher, Forwarder], Awaitable[None]], *, start: bool = True, **settings: Any
+    short_path: Path,
+    test: Callable[[FakeFlusher, Forwarder], Awaitable[None]],
+    *,
+    ack_timeout_s: float = LONG_S,
+    window_bytes: int = 1 << 20,
+    running: bool = True,
 ) -> None:
     async def main() -> None:
-        flusher = FakeFlusher(directory / "flusher.sock")
-        forwarder = Forwarder(str(flusher.path), **{"ack_timeout_s": 20.0, **settings})
-        if start:
+        flusher = FakeFlusher(short_path / "s")
+        forwarder = Forwarder(flusher.path, ack_timeout_s=ack_timeout_s, window_bytes=window_bytes)
+        if running:
             await flusher.start()
         forwarder.start()
+        if running:
+            await flusher.connected()
+            # The server may know of the connection before the client does.
+            while not forwarder.connected:
+                await asyncio.sleep(0)
         try:
-            await asyncio.wait_for(test(flusher, forwarder), 60)
+            await test(flusher, forwarder)
         finally:
             await forwarder.close()
             await flusher.stop()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 3 * LONG_S))
 
 
-def test_submits_are_pipelined_and_each_gets_its_own_answer(short_path: Path) -> None:
+def soon(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    return asyncio.ensure_future(awaitable)
+
+
+async def result(awaitable: Awaitable[T]) -> T:
+    return await asyncio.wait_for(awaitable, LONG_S)
+
+
+async def barrier(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+    """Everything that was sent before has been received; what was not sent by now is being held back."""
+    stats = soon(forwarder.stats(LONG_S))
+    message = await flusher.next()
+    assert isinstance(message, Stats), f"{message} was not held back"
+    flusher.send(StatsIs(message.seq, b"{}"))
+    await result(stats)
+
+
+def test_a_submit_is_one_frame_with_the_bodys_own_bytes_and_returns_the_arrival(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asks = [asyncio.ensure_future(forwarder.submit(2, 1, b"body%d" % number)) for number in range(3)]
-        first, second, third = await flusher.got(3)
-        assert [bytes(message.body) for message in flusher.messages] == [b"body0", b"body1", b"body2"]
-        flusher.answer(Ack(third.seq, 30), Reject(second.seq, Reason.JOURNAL_FULL, 7.0), Ack(first.seq, 10))
-        assert (await asks[0])[0] == 10
-        assert (await asks[2])[0] == 30
+        submitted = soon(forwarder.submit(2, 7, b'{"tasks":[]}'))
+        frame = await flusher.submit()
+        assert frame == Submit(frame.seq, 2, 7, b'{"tasks":[]}', arrival=0, want_commit=False)
+        assert not submitted.done()
+        flusher.send(Ack(frame.seq, 1234567))
+        assert await result(submitted) == (1234567, frame.seq)
+
+    run(short_path, test)
+
+
+def test_a_large_body_arrives_whole(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        body = bytes(range(256)) * 2000
+        submitted = soon(forwarder.submit(1, 1, body))
+        frame = await flusher.submit()
+        assert frame.body == body
+        flusher.send(Ack(frame.seq, 5))
+        await result(submitted)
+
+    run(short_path, test)
+
+
+def test_frames_are_pipelined_and_answers_find_their_asker_in_any_order(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = [soon(forwarder.submit(2, 1, b"%d" % number)) for number in range(50)]
+        frames = [await flusher.submit() for _ in submitted]  # all came before any answer
+        assert [bytes(frame.body) for frame in frames] == [b"%d" % number for number in range(50)]
+        assert len({frame.seq for frame in frames}) == 50
+        flusher.send(*[Ack(frame.seq, int(bytes(frame.body))) for frame in reversed(frames)])
+        assert [(await result(one))[0] for one in submitted] == list(range(50))
+
+    run(short_path, test)
+
+
+def test_a_reject_carries_its_reason_and_time_to_that_asker_alone(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        first, second = soon(forwarder.submit(2, 1, b"a")), soon(forwarder.submit(2, 1, b"b"))
+        frames = [await flusher.submit(), await flusher.submit()]
+        flusher.send(Reject(frames[0].seq, Reason.JOURNAL_FULL, 17.0), Ack(frames[1].seq, 1))
         with pytest.raises(Rejected) as rejected:
-            await asks[1]
-        assert (rejected.value.reason, rejected.value.retry_after_s) == (Reason.JOURNAL_FULL, 7.0)
+            await result(first)
+        assert rejected.value.reason is Reason.JOURNAL_FULL
+        assert rejected.value.retry_after_s == 17.0
+        assert (await result(second))[0] == 1
 
     run(short_path, test)
 
 
-def test_what_is_unanswered_is_sent_again_on_the_next_connection_and_what_is_answered_is_not(short_path: Path) -> None:
+def test_the_window_holds_back_what_would_exceed_it_until_an_ack_makes_room(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        answered = asyncio.ensure_future(forwarder.submit(2, 1, b"answered"))
-        lost = asyncio.ensure_future(forwarder.submit(2, 1, b"lost"))
-        messages = await flusher.got(2)
-        flusher.answer(Ack(messages[0].seq, 1))
-        await answered
-        flusher.hang_up()
-        again = (await flusher.got(3))[2]
-        assert (again.seq, bytes(again.body)) == (messages[1].seq, b"lost")
-        assert flusher.connections == 2
-        flusher.answer(Ack(again.seq, 2))
-        assert (await lost)[0] == 2
+        submitted = [soon(forwarder.submit(2, 1, bytes([number]) * 400)) for number in range(5)]
+        frames = [await flusher.submit(), await flusher.submit()]  # two of 426 bytes fit into 1000
+        await barrier(flusher, forwarder)
+        for number in (2, 3, 4):
+            flusher.send(Ack(frames.pop(0).seq, number))
+            frames.append(await flusher.submit())
+            assert bytes(frames[-1].body[:1]) == bytes([number])  # first come, first served
+            await barrier(flusher, forwarder)
+        flusher.send(*[Ack(frame.seq, 9) for frame in frames])
+        await result(asyncio.gather(*submitted))
 
-    run(short_path, test)
+    run(short_path, test, window_bytes=1000)
 
 
-def test_a_flusher_that_comes_within_the_deadline_costs_no_error(short_path: Path) -> None:
+def test_a_reject_makes_room_in_the_window_too(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asked = asyncio.ensure_future(forwarder.submit(1, 1, b"early"))
-        await asyncio.sleep(0)
-        await flusher.start()
-        (message,) = await flusher.got(1)
-        flusher.answer(Ack(message.seq, 5))
-        assert (await asked)[0] == 5
-
-    run(short_path, test, start=False)
-
-
-def test_no_answer_within_the_deadline_is_an_error_and_a_late_one_is_ignored(short_path: Path) -> None:
-    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asked = asyncio.ensure_future(forwarder.submit(1, 1, b"slow"))
-        (message,) = await flusher.got(1)
-        with pytest.raises(FlusherUnavailable):
-            await asked
-        flusher.answer(Ack(message.seq, 1))
-        after = asyncio.ensure_future(forwarder.submit(1, 1, b"next"))
-        second = (await flusher.got(2))[1]
-        flusher.answer(Ack(second.seq, 2))
-        assert (await after)[0] == 2
-
-    run(short_path, test, ack_timeout_s=0.2)
-
-
-def test_unanswered_bytes_never_exceed_the_window_and_who_waits_goes_in_order(short_path: Path) -> None:
-    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asks = [asyncio.ensure_future(forwarder.submit(2, 1, bytes([65 + n]) * 400)) for n in range(5)]
-        await flusher.got(2)
-        for _ in range(20):
-            await asyncio.sleep(0.001)
-        assert len(flusher.messages) == 2
-        for number in range(5):
-            messages = await flusher.got(number + 1)
-            flusher.answer(Ack(messages[number].seq, number))
-            await asks[number]
-        assert [bytes(message.body)[:1] for message in flusher.messages] == [b"A", b"B", b"C", b"D", b"E"]
+        first, second = soon(forwarder.submit(2, 1, b"a" * 900)), soon(forwarder.submit(2, 1, b"b" * 900))
+        frame = await flusher.submit()
+        await barrier(flusher, forwarder)
+        flusher.send(Reject(frame.seq, Reason.JOURNAL_FULL, 1.0))
+        with pytest.raises(Rejected):
+            await result(first)
+        flusher.send(Ack((await flusher.submit()).seq, 1))
+        await result(second)
 
     run(short_path, test, window_bytes=1000)
 
 
 def test_a_body_larger_than_the_window_goes_alone(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asked = asyncio.ensure_future(forwarder.submit(2, 1, b"x" * 300_000))
-        (message,) = await flusher.got(1)
-        flusher.answer(Ack(message.seq, 1))
-        assert (await asked)[0] == 1
+        submitted = soon(forwarder.submit(2, 1, b"x" * 5000))
+        flusher.send(Ack((await flusher.submit()).seq, 1))
+        await result(submitted)
 
     run(short_path, test, window_bytes=1000)
 
 
-def test_whoever_waits_for_the_window_gives_up_at_the_deadline(short_path: Path) -> None:
+def test_whoever_waits_too_long_for_the_window_is_told_and_was_never_sent(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        first = asyncio.ensure_future(forwarder.submit(2, 1, b"x" * 900))
-        second = asyncio.ensure_future(forwarder.submit(2, 1, b"y" * 900))
-        for asked in (first, second):
+        submitted = [soon(forwarder.submit(2, 1, b"%d" % number * 900)) for number in range(3)]
+        await flusher.submit()
+        for one in submitted:
             with pytest.raises(FlusherUnavailable):
-                await asked
-        assert forwarder._in_flight_bytes == 0
+                await result(one)
+        assert flusher.received.empty()
 
-    run(short_path, test, window_bytes=1000, ack_timeout_s=0.2)
+    run(short_path, test, window_bytes=1000, ack_timeout_s=0.3)
 
 
-def test_a_commit_is_reported_after_its_ack_or_given_up(short_path: Path) -> None:
+def test_the_deadline_ends_an_ask_that_is_not_answered_and_a_late_answer_harms_nobody(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        for written in (True, False):
-            asked = asyncio.ensure_future(forwarder.submit(2, 1, b"body", want_commit=True))
-            message = (await flusher.got(len(flusher.messages) + 1))[-1]
-            assert isinstance(message, Submit)
-            assert message.want_commit
-            flusher.answer(Ack(message.seq, 1))
-            _, seq = await asked
-            flusher.answer(Committed(seq, written))
-            assert await forwarder.committed(seq, 20) is written
-            forwarder.forget(seq)
-        asked = asyncio.ensure_future(forwarder.submit(2, 1, b"body", want_commit=True))
-        message = (await flusher.got(3))[-1]
-        flusher.answer(Ack(message.seq, 1))
-        _, seq = await asked
-        assert await forwarder.committed(seq, 0.01) is False
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        frame = await flusher.submit()
+        with pytest.raises(FlusherUnavailable, match="in time"):
+            await result(submitted)
+        flusher.send(Ack(frame.seq, 1), Reject(frame.seq, Reason.JOURNAL_FULL, 1.0))
+        await barrier(flusher, forwarder)
+        again = soon(forwarder.submit(2, 1, b"b"))
+        flusher.send(Ack((await flusher.submit()).seq, 2))
+        assert (await result(again))[0] == 2
+
+    run(short_path, test, ack_timeout_s=0.3)
+
+
+def test_of_two_answers_at_once_the_first_counts(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        frame = await flusher.submit()
+        flusher.send(Ack(frame.seq, 1), Ack(frame.seq, 2), Reject(frame.seq, Reason.JOURNAL_FULL, 1.0))
+        assert (await result(submitted))[0] == 1
+        await barrier(flusher, forwarder)
+        assert flusher.connections.empty()  # still the first connection
 
     run(short_path, test)
 
 
-def test_flush_and_stats_bring_back_the_flushers_json(short_path: Path) -> None:
+def test_the_deadline_holds_where_there_is_no_flusher_at_all(short_path: Path) -> None:
+    async def test(_flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        assert not forwarder.connected
+        with pytest.raises(FlusherUnavailable):
+            await result(forwarder.submit(2, 1, b"a"))
+        with pytest.raises(FlusherUnavailable, match="not connected"):
+            await result(forwarder.stats())
+
+    run(short_path, test, ack_timeout_s=0.2, running=False)
+
+
+def test_what_was_asked_before_the_flusher_came_is_sent_when_it_does(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = [soon(forwarder.submit(2, 1, b"%d" % number)) for number in range(3)]
+        await asyncio.sleep(0)
+        await flusher.start()
+        frames = [await flusher.submit() for _ in submitted]
+        assert [bytes(frame.body) for frame in frames] == [b"0", b"1", b"2"]
+        flusher.send(*[Ack(frame.seq, 7) for frame in frames])
+        await result(asyncio.gather(*submitted))
+
+    run(short_path, test, running=False)
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_new_connection_brings_again_what_was_not_answered_and_nothing_else(short_path: Path, size: int) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = [soon(forwarder.submit(2, number, b"%d" % number * size)) for number in range(4)]
+        frames = [await flusher.submit() for _ in submitted]
+        flusher.send(Ack(frames[0].seq, 10), Ack(frames[2].seq, 12))
+        await result(submitted[0])
+        await result(submitted[2])
+        await flusher.stop()
+        await flusher.start()
+        again = [await flusher.submit(), await flusher.submit()]
+        assert [(one.seq, one.count, bytes(one.body)) for one in again] == [
+            (one.seq, one.count, bytes(one.body)) for one in (frames[1], frames[3])
+        ]
+        flusher.send(Ack(again[0].seq, 11), Ack(again[1].seq, 13))
+        assert [(await result(one))[0] for one in submitted] == [10, 11, 12, 13]
+        await barrier(flusher, forwarder)
+
+    run(short_path, test)
+
+
+def test_it_reconnects_as_often_as_the_flusher_goes(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        for _ in range(4):
+            await flusher.submit()
+            await flusher.stop()
+            await flusher.start()
+        flusher.send(Ack((await flusher.submit()).seq, 5))
+        assert (await result(submitted))[0] == 5
+
+    run(short_path, test)
+
+
+def test_a_peer_that_speaks_another_protocol_is_left_and_tried_again(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        await flusher.submit()
+        flusher._writers[-1].write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await flusher.connected()
+        flusher.send(Ack((await flusher.submit()).seq, 5))
+        assert (await result(submitted))[0] == 5
+
+    run(short_path, test)
+
+
+def test_a_message_that_only_the_flusher_may_get_ends_the_connection(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        frame = await flusher.submit()
+        flusher.send(Flush(frame.seq, 1.0))
+        await flusher.connected()
+        flusher.send(Ack((await flusher.submit()).seq, 5))
+        await result(submitted)
+
+    run(short_path, test)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_commit_is_waited_for_and_says_whether_all_was_written(short_path: Path, written: bool) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
+        frame = await flusher.submit()
+        assert frame.want_commit
+        flusher.send(Ack(frame.seq, 5))
+        _, seq = await result(submitted)
+        waiting = soon(forwarder.committed(seq, LONG_S))
+        await barrier(flusher, forwarder)
+        assert not waiting.done()
+        flusher.send(Committed(seq, written))
+        assert await result(waiting) is written
+        forwarder.forget(seq)
+
+    run(short_path, test)
+
+
+def test_a_commit_that_comes_with_its_ack_is_not_missed(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
+        frame = await flusher.submit()
+        flusher.send(Ack(frame.seq, 5), Committed(frame.seq, written=True))
+        _, seq = await result(submitted)
+        assert await result(forwarder.committed(seq, LONG_S)) is True
+
+    run(short_path, test)
+
+
+def test_a_commit_that_does_not_come_in_time_is_none(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
+        frame = await flusher.submit()
+        flusher.send(Ack(frame.seq, 5))
+        _, seq = await result(submitted)
+        assert await result(forwarder.committed(seq, 0.01)) is False
+        forwarder.forget(seq)
+        flusher.send(Committed(seq, written=True))  # late: nobody asks any more
+        await barrier(flusher, forwarder)
+
+    run(short_path, test)
+
+
+def test_a_lost_connection_ends_the_wait_for_a_commit_without_claiming_it(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
+        frame = await flusher.submit()
+        flusher.send(Ack(frame.seq, 5))
+        _, seq = await result(submitted)
+        waiting = soon(forwarder.committed(seq, LONG_S))
+        await asyncio.sleep(0)
+        await flusher.stop()
+        assert await result(waiting) is False
+
+    run(short_path, test)
+
+
+def test_flush_and_stats_return_the_flushers_own_bytes(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        flushed = soon(forwarder.flush(2.5))
+        frame = await flusher.next()
+        assert isinstance(frame, Flush)
+        assert frame.timeout_s == 2.5
+        stats = soon(forwarder.stats())
+        asked = await flusher.next()
+        assert isinstance(asked, Stats)
+        flusher.send(StatsIs(asked.seq, b'{"a":1}'), Flushed(frame.seq, b'{"pending":0}'))
+        assert await result(stats) == b'{"a":1}'
+        assert await result(flushed) == b'{"pending":0}'
+
+    run(short_path, test)
+
+
+def test_a_flush_follows_the_submits_that_came_before_it(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        asked = [
+            soon(forwarder.submit(2, 1, b"a")),
+            soon(forwarder.submit(2, 1, b"b" * 200_000)),
+            soon(forwarder.flush(1)),
+        ]
+        frames = [await flusher.next() for _ in asked]
+        assert [type(frame) for frame in frames] == [Submit, Submit, Flush]
+        flusher.send(Ack(frames[0].seq, 1), Ack(frames[1].seq, 2), Flushed(frames[2].seq, b"{}"))
+        await result(asyncio.gather(*asked))
+
+    run(short_path, test)
+
+
+def test_stats_have_a_deadline(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         with pytest.raises(FlusherUnavailable):
-            await Forwarder("nowhere", ack_timeout_s=1.0).stats()
-        flush = asyncio.ensure_future(forwarder.flush(3.5))
-        (asked,) = await flusher.got(1)
-        assert asked == Flush(asked.seq, 3.5)
-        flusher.answer(Flushed(asked.seq, b'{"pending":0}'))
-        assert await flush == b'{"pending":0}'
-        stats = asyncio.ensure_future(forwarder.stats())
-        asked = (await flusher.got(2))[1]
-        assert isinstance(asked, Stats)
-        flusher.answer(StatsIs(asked.seq, b"{}"))
-        assert await stats == b"{}"
+            await result(forwarder.stats(0.1))
+        assert isinstance(await flusher.next(), Stats)
 
     run(short_path, test)
 
 
-def test_garbage_from_the_flusher_ends_the_connection_and_nothing_else(short_path: Path) -> None:
+def test_close_gives_up_what_is_pending_and_disconnects(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
-        asked = asyncio.ensure_future(forwarder.submit(2, 1, b"body"))
-        await flusher.got(1)
-        assert flusher._writer is not None
-        flusher._writer.write(b"\xff" * 64)
-        again = (await flusher.got(2))[1]
-        flusher.answer(Ack(again.seq, 9))
-        assert (await asked)[0] == 9
+        submitted = soon(forwarder.submit(2, 1, b"a"))
+        await flusher.submit()
+        await forwarder.close()
+        with pytest.raises(FlusherUnavailable, match="stopping"):
+            await result(submitted)
+        await result(flusher.lost.wait())
 
     run(short_path, test)
+
+
+def test_a_caller_that_is_cancelled_gives_its_room_back(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        first, second = soon(forwarder.submit(2, 1, b"a" * 900)), soon(forwarder.submit(2, 1, b"b" * 900))
+        await flusher.submit()
+        await barrier(flusher, forwarder)
+        first.cancel()
+        flusher.send(Ack((await flusher.submit()).seq, 1))
+        await result(second)
+
+    run(short_path, test, window_bytes=1000)

@@ -1,0 +1,499 @@
+"""The guard at the ASGI level: what no HTTP client can send, and what no test over loopback can be."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest import guard
+from ingest.app import create_app
+from ingest.forwarder import Forwarder
+from ingest.guard import OPEN_PATHS, Guard, gunzip, is_json, is_loopback
+from ingest.metrics import RequestMetrics
+from ingest.resources import Problem
+from shared.config import Service
+
+BATCH = "/batch"
+OTHER = "/other"
+ROUTES = {BATCH: frozenset(["POST"]), OTHER: frozenset(["GET"]), "/": frozenset(["GET"])}
+LOCAL = ("127.0.0.1", 40000)
+STRANGER = ("203.0.113.7", 40000)
+GONE = {"type": "http.disconnect"}
+
+
+class Exchange:
+    """One request: hands out `messages`, then leaves, and takes down what is asked for and what is sent."""
+
+    def __init__(self, messages: Iterable[dict[str, Any]]) -> None:
+        self.messages = list(messages)
+        self.received = 0
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        self.received += 1
+        return self.messages.pop(0) if self.messages else GONE
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(dict(message))
+
+    @property
+    def status(self) -> int:
+        status: int = self.sent[0]["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def code(self) -> str:
+        code: str = orjson.loads(b"".join(message.get("body", b"") for message in self.sent[1:]))["error_code"]
+        return code
+
+
+class FakeApp:
+    """Takes down the scopes that reach it, and answers 200."""
+
+    def __init__(self) -> None:
+        self.scopes: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append({**scope, "received": await receive() if scope["type"] == "http" else None})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    @property
+    def body(self) -> bytes:
+        body: bytes = self.scopes[-1]["body"]
+        return body
+
+
+class Guarded:
+    def __init__(self, **settings: Any) -> None:
+        self.app = FakeApp()
+        self.observed: list[tuple[str, int, float]] = []
+        self._now = 0.0
+        self.guard = Guard(
+            self.app,
+            **{
+                "routes": ROUTES,
+                "posts_with_body": frozenset([BATCH]),
+                "auth_token": None,
+                "protected_mode": True,
+                "max_body_bytes": 100,
+                "observe": lambda *what: self.observed.append(what),
+                "clock": self._clock,
+                **settings,
+            },
+        )
+
+    def _clock(self) -> float:
+        self._now += 0.5
+        return self._now
+
+    def ask(
+        self,
+        path: str = OTHER,
+        method: str = "GET",
+        messages: Iterable[dict[str, Any]] = (),
+        *,
+        client: Any = LOCAL,
+        **headers: str,
+    ) -> Exchange:
+        exchange = Exchange(messages or [part(b"")])
+        asyncio.run(self.guard(scope_of(path, method, client, headers), exchange.receive, exchange.send))
+        return exchange
+
+    def post(self, *messages: dict[str, Any], **headers: str) -> Exchange:
+        return self.ask(BATCH, "POST", messages, **headers)
+
+
+def scope_of(path: str, method: str, client: Any, headers: dict[str, str]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "path": path,
+        "method": method,
+        "client": client,
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        "query_string": b"",
+        "http_version": "1.1",
+        "raw_path": path.encode(),
+        "scheme": "http",
+        "server": ("127.0.0.1", 8001),
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "root_path": "",
+    }
+
+
+def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+# ---- protected mode
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/nowhere", "/health"])
+def test_without_a_token_a_stranger_is_refused_everywhere_and_told_which_settings_lift_it(path: str) -> None:
+    guarded = Guarded()
+    exchange = guarded.ask(path, client=STRANGER)
+    assert (exchange.status, exchange.code) == (403, "PROTECTED_MODE")
+    detail = orjson.loads(exchange.sent[1]["body"])["detail"]
+    assert "service.auth_token" in detail
+    assert "service.protected_mode: false" in detail
+    assert guarded.app.scopes == []
+
+
+def test_no_byte_of_a_strangers_body_is_taken() -> None:
+    guarded = Guarded()
+    exchange = Exchange([])
+
+    async def stop() -> Any:
+        assert exchange.sent, "the answer comes before anything is read"
+        return GONE
+
+    asyncio.run(guarded.guard(scope_of(BATCH, "POST", STRANGER, {"content-length": "5"}), stop, exchange.send))
+    assert exchange.code == "PROTECTED_MODE"
+
+
+@pytest.mark.parametrize("client", [LOCAL, ("127.9.9.9", 1), ("::1", 1), ("::ffff:127.0.0.1", 1), None])
+def test_callers_on_this_machine_pass(client: Any) -> None:
+    assert Guarded().ask(client=client).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["10.0.0.1", "0.0.0.0", "128.0.0.1", "::", "::2", "::ffff:10.0.0.1", "fe80::1", "", "localhost", "127.0.0.1 "],
+)
+def test_no_other_address_is_this_machines_own(host: str) -> None:
+    assert not is_loopback(host)
+    assert Guarded().ask(client=(host, 1)).code == "PROTECTED_MODE"
+
+
+def test_a_header_cannot_make_a_stranger_local() -> None:
+    headers = {
+        "x_forwarded_for": "127.0.0.1",
+        "forwarded": "for=127.0.0.1",
+        "x_real_ip": "127.0.0.1",
+        "host": "localhost",
+    }
+    assert Guarded().ask(client=STRANGER, **headers).code == "PROTECTED_MODE"
+
+
+def test_protected_mode_off_lets_everybody_in() -> None:
+    assert Guarded(protected_mode=False).ask(client=STRANGER).status == 200
+
+
+def test_with_a_token_strangers_pass_who_have_it() -> None:
+    guarded = Guarded(auth_token="t0ken")
+    assert guarded.ask(client=STRANGER, authorization="Bearer t0ken").status == 200
+    assert guarded.ask(client=STRANGER).status == 401
+
+
+def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
+    forwarder = Forwarder(str(tmp_path / "none"), ack_timeout_s=1)
+    for service, client, status in (
+        (Service(), STRANGER, 403),
+        (Service(), LOCAL, 200),
+        (Service(protected_mode=False), STRANGER, 200),
+        (Service(auth_token="x"), STRANGER, 200),
+    ):
+        app = create_app(forwarder, RequestMetrics(tmp_path), service, max_records=10)
+        exchange = Exchange([part(b"")])
+        asyncio.run(app(scope_of("/", "GET", client, {}), exchange.receive, exchange.send))
+        assert exchange.status == status
+
+
+# ---- token
+
+
+def test_these_paths_and_no_others_are_open() -> None:
+    assert frozenset(["/", "/health", "/ready"]) == OPEN_PATHS
+    guarded = Guarded(auth_token="t0ken", routes={path: frozenset(["GET"]) for path in (*OPEN_PATHS, OTHER)})
+    for path in OPEN_PATHS:
+        assert guarded.ask(path).status == 200
+    for path in (OTHER, "/health/", "/ready/x", "//", ""):
+        assert guarded.ask(path).status == 401
+
+
+def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    class Watched:
+        @staticmethod
+        def compare_digest(given: bytes, expected: bytes) -> bool:
+            compared.append((given, expected))
+            return hmac.compare_digest(given, expected)
+
+    monkeypatch.setattr(guard, "hmac", Watched)
+    guarded = Guarded(auth_token="t0ken")
+    assert guarded.ask(authorization="Bearer wrong").status == 403
+    assert guarded.ask(authorization="Bearer t0ken").status == 200
+    assert compared == [(b"Bearer wrong", b"Bearer t0ken"), (b"Bearer t0ken", b"Bearer t0ken")]
+
+
+@pytest.mark.parametrize("value", ["Bearer t0ken", "bearer t0ken", "BEARER  t0ken "])
+def test_the_scheme_has_no_case_and_spaces_do_not_count(value: str) -> None:
+    assert Guarded(auth_token="t0ken").ask(authorization=value).status == 200
+
+
+@pytest.mark.parametrize(
+    "value", ["t0ken", "Bearer", "Bearer T0KEN", "Bearer t0ke", "Bearer t0kent0ken", "Basic t0ken", "é"]
+)
+def test_anything_else_is_a_wrong_token(value: str) -> None:
+    assert Guarded(auth_token="t0ken").ask(authorization=value).code == "TOKEN_WRONG"
+
+
+# ---- path and method
+
+
+def test_head_reaches_the_application_as_get_and_the_server_as_head() -> None:
+    guarded = Guarded()
+    exchange = Exchange([part(b"")])
+    scope = scope_of(OTHER, "HEAD", LOCAL, {})
+    asyncio.run(guarded.guard(scope, exchange.receive, exchange.send))
+    assert guarded.app.scopes[0]["method"] == "GET"
+    assert scope["method"] == "HEAD"
+
+
+def test_other_scopes_than_http_go_through_untouched() -> None:
+    guarded = Guarded()
+    exchange = Exchange([])
+    asyncio.run(guarded.guard({"type": "lifespan"}, exchange.receive, exchange.send))
+    assert guarded.app.scopes == [{"type": "lifespan", "received": None}]
+    assert guarded.observed == []
+
+
+# ---- reading the body
+
+
+def test_the_body_is_handed_on_in_the_scope_and_nothing_is_left_to_receive() -> None:
+    guarded = Guarded()
+    assert guarded.post(part(b"ab", more=True), part(b"", more=True), part(b"cd"), content_length="4").status == 200
+    assert guarded.app.body == b"abcd"
+    assert guarded.app.scopes[0]["received"] == part(b"")
+
+
+@pytest.mark.parametrize("declared", [0, 1, 3, 5, 100])
+def test_another_length_than_declared_is_a_body_cut_short(declared: int) -> None:
+    guarded = Guarded()
+    exchange = guarded.post(part(b"ab", more=True), part(b"cd"), content_length=str(declared))
+    assert (exchange.status, exchange.code) == (400, "BODY_CUT_SHORT")
+    assert guarded.app.scopes == []
+
+
+def test_a_client_that_leaves_gets_no_answer_and_reaches_nothing() -> None:
+    guarded = Guarded()
+    exchange = guarded.post(part(b"ab", more=True), GONE, content_length="4")
+    assert exchange.sent == []
+    assert guarded.app.scopes == []
+    assert guarded.observed == [(BATCH, 0, 0.5)]
+
+
+def test_a_declared_length_over_the_limit_is_refused_before_anything_is_received() -> None:
+    guarded = Guarded()
+    exchange = Exchange([])
+
+    async def receive() -> Any:
+        assert exchange.sent[0]["status"] == 413, "the answer comes first"
+        return GONE
+
+    asyncio.run(guarded.guard(scope_of(BATCH, "POST", LOCAL, {"content-length": "101"}), receive, exchange.send))
+    assert exchange.code == "BODY_TOO_LARGE"
+    assert exchange.headers[b"connection"] == b"close"
+
+
+def test_an_undeclared_body_is_counted_as_it_comes() -> None:
+    guarded = Guarded()
+    exactly = [part(b"x" * 50, more=True), part(b"x" * 50)]
+    assert guarded.post(*exactly, transfer_encoding="chunked").status == 200
+    # The rest is let in but not kept, so that the client gets to read the answer.
+    over = [part(b"x" * 50, more=True), part(b"x" * 51, more=True), part(b"x", more=True), part(b"x")]
+    exchange = guarded.post(*over, transfer_encoding="chunked")
+    assert exchange.code == "BODY_TOO_LARGE"
+    assert exchange.messages == []
+    assert exchange.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert len(guarded.app.scopes) == 1
+
+
+def test_an_over_large_body_that_never_ends_is_let_in_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LINGER_BYTES", 1000)
+    exchange = Guarded().post(*[part(b"x" * 101, more=True)] * 100, transfer_encoding="chunked")
+    assert exchange.code == "BODY_TOO_LARGE"
+    assert len(exchange.messages) == 100 - 1 - 10
+
+
+def test_an_over_large_body_that_stops_coming_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LINGER_S", 0.01)
+    exchange = Exchange([])
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    scope = scope_of(BATCH, "POST", LOCAL, {"content-length": "101"})
+    asyncio.run(asyncio.wait_for(Guarded().guard(scope, receive, exchange.send), 30))
+    assert exchange.sent[-1]["more_body"] is False
+
+
+def test_a_refusal_without_a_body_keeps_the_connection() -> None:
+    for exchange in (Guarded().ask("/nowhere"), Guarded().ask("/nowhere", "POST", content_length="0")):
+        assert exchange.status == 404
+        assert b"connection" not in exchange.headers
+        assert exchange.received == 0
+
+
+# ---- room for all bodies at once
+
+
+def test_bodies_under_way_have_a_bound_together_and_room_comes_back() -> None:
+    guarded = Guarded(max_reading_bytes=150)
+
+    async def main() -> None:
+        release = asyncio.Event()
+        first = Exchange([])
+
+        async def slow() -> Any:
+            await release.wait()
+            return part(b"x" * 100)
+
+        reading = asyncio.ensure_future(
+            guarded.guard(scope_of(BATCH, "POST", LOCAL, {"content-length": "100"}), slow, first.send)
+        )
+        await asyncio.sleep(0)
+        refused = await ask({"content-length": "51"}, [part(b"x" * 51)])
+        assert (refused.status, refused.code) == (503, "TOO_MANY_BYTES_IN_FLIGHT")
+        assert refused.headers[b"retry-after"] == b"1"
+        assert (await ask({"content-length": "50"}, [part(b"x" * 50)])).status == 200
+        # A chunked body counts with the most that it may be.
+        assert (await ask({"transfer-encoding": "chunked"}, [part(b"x")])).status == 503
+        release.set()
+        await reading
+        assert first.status == 200
+        assert (await ask({"content-length": "100"}, [part(b"x" * 100)])).status == 200
+
+    async def ask(headers: dict[str, str], messages: list[dict[str, Any]]) -> Exchange:
+        exchange = Exchange(messages)
+        await guarded.guard(scope_of(BATCH, "POST", LOCAL, headers), exchange.receive, exchange.send)
+        return exchange
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize(
+    ("messages", "headers"),
+    [
+        ([part(b"ab")], {"content_length": "4"}),
+        ([GONE], {"content_length": "100"}),
+        ([part(b"x" * 101)], {"transfer_encoding": "chunked"}),
+        ([part(b"x")], {"transfer_encoding": "chunked", "content_encoding": "gzip"}),
+    ],
+)
+def test_whatever_ends_a_request_gives_its_room_back(messages: list[dict[str, Any]], headers: dict[str, str]) -> None:
+    guarded = Guarded(max_reading_bytes=100)
+    for _ in range(3):
+        exchange = guarded.post(*messages, **headers)
+        assert not exchange.sent or exchange.status != 503
+    assert guarded.guard._reading_bytes == 0
+
+
+# ---- types, encodings, gzip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json;charset=utf-8",
+        'application/json; charset="UTF-8"',
+        "application/json; charset=utf8",
+    ],
+)
+def test_these_are_json(value: str) -> None:
+    assert is_json(value.encode())
+    assert Guarded().post(part(b"{}"), content_type=value, content_length="2").status == 200
+
+
+@pytest.mark.parametrize("value", ["", "json", "text/json", "application/json2", "application/json; charset=latin-1"])
+def test_these_are_not(value: str) -> None:
+    assert not is_json(value.encode())
+    assert Guarded().post(GONE, content_type=value, content_length="2").code == "UNSUPPORTED_MEDIA_TYPE"
+
+
+def test_a_gzipped_body_is_unpacked_on_its_way() -> None:
+    packed = gzip.compress(b"x" * 100)
+    guarded = Guarded()
+    assert guarded.post(part(packed), content_encoding="gzip", content_length=str(len(packed))).status == 200
+    assert guarded.app.body == b"x" * 100
+
+
+def test_gunzip_stops_at_the_limit() -> None:
+    assert gunzip(gzip.compress(b"x" * 100), 100) == b"x" * 100
+    with pytest.raises(Problem) as raised:
+        gunzip(gzip.compress(b"x" * 101), 100)
+    assert raised.value.status == 413
+
+
+def test_gunzip_unpacks_no_more_of_a_bomb_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[int] = []
+
+    class Watched:
+        def __init__(self) -> None:
+            self._unpacker = zlib.decompressobj(wbits=31)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            result = self._unpacker.decompress(data, most)
+            unpacked.append(len(result))
+            return result
+
+    class FakeZlib:
+        error = zlib.error
+
+        @staticmethod
+        def decompressobj(wbits: int) -> Watched:
+            assert wbits == 31
+            return Watched()
+
+    monkeypatch.setattr(guard, "zlib", FakeZlib)
+    with pytest.raises(Problem):
+        gunzip(gzip.compress(bytes(10_000_000)), 1000)
+    assert unpacked == [1001]
+
+
+def test_gzip_cut_at_any_position_is_refused() -> None:
+    packed = gzip.compress(b'{"tasks":[]}')
+    for at in range(len(packed)):
+        with pytest.raises(Problem) as raised:
+            gunzip(packed[:at], 100)
+        assert raised.value.status == 400
+
+
+def test_gzip_with_any_byte_behind_it_is_refused() -> None:
+    with pytest.raises(Problem) as raised:
+        gunzip(gzip.compress(b"{}") + b"\0", 100)
+    assert raised.value.status == 400
+
+
+# ---- what is counted
+
+
+def test_every_answer_is_observed_with_its_path_status_and_duration() -> None:
+    guarded = Guarded()
+    guarded.ask(OTHER, messages=[part(b"")])
+    guarded.ask(OTHER, "DELETE")
+    guarded.post(part(b"ab"), content_length="4")
+    assert guarded.observed == [(OTHER, 200, 0.5), (OTHER, 405, 0.5), (BATCH, 400, 0.5)]
+
+
+def test_paths_that_do_not_exist_share_a_name() -> None:
+    guarded = Guarded()
+    for path in ("/a", "/b", "/c"):
+        guarded.ask(path)
+    assert {path for path, _, _ in guarded.observed} == {"other"}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingest.metrics import RequestMetrics
+
+STATS: dict[str, Any] = {
+    "buffer": {
+        "sessions_count": 3,
+        "tasks_count": 4,
+        "journal_bytes": 500,
+        "journal_max_bytes": 1000,
+        "journal_segments": 2,
+    },
+    "flush_info": {"flushes_by_reason": {"size": 5, "age": 6}},
+    "performance": {"total_sessions_written": 7, "total_tasks_written": 8, "writers": 1, "statements": 9},
+    "at_risk": {"unsynced_records": 10, "oldest_uncommitted_seconds": 1.5},
+    "coalescing": {"coalesced": 11},
+    "dead_letters": {"count": 12, "total": 19},
+    "accepted": {"sessions": 13, "tasks": 14},
+    "rejected": {"journal_full": 15},
+    "failures": {"retry": 16},
+    "damage": {"bytes": 17, "segments_set_aside": 18},
+    "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": None, "connections": 1},
+}
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def requests(text: bytes) -> dict[tuple[str, str], float]:
+    return {
+        (dict(labels)["path"], dict(labels)["status"]): value
+        for (name, labels), value in samples(text).items()
+        if name == "persistence_http_requests_total"
+    }
+
+
+def test_requests_are_counted_by_path_and_status(tmp_path: Path) -> None:
+    metrics = RequestMetrics(tmp_path)
+    for path, status in (("/a", 202), ("/a", 202), ("/a", 503), ("other", 404)):
+        metrics.observe(path, status, 0.001)
+    assert requests(metrics.exposition(None)) == {("/a", "202"): 2, ("/a", "503"): 1, ("other", "404"): 1}
+
+
+def test_durations_are_counted_in_buckets_that_include_their_bound(tmp_path: Path) -> None:
+    metrics = RequestMetrics(tmp_path)
+    for seconds in (50e-6, 51e-6, 0.5, 99.0):
+        metrics.observe("/a", 202, seconds)
+    found = samples(metrics.exposition(None))
+    name = "persistence_http_request_duration_seconds"
+    buckets = {
+        float(dict(labels)["le"]): value for (sample, labels), value in found.items() if sample == f"{name}_bucket"
+    }
+    assert buckets[50e-6] == 1
+    assert buckets[100e-6] == 2
+    assert buckets[0.1] == 2
+    assert buckets[0.5] == 3
+    assert buckets[10.0] == 3
+    assert buckets[float("inf")] == 4
+    assert found[f"{name}_count", (("path", "/a"),)] == 4
+    assert abs(found[f"{name}_sum", (("path", "/a"),)] - 99.500101) < 1e-9
+
+
+def test_every_workers_counts_are_added_up_those_of_ended_ones_too(tmp_path: Path) -> None:
+    ended = RequestMetrics(tmp_path)
+    ended.observe("/a", 202, 0.001)
+    ended.observe("/b", 202, 0.001)
+    ended.publish()
+    (tmp_path / f"{os.getpid()}.json").rename(tmp_path / "1.json")
+    metrics = RequestMetrics(tmp_path)
+    metrics.observe("/a", 202, 0.001)
+    metrics.observe("/a", 400, 0.001)
+    assert requests(metrics.exposition(None)) == {("/a", "202"): 2, ("/a", "400"): 1, ("/b", "202"): 1}
+
+
+def test_what_was_published_stays_until_it_is_published_anew(tmp_path: Path) -> None:
+    metrics, other = RequestMetrics(tmp_path), RequestMetrics(tmp_path)
+    other._file = tmp_path / "2.json"
+    metrics.observe("/a", 202, 0.001)
+    assert requests(other.exposition(None)) == {}
+    metrics.publish()
+    metrics.observe("/a", 202, 0.001)
+    assert requests(other.exposition(None)) == {("/a", "202"): 1}
+    metrics.publish()
+    assert requests(other.exposition(None)) == {("/a", "202"): 2}
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json", ".json"]  # no file half-written left
+
+
+def test_without_a_flusher_its_figures_are_left_out_and_up_is_0(tmp_path: Path) -> None:
+    found = samples(RequestMetrics(tmp_path).exposition(None))
+    assert found["persistence_flusher_up", ()] == 0
+    assert not any(name == "persistence_journal_bytes" for name, _ in found)
+
+
+def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
+    found = samples(RequestMetrics(tmp_path).exposition(STATS))
+    expected = {
+        ("persistence_flusher_up", ()): 1,
+        ("persistence_database_up", ()): 1,
+        ("persistence_alarm", ()): 0,
+        ("persistence_accepting", ()): 1,
+        ("persistence_journal_bytes", ()): 500,
+        ("persistence_journal_max_bytes", ()): 1000,
+        ("persistence_unsynced_records", ()): 10,
+        ("persistence_backlog_oldest_age_seconds", ()): 1.5,
+        ("persistence_dead_letters_waiting", ()): 12,
+        ("persistence_backlog_records", (("kind", "sessions"),)): 3,
+        ("persistence_backlog_records", (("kind", "tasks"),)): 4,
+        ("persistence_records_accepted_total", (("kind", "sessions"),)): 13,
+        ("persistence_rows_written_total", (("kind", "tasks"),)): 8,
+        ("persistence_requests_rejected_total", (("reason", "journal_full"),)): 15,
+        ("persistence_flushes_total", (("reason", "age"),)): 6,
+        ("persistence_flush_failures_total", (("error_class", "retry"),)): 16,
+        ("persistence_records_coalesced_total", ()): 11,
+        ("persistence_records_dead_lettered_total", ()): 19,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_what_is_wrong_shows_in_the_gauges(tmp_path: Path) -> None:
+    state = {**STATS["state"], "refusing": "JOURNAL_FULL", "database": "unhealthy", "alarm": "the table is gone"}
+    found = samples(RequestMetrics(tmp_path).exposition({**STATS, "state": state}))
+    assert found["persistence_accepting", ()] == 0
+    assert found["persistence_database_up", ()] == 0
+    assert found["persistence_alarm", ()] == 1
