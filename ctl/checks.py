@@ -77,14 +77,12 @@ def check(facts: Facts, schema: str, database: str, *, recycle_s: float) -> list
 def _check_server(facts: Facts, recycle_s: float) -> Iterator[Finding]:
     oldest = OLDEST[facts.flavour]
     numbers = version_of(facts.version)
-    name = "MariaDB" if facts.flavour is Flavour.MARIADB else "MySQL"
     if numbers < oldest:
-        yield Finding(
-            "wrong", "version", f"{name} {facts.version}", f"{name} {oldest[0]}.{oldest[1]} or later is needed"
-        )
+        mend = f"{facts.flavour.value} {oldest[0]}.{oldest[1]} or later is needed"
+        yield Finding("wrong", "version", facts.version, mend)
     else:
-        yield Finding("ok", "version", f"{name} {facts.version}")
-    if facts.settings["read_only"] in ("1", "ON"):
+        yield Finding("ok", "version", facts.version)
+    if facts.settings["read_only"] not in ("0", "OFF"):
         mend = "SET GLOBAL read_only = OFF; -- or name the primary as database.host"
         yield Finding("wrong", "read_only", "the server takes no writes", mend)
     else:

@@ -206,7 +206,7 @@ def print_views(views: list[SegmentView], *, as_json: bool) -> None:
     terminal = console()
     rows: list[list[str | Text]] = []
     for view in views:
-        records = ", ".join(f"{count:,} {name}" for name, count in view.records.items()) or "none"
+        records = ", ".join(f"{name} {count:,}" for name, count in view.records.items()) or "none"
         oldest = age(max(0.0, now - view.first_arrival / 1e6)) if view.first_arrival else "-"
         damage = plural(sum(part.length for part in view.damage), "byte") if view.damage else "none"
         style = "bold red" if view.damage else ""

@@ -82,7 +82,7 @@ def backlog(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
 def lifetime(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
     flushes, performance, coalescing = stats["flush_info"], stats["performance"], stats["coalescing"]
     accepted = stats["accepted"]
-    by_kind = ", ".join(f"{count:,} {name}" for name, count in accepted.items())
+    by_kind = ", ".join(f"{name} {count:,}" for name, count in accepted.items())
     done = (
         f"{plural(coalescing['rows_written'], 'row')} of {plural(coalescing['records_in'], 'record')},"
         f" {coalescing['ratio']:.2f} rows a record"
@@ -126,12 +126,12 @@ def flush(timeout_s: float, url: str | None, as_json: bool) -> None:
         emit(document)
     elif written:
         rows = ", ".join(
-            f"{count:,} {name.removesuffix('_written')}"
+            f"{name.removesuffix('_written')} {count:,}"
             for name, count in document.items()
             if name.endswith("_written")
         )
         console().print(
-            f"written: {rows}; coalesced: {document['coalesced']:,}; dead letters: {document['dead_lettered']:,};"
+            f"written: {rows}; coalesced {document['coalesced']:,}, dead letters {document['dead_lettered']:,},"
             f" {document['duration_ms']:.1f} ms"
         )
     else:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ctl.node import Node, NotReached, node_of, url_option
-from ctl.output import console, emit, json_option, pairs, printable, styled
+from ctl.output import console, emit, json_option, pairs, plural, printable, styled
 from ctl.status import backlog
 
 HISTORY = 60
@@ -162,7 +162,7 @@ def _state(stats: dict[str, Any], rates: Rates | None) -> list[tuple[str, str | 
     if rates is not None and rates.rows_per_record is not None:
         coalescing = f"{rates.rows_per_record:.2f} rows a record now, {coalescing}"
     letters = stats["dead_letters"]["count"]
-    state = Text.assemble(styled(stats["state"]["database"]), f", {stats['performance']['writers']} writers")
+    state = Text.assemble(styled(stats["state"]["database"]), f", {plural(stats['performance']['writers'], 'writer')}")
     if stats["state"]["longest_write_seconds"] >= 1:
         state.append(f", a write under way for {stats['state']['longest_write_seconds']:.0f} s")
     return [

@@ -128,7 +128,9 @@ class _Connection:
             while len(answers) < len(frames):
                 data = self._socket.recv(65536)
                 if not data:
-                    raise NotReplayed("the flusher closed the connection; what it did not acknowledge stays, try again")
+                    raise NotReplayed(
+                        "the flusher closed the connection (it takes only its own user's); the letters stay"
+                    )
                 answers += self._decoder.feed(data)
         except (OSError, ProtocolError) as error:
             raise NotReplayed(f"the flusher: {error}; what it did not acknowledge stays, try again") from error
