@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,16 @@ def segments_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def settled(path: Path) -> Contents:
+def settled(
+    path: Path, look: Callable[[Path], Contents] = read, pause: Callable[[float], None] = time.sleep
+) -> Contents:
     """Reads a segment; again while its end is damaged and it still grows: that is an append under way."""
-    contents = read(path)
+    contents = look(path)
     for _ in range(_LOOKS):
         if not contents.damage or contents.damage[-1].offset + contents.damage[-1].length != contents.size:
             break
-        time.sleep(_BETWEEN_LOOKS_S)
-        again = read(path)
+        pause(_BETWEEN_LOOKS_S)
+        again = look(path)
         if again.size == contents.size and again.damage == contents.damage:
             break
         contents = again

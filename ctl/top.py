@@ -269,9 +269,14 @@ def show(node: Node, before: Sample, after: Sample, history: History, *, as_json
 def live(node: Node, first: Sample, interval_s: float) -> None:
     history = History()
     history.add(None, first.stats)
-    with quit_key() as pressed, Live(frame(node, first, None, history), screen=True, auto_refresh=False) as screen:
-        screen.refresh()
-        for before, after in pairs_of(node, first, interval_s, pressed, history):
-            current = rates(before, after)
-            history.add(current, after.stats)
-            screen.update(frame(node, after, current, history), refresh=True)
+    screen = Live(frame(node, first, None, history), screen=True, auto_refresh=False)
+    with quit_key() as pressed:
+        try:
+            # Not as a context manager: Ctrl-C in the middle of its start would leave the screen as it is.
+            screen.start(refresh=True)
+            for before, after in pairs_of(node, first, interval_s, pressed, history):
+                current = rates(before, after)
+                history.add(current, after.stats)
+                screen.update(frame(node, after, current, history), refresh=True)
+        finally:
+            screen.stop()
