@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ctl.checks import expected_tables, holds, version_of
+from ctl.checks import Finding, expected_tables, holds, version_of
+from ctl.database import HostView, standing_by
 from flusher.schema import FILE
 from shared.records import KINDS
 from tests.support.ctl import Result, ctl
@@ -70,8 +71,10 @@ FAULTS = {
     "no primary key": ("ALTER TABLE translation_sessions DROP PRIMARY KEY", "is missing"),
     "a second unique key": ("CREATE UNIQUE INDEX once ON translation_tasks (batch_id)", "once"),
     "a foreign key": (
-        "ALTER TABLE translation_tasks ADD CONSTRAINT belongs FOREIGN KEY (session_id)"
-        " REFERENCES translation_sessions (session_id)",
+        (
+            "ALTER TABLE translation_tasks ADD CONSTRAINT belongs FOREIGN KEY (session_id)"
+            " REFERENCES translation_sessions (session_id)"
+        ),
         "belongs",
     ),
 }
@@ -204,10 +207,7 @@ def test_settings_of_the_server_are_found_and_mended(short_path: Path, own_maria
     assert (mended.status, findings(mended, "warning")) == (0, [])
 
 
-def test_a_read_only_host_beside_one_that_takes_writes_is_standing_by(short_path: Path) -> None:
-    from ctl.checks import Finding
-    from ctl.database import HostView, standing_by
-
+def test_a_read_only_host_beside_one_that_takes_writes_is_standing_by() -> None:
     view = HostView("b", reached=True, read_only=True, findings=[Finding("wrong", "read_only", "takes no writes", "x")])
     assert [found.state for found in standing_by(view).findings] == ["warning"]
 

@@ -169,7 +169,7 @@ def test_an_end_that_stays_cut_off_is_damage(tmp_path: Path) -> None:
 
 def test_reading_while_records_arrive_finds_no_damage(service: Service) -> None:
     """Against the real flusher: every look is at another state of the file."""
-    body = {"tasks": [task("t1", source_text="字" * 50_000)]}
+    body = {"tasks": [task("t1", source_text="字" * 2_000)]}
     for _ in range(30):
         assert service.post(TASKS, body).status == 202
         assert settled(segment_of(service)).damage == []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flusher import dead_letters
+from flusher import dead_letters, replay
 from flusher.dead_letters import DeadLetter
 from tests.support.ctl import Terminal, ctl
 from tests.support.mariadb import MariaDB
@@ -140,8 +140,6 @@ def test_without_the_flusher_every_letter_stays(poisoned: Service) -> None:
 def test_without_the_database_what_was_sent_waits_in_the_journal_and_the_others_stay(
     start_service: StartService, mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flusher import replay
-
     monkeypatch.setattr(replay, "TIMEOUT_S", 0.5)
     service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none")
     letters = [letter(f"t{number}") for number in range(5)]
