@@ -39,6 +39,9 @@ PEERS_GO_S = 5.0
 DRAIN_S = 10.0
 """How long it then writes. What a dead or slow database does not take stays in the journal."""
 
+RESTART_DRAIN_S = 2.0
+"""The same where the peers have stayed: their requests wait meanwhile, and the next flusher writes the rest anyway."""
+
 
 def lock(state_directory: Path) -> int:
     """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
@@ -183,17 +186,18 @@ async def serve(config: Config) -> None:
     await stop.wait()
 
     log.info("stopping: serving until the peers have gone, writing what is left")
-    give_up_at = loop.time() + PEERS_GO_S + DRAIN_S
-    draining = loop.create_task(flush.drain(PEERS_GO_S + DRAIN_S))
+    flush.start_draining()
+    drain_s = DRAIN_S
     try:
         await asyncio.wait_for(peers.gone.wait(), PEERS_GO_S)
     except asyncio.TimeoutError:
-        log.info("%d peers are still connected", len(peers))
-    await asyncio.wait([draining], timeout=min(DRAIN_S, give_up_at - loop.time()))
+        log.info("%d peers stay: only the flusher is restarted, they will send again to the next one", len(peers))
+        drain_s = RESTART_DRAIN_S
     server.close()
     peers.close()
+    await flush.drain(drain_s)
     flush.stop()
-    for task in (*background, draining):
+    for task in background:
         task.cancel()
     await writers.terminate()
     await syncer.close()

@@ -44,9 +44,11 @@ def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
     data = b"".join(orjson.dumps(msgspec.to_builtins(letter)) + b"\n" for letter in letters)
     with _locked(path):
         created = not path.exists()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data  # a crash has cut the last line off; ours must not become part of it
             if size + len(data) > max_bytes:
                 raise DeadLettersFull(
                     f"{path.name} has {size} bytes, {len(data)} more are over dead_letters.max_bytes = {max_bytes}"

@@ -33,6 +33,8 @@ FIRST_PING_S = 0.2
 """Until the database's state is known for the first time."""
 _OF_THE_SEGMENT = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA, ErrorClass.UNKNOWN}
 """Failures after which other segments may still be tried at once; all others hold everything back."""
+DRAIN_ATTEMPTS = 3
+"""Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
 
 
@@ -92,7 +94,7 @@ class Flush:
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._logged: tuple[str, float] = ("", 0.0)
-        self._empty = asyncio.Event()
+        self._drained = asyncio.Event()
         self._stopped = False
 
     def start(self, leftovers: list[Path], floor: int) -> None:
@@ -147,8 +149,9 @@ class Flush:
             task = self._loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
             task.add_done_callback(partial(self._handed_over, segment))
-        if self._draining and not self._backlog.last_sequence():
-            self._empty.set()
+        if self._draining:
+            hopeless = self._attempts >= DRAIN_ATTEMPTS
+            self._drained.clear() if self._backlog.last_sequence() and not hopeless else self._drained.set()
         self._arm(now, due)
 
     def seal(self, reason: FlushReason) -> None:
@@ -171,14 +174,15 @@ class Flush:
         """Takes a segment that could not be synced out of use, cut back to what was promised."""
         if segment is self._journal.active:
             self.seal(FlushReason.SIZE)
+        counted = next((one for one in self._backlog if one.sequence == segment.sequence), None)
+        if counted is None:
+            return  # its records are in the database, its bytes are counted out
         try:
             self._journal.truncate(segment, size)
         except OSError as error:
             log.error("journal: %s cannot be cut back: %s", segment.path.name, error.strerror)
             return
-        for counted in self._backlog:
-            if counted.sequence == segment.sequence:
-                counted.size = size
+        counted.size = size
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
@@ -200,16 +204,23 @@ class Flush:
         self._commit_callers.setdefault(sequence, []).append((arrival, done))
         self._asked_upto = max(self._asked_upto, sequence)
 
-    async def drain(self, timeout_s: float) -> int:
-        """Writes what is left, for at most `timeout_s`. Returns: records still in the journal."""
+    def start_draining(self) -> None:
+        """From now on whatever comes is written at once."""
         self._draining = True
+        self._attempts = 0
         self._hurry()
         self.consider()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until everything is written, or the database is found to be away, for at most `timeout_s`.
+
+        The rest stays in the journal.
+        """
+        self.start_draining()
         try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
         except asyncio.TimeoutError:
             pass
-        return sum(self._backlog.records().values())
 
     def longest_write_s(self, now: float) -> float:
         """How long the oldest write has been under way: a database that hangs reports no error."""

@@ -28,7 +28,7 @@ class DrainRate:
         self._last_at: float | None = None
 
     def freed(self, size: int, duration_s: float, now: float) -> None:
-        since = duration_s if self._last_at is None else max(now - self._last_at, 1e-3)
+        since = max(duration_s if self._last_at is None else now - self._last_at, 1e-3)
         weight = min(1.0, since / _RATE_WINDOW_S)
         current = size / since
         self._rate = current if self._last_at is None else self._rate + weight * (current - self._rate)

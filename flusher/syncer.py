@@ -84,6 +84,9 @@ class Syncer:
             return True
         if self._policy is Fsync.NEVER:
             return False
+        if self._waiters:
+            # Should their sync fail, everything from the first of them on is cut off.
+            return True
         since = self._since if self._covered_since is None else self._covered_since
         return since is not None and self._clock() - since > LATE_S
 
@@ -182,7 +185,10 @@ class Syncer:
             "journal: a sync failed (%s); nothing is accepted until its records are on new pages",
             error.strerror,
         )
-        waiting, self._waiters = self._waiters, []
+        covered = {segment.sequence for segment in segments}
+        waiting = [waiter for waiter in self._waiters if waiter.segment.sequence in covered]
+        # Others wait in segments opened since: their own sync decides.
+        self._waiters = [waiter for waiter in self._waiters if waiter.segment.sequence not in covered]
         for segment in segments:
             promised = min((w.start for w in waiting if w.segment is segment), default=segment.size)
             self._cut_off(segment, promised)
@@ -193,6 +199,8 @@ class Syncer:
             self._rewrite(segment.path)
         for waiter in waiting:
             waiter.failed()
+        if self._waiters:
+            self._start()
 
     def _rewrite(self, path: Path) -> None:
         loop = asyncio.get_running_loop()

@@ -96,10 +96,11 @@ class Writers:
     async def _exchange(child: asyncio.subprocess.Process, command: dict[str, object]) -> Answer:
         assert child.stdin is not None
         assert child.stdout is not None
-        if child.stdin.is_closing():
-            # It died before it was asked; uvloop's write() to a closed pipe is a RuntimeError.
-            raise EOFError("ended before it was asked")
-        child.stdin.write(orjson.dumps(command) + b"\n")
+        try:
+            child.stdin.write(orjson.dumps(command) + b"\n")
+        except RuntimeError as error:
+            # uvloop's answer to a pipe that it has closed, when the child's end was seen before its status.
+            raise EOFError("ended before it was asked") from error
         line = await child.stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError("ended before it answered")

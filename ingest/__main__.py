@@ -64,14 +64,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Workers:
-    """The children, by process id."""
+    """The children, by process id. Those that were asked to finish no longer count."""
 
     def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
         self._start = start
         self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._leaving: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._children)
+        return len(self._children) - len(self._leaving)
 
     def start(self) -> None:
         child = self._start()
@@ -83,16 +84,18 @@ class Workers:
         for pid, (child, started_at) in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]
+                self._leaving.discard(pid)
                 lived.append(time.monotonic() - started_at)
                 log.warning("worker %d ended, status %s", pid, child.returncode)
         return lived
 
     def replace(self) -> None:
         """Starts as many new workers as there are, then asks the old ones to finish."""
-        old = list(self._children.values())
+        old = [child for pid, (child, _) in self._children.items() if pid not in self._leaving]
         for _ in old:
             self.start()
-        for child, _ in old:
+        for child in old:
+            self._leaving.add(child.pid)
             child.terminate()
 
     def terminate(self, timeout_s: float) -> None:

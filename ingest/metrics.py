@@ -99,7 +99,7 @@ class RequestCollector:
 
 
 class FlusherCollector:
-    """The flusher's stats document as metrics; persistence_up is 0 where there is none."""
+    """The flusher's stats document as metrics; persistence_flusher_up is 0 where there is none."""
 
     def __init__(self, stats: dict[str, Any] | None) -> None:
         self._stats = stats

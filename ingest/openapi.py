@@ -60,7 +60,10 @@ def document(max_records: int) -> bytes:
         ("/openapi.json", "This document", (401, 403, 405)),
         ("/", "Liveness; touches nothing else", (403, 405)),
     ):
-        paths[path] = {"get": {"summary": summary, "responses": {"200": _object(summary), **_errors(*statuses)}}}
+        get: dict[str, Any] = {"summary": summary, "responses": {"200": _object(summary), **_errors(*statuses)}}
+        if 401 in statuses:
+            get["security"] = _SECURED
+        paths[path] = {"get": get}
     for path, summary in (
         ("/health", "Detailed health"),
         ("/ready", "May a load balancer send traffic here"),
@@ -70,6 +73,7 @@ def document(max_records: int) -> bytes:
     paths["/metrics"] = {
         "get": {
             "summary": "Prometheus text format",
+            "security": _SECURED,
             "responses": {
                 "200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
                 **_errors(401, 403, 405),
@@ -132,7 +136,7 @@ _MEANING = {
     401: "The token is missing",
     403: "The token is wrong, or protected mode is on",
     405: "Wrong method",
-    408: "The body did not come in time",
+    408: "The request did not come in time",
     413: "The body is over service.max_body_bytes",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "A record is invalid; nothing of the request is stored",

@@ -20,12 +20,23 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_S = 75.0
 HEADER_S = 10.0
 BODY_S = 30.0
+LINGER_S = 0.5
+"""How long a connection without a request stays when the worker stops: one may be on its way."""
 
-_TOO_SLOW = b'{"detail":"the request did not come in time","error_code":"REQUEST_TOO_SLOW","errors":[]}'
-_TOO_SLOW_ANSWER = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(_TOO_SLOW), _TOO_SLOW)
-)
+
+def _last_answer(status: bytes, code: bytes, detail: bytes) -> bytes:
+    """An answer that no application gives, since it never saw the request, or not all of it."""
+    document = b'{"detail":"%b","error_code":"%b","errors":[]}' % (detail, code)
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (
+        status,
+        len(document),
+        document,
+    )
+
+
+_TOO_SLOW_ANSWER = _last_answer(b"408 Request Timeout", b"REQUEST_TOO_SLOW", b"the request did not come in time")
+_CUT_SHORT_ANSWER = _last_answer(b"400 Bad Request", b"BODY_CUT_SHORT", b"the connection ended before the body did")
+_NOT_HTTP_ANSWER = _last_answer(b"400 Bad Request", b"INVALID_HTTP", b"this is no valid HTTP request")
 
 
 class Phase(Enum):
@@ -78,6 +89,7 @@ class JoiningTransport:
 class Protocol(HttpToolsProtocol):
     phase = Phase.FIRST
     since = 0.0
+    stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.since = Clock.now
@@ -92,6 +104,8 @@ class Protocol(HttpToolsProtocol):
         self.phase = Phase.BODY
         self.since = Clock.now
         super().on_headers_complete()
+        if self.stopping:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self.phase = Phase.ANSWER
@@ -109,6 +123,33 @@ class Protocol(HttpToolsProtocol):
         elif self.phase is Phase.ANSWER:
             self.phase = Phase.FIRST
             self.since = Clock.now
+
+    def eof_received(self) -> None:
+        """A client that sends no more may still read: it learns that its body was cut short. The transport then closes
+        by itself."""
+        if self.phase is Phase.BODY and not self.pipeline and not self.cycle.response_started:
+            self.transport.write(_CUT_SHORT_ANSWER)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn's signature
+        self.transport.write(_NOT_HTTP_ANSWER)
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """The request under way, or the one that may have left its client before it could know, is the last.
+
+        uvicorn closes a connection without a request at once, and so resets those that were accepted but not read yet.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LINGER_S, self._close_unused)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_unused(self) -> None:
+        if self.phase is Phase.FIRST:
+            self.transport.close()
 
     def check_deadline(self, now: float) -> None:
         if now - self.since <= self.phase.value:

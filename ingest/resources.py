@@ -29,7 +29,6 @@ LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", 
 REASONS = {
     Reason.JOURNAL_FULL: "the journal is full: the database takes less than arrives",
     Reason.JOURNAL_NOT_WRITABLE: "the journal cannot be written",
-    Reason.STOPPING: "the flusher is stopping",
 }
 
 
@@ -144,7 +143,7 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
-            detail = f"{len(error.errors)} of the records are invalid; nothing of the request is stored"
+            detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         return len(records)
 

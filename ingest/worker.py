@@ -48,6 +48,10 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
 
     def tick() -> None:
         sweep(server.server_state.connections, loop.time())
+        if server.should_exit:
+            # uvicorn has told all but those that were being accepted at that moment.
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
         try:
             metrics.publish()
         except OSError as error:

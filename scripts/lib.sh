@@ -53,7 +53,8 @@ need_python() { # need_python EXTRA...: .venv with the exact versions of require
     extras=$(IFS=,; echo "$*")
     wanted=$(cat pyproject.toml requirements.lock | sha256sum | cut -c1-16)
     local stamp=.venv/.installed-${extras//,/-}-$wanted
-    if [ -f "$stamp" ]; then
+    # An installation with extras has everything that one without needs.
+    if [ -f "$stamp" ] || { [ -z "$extras" ] && compgen -G ".venv/.installed-*-$wanted" >/dev/null; }; then
         return 0
     fi
     python=$(find_python) || {

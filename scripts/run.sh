@@ -21,7 +21,7 @@ need_python
 mkdir -p "$STATE" 2>/dev/null && [ -w "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: cannot be written"
 chmod 700 "$STATE"
 if [ $private = yes ]; then
-    export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD=
+    export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD= DB_SSL_MODE=DISABLED
     [ ${#DB_SOCKET} -le 107 ] || die "$DB_SOCKET: a socket's path may have 107 bytes; shorten PERSISTENCE_STATE_DIR"
 fi
 settings=$("$PYTHON" -m shared.config --check) || exit 1

@@ -136,6 +136,8 @@ ENVIRONMENT: dict[str, str] = {
     "LOGGING_FORMAT": "logging.format",
     "LOGGING_FILE": "logging.file",
 }
+MAY_BE_EMPTY = {"DB_PASSWORD", "LOGGING_FILE"}
+"""Variables for which empty is a value; any other that is empty counts as unset."""
 _VARIABLE = {key: name for name, key in ENVIRONMENT.items()}
 
 
@@ -150,7 +152,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     values, source = _read(Path(named or DEFAULT_FILE), required=named is not None)
     for variable, key in ENVIRONMENT.items():
         text = environ.get(variable)
-        if text:
+        if text or (text is not None and variable in MAY_BE_EMPTY):
             section, name = key.split(".")
             values.setdefault(section, {})[name] = text
             source[key] = variable
@@ -186,7 +188,10 @@ def _read(path: Path, *, required: bool) -> tuple[dict[str, dict[str, Any]], dic
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+        # The parser's own text quotes the line, and with it a secret that stands there.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
+        raise ConfigError(f"{where}: is not YAML: {' '.join(str(problem or 'unreadable').split())}") from None
     if document is None:
         return {}, {}
     _check_keys(document, SECTIONS, f"{path}", "section")
@@ -242,8 +247,8 @@ def load_or_exit() -> Config:
 
 def local_url(service: Service) -> str:
     """Where a program on this machine reaches the service."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(service.host, service.host)  # noqa: S104
-    return f"http://{host}:{service.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(service.host, service.host)  # noqa: S104
+    return f"http://[{host}]:{service.port}" if ":" in host else f"http://{host}:{service.port}"
 
 
 def main() -> None:

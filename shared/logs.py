@@ -46,8 +46,11 @@ class SharedRotatingFileHandler(WatchedFileHandler):
     def _rotate(self) -> None:
         with Path(f"{self.baseFilename}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if Path(self.baseFilename).stat().st_size < self._max_bytes:
-                return  # another process was first
+            try:
+                if Path(self.baseFilename).stat().st_size < self._max_bytes:
+                    return  # another process was first
+            except FileNotFoundError:
+                return  # it was first, and nobody has written to the new file yet
             for number in range(self._kept - 1, 0, -1):
                 older = Path(f"{self.baseFilename}.{number}")
                 if older.exists():

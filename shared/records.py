@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone
 from operator import attrgetter
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 import orjson
@@ -111,6 +111,9 @@ _TIMES = {kind.code: kind.fields_of(msgspec.inspect.DateTimeType) for kind in KI
 _TIMES_OF = {kind.code: attrgetter(*_TIMES[kind.code], *_TIMES[kind.code][:1]) for kind in KINDS}
 _INTEGERS = {kind.code: kind.fields_of(msgspec.inspect.IntType) for kind in KINDS}
 _FLOATS = {kind.code: kind.fields_of(msgspec.inspect.FloatType) for kind in KINDS}
+_CHOICES = {
+    kind.code: {field.name: get_args(field.type) for field in msgspec.structs.fields(kind.record)} for kind in KINDS
+}
 _OBJECTS = {kind.code: kind.fields_of(msgspec.inspect.DictType) for kind in KINDS}
 
 
@@ -209,7 +212,7 @@ def _convert_each(
         try:
             record = msgspec.convert(_relaxed(kind, item), kind.record)
         except msgspec.ValidationError as error:
-            errors.append(_field_error(where, str(error)))
+            errors.append(_field_error(kind, where, str(error)))
         except RecursionError:
             errors.append(FieldError(where, f"is nested over {MAX_JSON_DEPTH} deep"))
         else:
@@ -221,10 +224,13 @@ def _convert_each(
     return records, errors[:MAX_ERRORS]
 
 
-def _field_error(prefix: str, message: str) -> FieldError:
+def _field_error(kind: Kind, prefix: str, message: str) -> FieldError:
     """msgspec says "what - at `$.path`"; a missing field it names in the text."""
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`")
+    choices = _CHOICES[kind.code].get(path.removeprefix("."))
+    if choices and what.startswith("Invalid enum value"):
+        return FieldError(prefix + path, f"must be one of {', '.join(choices)}")
     missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
     if missing:
         return FieldError(f"{prefix}{path}.{missing[1]}", "is required")
@@ -249,11 +255,20 @@ def _relaxed(kind: Kind, item: Any) -> Any:
     for name in _TIMES[kind.code]:
         value = item.get(name)
         if type(value) is str:
-            try:
-                item[name] = datetime.fromisoformat(value).isoformat()
-            except ValueError:
-                pass  # msgspec tries next, and words the error
+            item[name] = _relaxed_time(value)
     return item
+
+
+def _relaxed_time(value: str) -> str:
+    """Other forms of ISO 8601 in the one that msgspec takes; what it takes already is left to it, rounding included."""
+    try:
+        msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        try:
+            return datetime.fromisoformat(value).isoformat()
+        except ValueError:
+            pass  # msgspec tries again, and words the error
+    return value
 
 
 def _is_plain(kind: Kind, records: list[Record], latest: datetime) -> bool:

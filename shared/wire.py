@@ -71,7 +71,6 @@ class Reason(IntEnum):
 
     JOURNAL_FULL = 1
     JOURNAL_NOT_WRITABLE = 2
-    STOPPING = 3
 
 
 class ProtocolError(Exception):
@@ -148,10 +147,10 @@ def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
         )
         return head + message.body
     if isinstance(message, Reject):
-        retry_after_ms = min(int(message.retry_after_s * 1000), 0xFFFFFFFF)
+        retry_after_ms = min(round(message.retry_after_s * 1000), 0xFFFFFFFF)
         return _REJECT.pack(5, VERSION, 3, message.seq, message.reason, retry_after_ms)
     if isinstance(message, Flush):
-        return _FLUSH.pack(4, VERSION, 4, message.seq, min(int(message.timeout_s * 1000), 0xFFFFFFFF))
+        return _FLUSH.pack(4, VERSION, 4, message.seq, min(round(message.timeout_s * 1000), 0xFFFFFFFF))
     if isinstance(message, Flushed):
         return _HEADER.pack(len(message.result), VERSION, 5, message.seq) + message.result
     if isinstance(message, Stats):

@@ -51,8 +51,9 @@ def database(mariadb: MariaDB) -> Iterator[str]:
 
 
 @pytest.fixture
-def start_service(short_path: Path) -> Iterator[Callable[..., Service]]:
-    """start_service(mariadb, database, **settings) -> a running Service, stopped at the end of the test."""
+def start_service(short_path: Path, database: str) -> Iterator[Callable[..., Service]]:
+    """start_service(mariadb, database, **settings) -> a running Service, stopped at the end of the test, before its
+    database goes."""
     services: list[Service] = []
 
     def start(mariadb: MariaDB, database: str, **settings: Any) -> Service:

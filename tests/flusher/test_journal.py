@@ -558,6 +558,27 @@ def test_rewrite_puts_the_same_bytes_on_new_pages_under_the_old_name(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_new_pages_are_on_the_disk_before_they_take_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path)
+    before = path.stat()
+    events: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def watched(fd: int) -> None:
+        fsync(fd)
+        synced = os.fstat(fd)
+        is_copy = synced.st_size == before.st_size and synced.st_ino != before.st_ino
+        events.append(("copy" if is_copy else "directory", path.stat().st_ino == before.st_ino))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    journal.rewrite(path)
+
+    # (what was synced, whether the name still belonged to the old pages)
+    assert events == [("copy", True), ("directory", False)]
+
+
 def test_rewrite_of_a_segment_that_has_been_written_to_the_database_does_nothing(tmp_path: Path) -> None:
     journal.rewrite(tmp_path / f"{1:020}.segment")
 

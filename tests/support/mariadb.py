@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,6 +111,27 @@ class MariaDB:
             return list(cursor.fetchall())
         finally:
             db.close()
+
+    @contextmanager
+    def locked(self, database: str, table: str = "translation_tasks") -> Iterator[None]:
+        """Nobody else can read or write `table` in the meantime."""
+        db = self.connect(database)
+        try:
+            db.query(f"LOCK TABLES {table} WRITE")
+            yield
+        finally:
+            db.close()  # which unlocks
+
+    def hanging(self, database: str) -> list[int]:
+        """Connections whose statement waits for locked()."""
+        return [
+            connection
+            for (connection,) in self.execute(
+                "SELECT id FROM information_schema.processlist"
+                " WHERE db = %s AND state = 'Waiting for table metadata lock'",
+                (database,),
+            )
+        ]
 
     def server(self, database: str) -> Server:
         """What a Store needs to reach this server."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flusher import journal
+from shared.records import Kind, decode
 from tests.support.mariadb import MariaDB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,29 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0, what: str 
         time.sleep(0.01)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs. One that has ended and that nobody has waited for yet (a zombie) does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(state_directory: Path) -> dict[int, str]:
+    """Every process that was started for this state directory, whoever is its parent now: id -> command line."""
+    found = {}
+    wanted = f"PERSISTENCE_STATE_DIR={state_directory}".encode()
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit() or not alive(int(directory.name)):
+            continue
+        try:
+            if wanted in (directory / "environ").read_bytes().split(b"\0"):
+                found[int(directory.name)] = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            pass  # it has ended, or it is another user's
+    return found
+
+
 class Service:
     """`settings` are environment variables of CONTRACT 4, on top of a socket to `mariadb`'s `database`."""
 
@@ -91,6 +116,12 @@ class Service:
     def start_ingest(self) -> None:
         self.ingest = self._start("ingest")
 
+    def kill_flusher(self) -> None:
+        """kill -9, as the kernel's OOM killer does it. Returns when it is gone; its writers follow by themselves."""
+        assert self.flusher is not None
+        self.flusher.kill()
+        self.flusher.wait(10)
+
     def wait_ready(self, timeout_s: float = 20.0) -> None:
         wait_until(self._is_ready, timeout_s, "GET /ready answers 200")
 
@@ -115,21 +146,38 @@ class Service:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = 30.0,
+        *,
+        connection: http.client.HTTPConnection | None = None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        """Args: connection: one from connect(), which stays open; else one for this request only."""
+        used = connection or self.connect(timeout_s)
         try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
+            used.request(method, path, body, headers or {})
+            response = used.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
-            connection.close()
+            if connection is None:
+                used.close()
+
+    def connect(self, timeout_s: float = 30.0) -> http.client.HTTPConnection:
+        """Connects with the first request, and again after an answer that closed it."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
 
     def get(self, path: str) -> Answer:
         return self.request("GET", path)
 
-    def post(self, path: str, document: Any, headers: dict[str, str] | None = None, timeout_s: float = 30.0) -> Answer:
+    def post(
+        self,
+        path: str,
+        document: Any,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 30.0,
+        *,
+        connection: http.client.HTTPConnection | None = None,
+    ) -> Answer:
         body = document if isinstance(document, bytes) else json.dumps(document, ensure_ascii=False).encode()
-        return self.request("POST", path, body, {"Content-Type": "application/json", **(headers or {})}, timeout_s)
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return self.request("POST", path, body, headers, timeout_s, connection=connection)
 
     def flush(self, timeout_s: float = 30.0) -> Answer:
         return self.request("POST", f"{FLUSH}?timeout={timeout_s:g}", timeout_s=timeout_s + 10)
@@ -143,6 +191,26 @@ class Service:
             return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         except FileNotFoundError:
             return []
+
+    def writers(self) -> list[int]:
+        return self.children(self.flusher) if self.flusher is not None else []
+
+    def workers(self) -> list[int]:
+        return self.children(self.ingest) if self.ingest is not None else []
+
+    def segments(self) -> list[Path]:
+        """Journal files that hold records."""
+        return [path for path in sorted(self.journal.glob("*.segment")) if journal.read(path).entries]
+
+    def journaled(self, kind: Kind) -> set[str]:
+        """Keys of `kind` that wait in the journal."""
+        return {
+            getattr(record, kind.key)
+            for path in self.segments()
+            for entry in journal.read(path).entries
+            if entry.kind == kind.code
+            for record in decode(kind, entry.body)
+        }
 
     def _start(self, module: str) -> subprocess.Popen[bytes]:
         errors = (self.directory / f"{module}.stderr").open("ab")

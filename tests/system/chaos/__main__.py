@@ -28,8 +28,8 @@ from tests.system.chaos.service import Service
 
 QUIET_S = 3.0
 """Before the faults, and after them."""
-HEAL_S = 90.0
-FLUSH_S = 120.0
+HEAL_S = 60.0
+FLUSH_S = 60.0
 
 
 async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +45,15 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
     say("service started")
 
     model = Model(datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1))
-    load = Load(model, service.port, options.seed, service.directory, clients=options.clients, rate=options.rate)
+    load = Load(
+        model,
+        service.port,
+        options.seed,
+        service.directory,
+        clients=options.clients,
+        rate=options.rate,
+        stored_at=service.stored_at,
+    )
     faults = Faults(service, load)
     figures = load.figures
     load.start()
@@ -107,6 +115,7 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
             "stale": differences.stale,
             "duplicated": differences.duplicated,
             "unexpected": differences.unexpected,
+            "committed_but_not_stored": figures.committed_not_stored,
             "dead_letters": service.dead_letters(),
             "journaled_entries_left": service.journaled_entries(),
             "processes_left": len(service.processes()),
@@ -149,7 +158,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many (60)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeats a schedule (random)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="writes the report there too")
-    parser.add_argument("--per-second", type=float, default=2.5, help="faults a second (2.5)")
+    parser.add_argument("--per-second", type=float, default=2.2, help="faults a second (2.2)")
     parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
     parser.add_argument("--clients", type=int, default=6, help="clients (6)")
     parser.add_argument("--fsync", choices=("always", "interval", "never"), help="journal.fsync (by the seed)")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from random import Random
 from typing import IO, Any
 
+import MySQLdb
 import orjson
 
 from tests.system.chaos.model import LARGE, SESSIONS, TASKS, Model, last_version, record
@@ -25,6 +26,7 @@ REQUESTS_AT_ONCE = 3
 """By one client, each over its own connection."""
 ANSWER_S = 5.0
 """A client that has waited this long hangs up and tries again."""
+CUT_AFTER_S = 0.1
 PAUSE_S = 0.5
 """The longest pause before a repetition; a client of production would heed Retry-After."""
 _SIZES = (1, 1, 1, 2, 2, 5, 5, 10, 20, 60)
@@ -47,6 +49,8 @@ class Figures:
     unanswered: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
     committed: int = 0
+    committed_not_stored: int = 0
+    """Answered committed, and then not found in the table."""
     last_accepted_at: float = 0.0
     longest_gap_s: float = 0.0
 
@@ -127,11 +131,23 @@ def request_head(path: str, length: int) -> bytes:
 class Load:
     """`rate` records a second from `clients` clients, as long as the service takes them."""
 
-    def __init__(self, model: Model, port: int, seed: int, directory: Path, *, clients: int, rate: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        port: int,
+        seed: int,
+        directory: Path,
+        *,
+        clients: int,
+        rate: float,
+        stored_at: Callable[[str, Sequence[str]], dict[str, datetime]],
+    ) -> None:
+        """Args: stored_at(kind, keys): reads rows from the database; blocks."""
         self.figures = Figures()
         self.stopping = asyncio.Event()
         self._model = model
         self._port = port
+        self._stored_at = stored_at
         self._large_version = 0
         self._log = (directory / "large.log").open("w")
         self._clients = [
@@ -197,6 +213,7 @@ class Load:
             if answer is not None and answer.status in (200, 202):
                 if answer.status == 200:
                     figures.committed += 1
+                    await self._check_stored(batch)
                 if not query:
                     figures.accept(now - started_at, now - first_at, now)
                 return
@@ -206,6 +223,17 @@ class Load:
                 figures.wrong[f"{answer.status} {answer.error_code}"] += 1
                 return
             await asyncio.sleep(PAUSE_S * random.random())
+
+    async def _check_stored(self, batch: Batch) -> None:
+        """Committed means: it, or a newer state, stands in the table from now on."""
+        keys = [key for key, _ in batch.items]
+        try:
+            stored = await asyncio.to_thread(self._stored_at, batch.kind, keys)
+        except MySQLdb.Error:
+            return  # the database has been stopped since; the last comparison sees these rows too
+        for key, version in batch.items:
+            if key not in stored or self._model.version(stored[key]) < version:
+                self.figures.committed_not_stored += 1
 
     def drop_connections(self) -> int:
         """Every client hangs up at once, whatever is under way. Returns: how many connections."""
@@ -228,21 +256,22 @@ class Load:
         connection.abort()
         return False
 
-    async def cut_request(self, number: int, *, in_json: bool) -> None:
-        """Leaves in the middle of a body. Nothing of it may be stored, even where what came was a whole document.
+    async def cut_requests(self, number: int, *, politely: bool) -> None:
+        """Two clients leave in the middle of a body. Nothing of it may be stored, even where what came is a document.
 
-        Raises: OSError.
+        Args: politely: with FIN instead of RST. Raises: OSError.
         """
         moment = datetime.fromisoformat("2020-01-01")
         body = orjson.dumps({TASKS: [record(TASKS, f"ghost{number}", 1, moment)]})
-        part = body[: len(body) // 2] if in_json else body
-        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
-        await writer.drain()
-        if number % 2:
-            writer.transport.abort()
-        else:
-            writer.close()
+        for part in (body[: len(body) // 2], body):
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
+            # No event tells that the service has read it, and a reset takes back what it has not read.
+            await asyncio.sleep(CUT_AFTER_S)
+            if politely:
+                writer.close()
+            else:
+                writer.transport.abort()
 
 
 class Client:

@@ -128,6 +128,9 @@ class Model:
             if version > newest.get(key, 0):
                 newest[key] = version
 
+    def version(self, updated_at: datetime) -> int:
+        return (updated_at - self.started_at) // timedelta(microseconds=1)
+
     def keys(self, kind: str) -> int:
         return len(self._sent[kind])
 
@@ -173,7 +176,7 @@ def compare(model: Model, kind: str, rows: Iterable[tuple[Any, ...]], difference
     for found in rows:
         differences.rows += 1
         key: str = found[0]
-        version = (found[-1] - model.started_at) // timedelta(microseconds=1)
+        version = model.version(found[-1])
         where = f"{kind} {key}, version {version}, newest acknowledged {newest.get(key)}"
         if key in seen:
             differences.add("duplicated", where)
@@ -184,7 +187,7 @@ def compare(model: Model, kind: str, rows: Iterable[tuple[Any, ...]], difference
             want = row(kind, key, version, model.started_at)
             names = [name for name, a, b in zip(COLUMNS[kind], found, want, strict=True) if a != b]
             differences.add("unexpected", f"{where}, not as sent: {' '.join(names)}")
-        if version < newest.get(key, 0):
+        if version < newest.get(key, version):
             differences.add("stale", where)
     for key, version in newest.items():
         if key not in seen:

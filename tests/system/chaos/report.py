@@ -9,6 +9,7 @@ ZERO = (
     "stale",
     "duplicated",
     "unexpected",
+    "committed_but_not_stored",
     "dead_letters",
     "journaled_entries_left",
     "processes_left",

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -21,13 +22,13 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from flusher import journal
 from tests.support.service import FLUSH, ROOT, STATS, free_port
-from tests.system.chaos.model import COLUMNS, TABLES, fetched
+from tests.system.chaos.model import COLUMNS, KEYS, TABLES, fetched
 
 DATABASE = "ai_terminal"
 JOURNAL_MAX_BYTES = 4 * 1024 * 1024
 DISK_BYTES = 12 * 1024 * 1024
 """Of the small disk under the journal: it is never full by itself, only when a fault fills it."""
-_OURS = ("DB_", "SERVICE_", "BUFFER_", "JOURNAL_", "DEAD_LETTERS_", "LOGGING_", "PERSISTENCE_")
+_NAMES = ("DB_", "SERVICE_", "BUFFER_", "JOURNAL_", "DEAD_LETTERS_", "LOGGING_", "PERSISTENCE_")
 
 
 class Service:
@@ -37,7 +38,7 @@ class Service:
         self.journal = directory / "journal"
         self.mounted = False
         self._environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(_OURS)},
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NAMES)},
             "PERSISTENCE_STATE_DIR": str(directory),
             "SERVICE_HOST": "127.0.0.1",
             "SERVICE_PORT": str(self.port),
@@ -114,10 +115,13 @@ class Service:
         except OSError:
             return False
 
-    def pid(self, program: str) -> int:
-        """Of a program of supervisord; 0 where it is not running. Raises: OSError."""
+    def pid(self, program: str, *, young: bool = True) -> int:
+        """Of a program of supervisord; 0 where it is not running, or has only just started and may not be `young`.
+
+        Raises: OSError.
+        """
         info: Any = self._supervisor().getProcessInfo(program)
-        return int(info["pid"]) if info["statename"] in ("STARTING", "RUNNING") else 0
+        return int(info["pid"]) if info["statename"] in (("STARTING", "RUNNING") if young else ("RUNNING",)) else 0
 
     def children(self, program: str) -> list[int]:
         """Ingest's workers, the flusher's writers. Raises: OSError."""
@@ -140,6 +144,12 @@ class Service:
             pass  # it ended within its first second; supervisord goes on trying
         return True
 
+    def restart_all(self) -> None:
+        """As supervisorctl restart all does: all stop at once, all start at once. Raises: OSError."""
+        supervisor = self._supervisor()
+        supervisor.stopAllProcesses()
+        supervisor.startAllProcesses()
+
     def _supervisor(self) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.directory / 'supervisor.sock'}")
         return ServerProxy("http://127.0.0.1", transport=transport).supervisor
@@ -156,6 +166,17 @@ class Service:
             autocommit=True,
             **options,
         )
+
+    def stored_at(self, kind: str, keys: Sequence[str]) -> dict[str, datetime]:
+        """The updated_at of those keys that have a row. Raises: MySQLdb.Error."""
+        db = self.connect()
+        try:
+            cursor = db.cursor()
+            marks = ",".join(["%s"] * len(keys))
+            cursor.execute(f"SELECT {KEYS[kind]}, updated_at FROM {TABLES[kind]} WHERE {KEYS[kind]} IN ({marks})", keys)
+            return dict(cursor.fetchall())
+        finally:
+            db.close()
 
     def rows(self, kind: str) -> Iterator[tuple[Any, ...]]:
         """Every row of a kind's table."""

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from flusher import journal
+from flusher.syncer import LATE_S, Fsync
+from shared.wire import Reason
+from tests.support.flusher import Node, bodies_in
+
+
+def run(test: Callable[[Node], Awaitable[None]], directory: Path, fsync: Fsync) -> None:
+    async def main() -> None:
+        node = Node(directory, fsync=fsync)
+        try:
+            await test(node)
+        finally:
+            await node.close()
+
+    asyncio.run(main())
+
+
+def test_always_acknowledges_only_after_the_sync(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.disk.events.clear()
+        node.disk.hold_syncs()
+        node.submit(b"body")
+        await node.disk.sync_has_begun()
+        await node.settled()
+        assert node.answers == []
+        assert bodies_in(tmp_path) == [b"body"]
+
+        node.disk.let_syncs_go()
+        await node.until(node.acked)
+        assert node.disk.events == ["write", "sync", "ack"]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_one_sync_serves_all_that_wait_for_it(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.submit(b"first")
+        await node.disk.sync_has_begun()
+        for number in range(20):
+            node.submit(b"%d" % number)
+        await node.settled()
+        assert node.answers == []
+
+        node.disk.let_syncs_go()
+        await node.until(lambda: len(node.acked()) == 21)
+        assert len(node.disk.synced_fds) <= 3  # the first, one for the others; the first may have covered some
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_bytes_appended_during_a_sync_wait_for_the_next_one(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.submit(b"first")
+        await node.disk.sync_has_begun()
+        node.submit(b"second")
+        node.disk.let_syncs_go()
+        await node.until(lambda: len(node.acked()) == 2)
+
+        events = [event for event in node.disk.events if event in ("sync", "ack")]
+        assert events == ["sync", "ack", "sync", "ack"]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_interval_acknowledges_at_once_and_syncs_soon(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.submit(b"body")
+        assert node.acked() == [1]
+        assert node.disk.synced_fds == []
+        assert node.syncer.unsynced_records == 1
+
+        await node.until(lambda: node.disk.synced_fds and not node.syncer.unsynced_records)
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
+def test_interval_holds_acks_back_while_the_last_good_sync_is_too_old(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.submit(b"one")
+        await node.disk.sync_has_begun()
+        node.clock.now += LATE_S + 0.1
+        node.submit(b"two")
+        assert node.acked() == [1]
+
+        node.disk.let_syncs_go()
+        await node.until(lambda: node.acked() == [1, 2])
+        node.submit(b"three")
+        assert node.acked() == [1, 2, 3]
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
+def test_interval_acknowledges_nothing_past_a_body_that_still_waits(tmp_path: Path) -> None:
+    """A sync that fails cuts off what waits for it; an acknowledged body behind that would go with it."""
+
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.writers.dies = True
+        node.submit(b"one")
+        await node.disk.sync_has_begun()
+        node.clock.now += LATE_S + 0.1
+        node.submit(b"two")
+        node.disk.let_one_sync_go()
+        await node.disk.sync_has_begun()  # the one that "two" waits for
+        node.submit(b"three")
+        node.disk.broken = True
+        node.disk.let_syncs_go()
+        await node.until(lambda: len(node.answers) == 3)
+
+        assert node.acked() == [1]
+        assert [one.seq for one in node.rejected()] == [2, 3]
+        await node.until(lambda: not node.syncer.failed)
+        assert bodies_in(tmp_path) == [b"one"]
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
+def test_never_leaves_the_disk_to_the_kernel(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.submit(b"body")
+        await node.ask_flush()
+        assert node.acked() == [1]
+        assert node.disk.synced_fds == []
+
+    run(test, tmp_path, Fsync.NEVER)
+
+
+def test_after_a_failed_sync_what_nobody_was_promised_is_cut_off_and_refused(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.dies = True  # nothing leaves the journal meanwhile
+        node.submit(b"kept")
+        await node.until(node.acked)
+        node.disk.broken = True
+        node.submit(b"lost", b"lost too")
+        await node.until(node.rejected)
+
+        assert [(one.seq, one.reason) for one in node.rejected()] == [
+            (2, Reason.JOURNAL_NOT_WRITABLE),
+            (3, Reason.JOURNAL_NOT_WRITABLE),
+        ]
+        assert bodies_in(tmp_path) == [b"kept"]
+        assert sum(node.backlog.records().values()) == 1
+        assert sum(node.figures.records_in.values()) == 1
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_a_file_whose_sync_failed_is_never_synced_again_and_its_records_get_new_pages(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        node.submit(b"kept")
+        await node.until(node.acked)
+        assert node.journal.active is not None
+        failed = node.journal.active
+        pages = failed.path.stat().st_ino
+        node.disk.broken = True
+        before = len(node.disk.synced_fds)
+        node.submit(b"lost")
+        await node.until(node.rejected)
+        await node.until(lambda: not node.syncer.failed)
+
+        assert len(node.disk.synced_fds) == before + 1
+        assert failed.fd == -1
+        assert node.journal.active is not failed
+        assert failed.path.stat().st_ino != pages
+        assert [bytes(entry.body) for entry in journal.read(failed.path).entries] == [b"kept"]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_nothing_is_accepted_between_a_failed_sync_and_new_pages_and_then_it_is_again(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        node.submit(b"kept")
+        await node.until(node.acked)
+        assert node.journal.active is not None
+        # The copy cannot be made while something else has its name.
+        blocker = node.journal.active.path.with_suffix(".rewrite")
+        blocker.mkdir()
+        node.disk.broken = True
+        node.submit(b"lost")
+        await node.until(node.rejected)
+        node.disk.broken = False
+
+        node.submit(b"refused")
+        assert [one.seq for one in node.rejected()] == [2, 3]
+        assert node.syncer.failed
+        assert node.intake.refusing() == "JOURNAL_NOT_WRITABLE"
+        assert bodies_in(tmp_path) == [b"kept"]
+
+        blocker.rmdir()
+        await node.until(lambda: not node.syncer.failed)
+        node.submit(b"again")
+        await node.until(lambda: node.acked() == [1, 4])
+        assert bodies_in(tmp_path) == [b"kept", b"again"]
+        assert -1 not in node.disk.synced_fds  # the closed file whose sync has failed
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_what_interval_has_acknowledged_survives_a_failed_sync_whole(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        node.disk.broken = True
+        node.submit(b"one")
+        node.submit(b"two")
+        assert node.acked() == [1, 2]
+        await node.until(lambda: node.syncer.last_error is not None)
+        node.disk.broken = False
+        await node.until(lambda: not node.syncer.failed)
+
+        assert bodies_in(tmp_path) == [b"one", b"two"]
+        assert sum(node.backlog.records().values()) == 2
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
+def test_bodies_in_a_segment_that_the_failed_sync_did_not_cover_keep_waiting_for_their_own(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        node.disk.hold_syncs()
+        node.disk.broken = True
+        node.submit(b"lost")
+        await node.disk.sync_has_begun()
+        node.ask_flush()  # seals; the next body goes into a segment that this sync does not cover
+        node.submit(b"later")
+        node.disk.let_syncs_go()
+        await node.until(node.rejected)
+        node.disk.broken = False
+        await node.until(lambda: len(node.answers) == 2)
+
+        # Rejected and stored, or acknowledged and lost, are both wrong.
+        stored = bodies_in(tmp_path)
+        assert (2 in node.acked()) == (b"later" in stored)
+        assert [one.seq for one in node.rejected() if one.seq == 1] == [1]
+        assert b"lost" not in stored
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_a_segment_that_was_written_to_the_database_before_its_sync_failed_is_not_counted_out_twice(
+    tmp_path: Path,
+) -> None:
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.disk.broken = True
+        node.submit(b"body")
+        await node.disk.sync_has_begun()
+        await node.ask_flush()
+        node.disk.let_syncs_go()
+        await node.until(lambda: node.answers)
+        await node.until(lambda: not node.syncer.failed)
+
+        assert node.journal.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.segment"))
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_a_sealed_file_is_closed_once_it_is_synced_and_not_before(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.disk.hold_syncs()
+        node.submit(b"body")
+        await node.disk.sync_has_begun()
+        assert node.journal.active is not None
+        segment = node.journal.active
+        node.ask_flush()
+        assert node.journal.active is not segment
+        assert segment.fd >= 0
+
+        node.disk.let_syncs_go()
+        await node.until(lambda: segment.fd == -1)
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_close_syncs_what_is_left_and_closes_the_files(tmp_path: Path) -> None:
+    async def test() -> None:
+        node = Node(tmp_path, fsync=Fsync.INTERVAL)
+        node.submit(b"body")
+        assert node.journal.active is not None
+        fd = node.journal.active.fd
+        await node.close()
+
+        assert node.disk.synced_fds == [fd]
+        assert node.journal.active.fd == -1
+
+    asyncio.run(test())
+
+
+def test_no_file_stays_open_over_many_segments(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.submit(b"body")
+        await node.ask_flush()
+        await node.until(lambda: len(node.acked()) == 1)
+        await node.settled()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for number in range(20):
+            node.submit(b"body")
+            await node.until(lambda number=number: len(node.acked()) == number + 2)
+            await node.ask_flush()
+        await node.until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+
+    run(test, tmp_path, Fsync.ALWAYS)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from flusher.answers import Alive, Failed
+from flusher.writers import WriterDied, Writers
+from tests.support.service import wait_until
+
+# A child that answers with its own process id as the host, and does what the path of a segment says.
+CHILD = r"""
+import json, os, signal, sys
+for line in sys.stdin:
+    command = json.loads(line)
+    word = command.get("write", "")
+    if word == "die":
+        os._exit(1)
+    if word == "half":
+        sys.stdout.write('{"answer":"alive",')
+        sys.stdout.flush()
+        os._exit(1)
+    if word == "garbage":
+        print("Traceback (most recent call last):", flush=True)
+        continue
+    if word == "silent":
+        continue
+    if word == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if word.startswith("/"):
+        open(word + ".begun", "w").close()
+        open(word).close()  # a fifo: waits for the test
+    version = "x" * 3_000_000 if word == "long" else ""
+    print(json.dumps({"answer": "alive", "host": str(os.getpid()), "version": version}), flush=True)
+"""
+
+
+def run(test: Callable[[Writers], Awaitable[None]], answer_timeout_s: float = 30.0) -> None:
+    async def main() -> None:
+        writers = Writers(answer_timeout_s, (sys.executable, "-c", CHILD))
+        try:
+            await asyncio.wait_for(test(writers), 60)
+        finally:
+            await writers.terminate()
+
+    asyncio.run(main())
+
+
+async def pid_of(writers: Writers, word: str = "") -> int:
+    answer = await writers.ask({"write": word})
+    assert isinstance(answer, Alive)
+    return int(answer.host)
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_one_child_serves_one_command_after_the_other() -> None:
+    async def test(writers: Writers) -> None:
+        assert await pid_of(writers) == await pid_of(writers)
+        assert (writers.processes, writers.busy) == (1, 0)
+
+    run(test)
+
+
+def test_commands_at_the_same_time_go_to_children_of_their_own(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifos = [tmp_path / "a", tmp_path / "b"]
+        for fifo in fifos:
+            os.mkfifo(fifo)
+        asked = [asyncio.create_task(pid_of(writers, str(fifo))) for fifo in fifos]
+        for fifo in fifos:
+            await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        assert writers.busy == 2
+        for fifo in fifos:
+            await asyncio.to_thread(lambda fifo=fifo: fifo.open("w").close())
+
+        assert len(set(await asyncio.gather(*asked))) == 2
+        assert (writers.processes, writers.busy) == (2, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("word", ["die", "half", "garbage"])
+def test_a_child_that_ends_or_talks_nonsense_is_replaced(word: str) -> None:
+    async def test(writers: Writers) -> None:
+        first = await pid_of(writers)
+        with pytest.raises(WriterDied):
+            await writers.ask({"write": word})
+        assert (writers.processes, writers.busy) == (0, 0)
+        assert is_gone(first)
+
+        assert await pid_of(writers) != first
+
+    run(test)
+
+
+@pytest.mark.parametrize("word", ["silent", "stopped"])
+def test_a_child_that_does_not_answer_in_time_is_killed_and_replaced(word: str) -> None:
+    async def test(writers: Writers) -> None:
+        first = await pid_of(writers)
+        writers._answer_timeout_s = 0.05
+        with pytest.raises(WriterDied, match="no answer in"):
+            await writers.ask({"write": word})
+        assert is_gone(first)
+
+        writers._answer_timeout_s = 30.0
+        assert await pid_of(writers) != first
+
+    run(test)
+
+
+def test_a_child_killed_while_idle_is_replaced_by_the_next_command_or_the_one_after() -> None:
+    async def test(writers: Writers) -> None:
+        first = await pid_of(writers)
+        os.kill(first, signal.SIGKILL)
+        # The kernel may tell us before or after the next command is written.
+        second = 0
+        while not second:
+            try:
+                second = await pid_of(writers)
+            except WriterDied:
+                continue
+        assert second != first
+
+    run(test)
+
+
+def test_a_killed_child_under_way_is_noticed_at_once(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "a"
+        os.mkfifo(fifo)
+        pid = await pid_of(writers)
+        asked = asyncio.create_task(writers.ask({"write": str(fifo)}))
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        os.kill(pid, signal.SIGKILL)
+
+        with pytest.raises(WriterDied):
+            await asked
+
+    run(test)
+
+
+def test_an_answer_of_megabytes_is_read_whole() -> None:
+    async def test(writers: Writers) -> None:
+        answer = await writers.ask({"write": "long"})
+        assert isinstance(answer, Alive)
+        assert len(answer.version) == 3_000_000
+
+    run(test)
+
+
+def test_shrink_ends_idle_children_over_the_number_to_keep(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "a"
+        os.mkfifo(fifo)
+        asked = asyncio.create_task(pid_of(writers, str(fifo)))
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        idle = await pid_of(writers)
+
+        writers.shrink(2)
+        assert await pid_of(writers) == idle
+        writers.shrink(1)
+        assert (writers.processes, writers.busy) == (1, 1)
+        await asyncio.to_thread(wait_until, lambda: is_zombie_or_gone(idle))
+        await asyncio.to_thread(lambda: fifo.open("w").close())
+        await asked
+
+    run(test)
+
+
+def is_zombie_or_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_terminate_kills_idle_and_busy_children(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "a"
+        os.mkfifo(fifo)
+        busy = asyncio.create_task(writers.ask({"write": str(fifo)}))
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        idle = await pid_of(writers)
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        assert str(idle) in children
+
+        await writers.terminate()
+
+        with pytest.raises(WriterDied):
+            await busy
+        assert writers.processes == 0
+        assert is_gone(idle)
+
+    run(test)
+
+
+def test_a_cancelled_command_leaves_no_child_that_would_answer_the_next_one(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "a"
+        os.mkfifo(fifo)
+        first = await pid_of(writers)
+        asked = asyncio.create_task(writers.ask({"write": str(fifo)}))
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert is_gone(first)
+        assert writers.processes == 0
+
+    run(test)
+
+
+def test_a_program_that_cannot_be_started_is_a_dead_writer() -> None:
+    async def test() -> None:
+        with pytest.raises(WriterDied, match="cannot be started"):
+            await Writers(30.0, ("/no/such/program",)).ask({"ping": True})
+
+    asyncio.run(test())
+
+
+def test_an_answer_of_the_real_kind_is_told_apart_by_its_tag() -> None:
+    line = '{"answer":"failed","error_class":"schema","number":1146,"message":"no table"}'
+
+    async def test() -> None:
+        writers = Writers(30.0, (sys.executable, "-c", f"input(); print({line!r})"))
+        answer = await writers.ask({"ping": True})
+        assert answer == Failed(answer.error_class, 1146, "no table")  # type: ignore[union-attr]
+        await writers.terminate()
+
+    asyncio.run(test())

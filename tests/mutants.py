@@ -1,0 +1,280 @@
+"""`python -m tests.mutants [NAME...]`: breaks each invariant on purpose, in a scratch copy, and sees that a test fails.
+
+Prints the table that stands in docs/RELIABILITY.md. Exit status 1 if a break goes unnoticed, or no longer applies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("config", "flusher", "ingest", "shared", "sql", "tests", "pyproject.toml", "client", "ctl", "scripts")
+
+
+@dataclass(frozen=True)
+class Break:
+    invariant: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ("tests/flusher",)
+
+
+BREAKS = (
+    Break(
+        "1 ack => journaled",
+        "acknowledge before the append",
+        "flusher/intake.py",
+        "        try:\n            segment = self._open_segment()",
+        "        reply(b''.join([encode(Ack(one.seq, 1)) for one in admitted]))\n"
+        "        try:\n            segment = self._open_segment()",
+    ),
+    Break(
+        "1 ack => journaled",
+        "fsync always: acknowledge without a sync",
+        "flusher/syncer.py",
+        "        if self._policy is Fsync.ALWAYS:\n            return True",
+        "        if self._policy is Fsync.ALWAYS:\n            return False",
+    ),
+    Break(
+        "1 ack => journaled",
+        "a short write passes for a whole one",
+        "flusher/journal.py",
+        "if done != want:",
+        "if done > want:",
+    ),
+    Break(
+        "1 ack => journaled",
+        "a failed sync is taken for a good one",
+        "flusher/syncer.py",
+        "            self._sync_failed(segments, error)\n            return\n",
+        "            return\n",
+    ),
+    Break(
+        "2 journaled => written",
+        "remove a segment whatever the writer says",
+        "flusher/flush.py",
+        "            if isinstance(answer, Written):\n                await self._loop()",
+        "            if answer:\n                await self._loop()",
+        ("tests/flusher", "tests/system/test_main_job.py"),
+    ),
+    Break(
+        "2 journaled => written",
+        "answer without a commit",
+        "flusher/store.py",
+        "            db.commit()\n",
+        "",
+    ),
+    Break(
+        "2 journaled => written",
+        "no rollback after a failed statement",
+        "flusher/store.py",
+        "                self._db.rollback()",
+        "                self._db.commit()",
+    ),
+    Break(
+        "2 journaled => written",
+        "refused rows are not dead-lettered",
+        "flusher/writer.py",
+        "            if letters:\n",
+        "            if not letters:\n",
+    ),
+    Break(
+        "2 journaled => written",
+        "dead letters are not synced",
+        "flusher/dead_letters.py",
+        "                os.fsync(fd)\n            except",
+        "                pass\n            except",
+    ),
+    Break(
+        "2 journaled => written",
+        "most of a batch may be dead-lettered",
+        "flusher/writer.py",
+        "len(refused) * 2 > total",
+        "len(refused) > total",
+    ),
+    Break(
+        "2 journaled => written",
+        "an unknown error is taken for a bad row",
+        "flusher/mysql_errors.py",
+        "CLASS_OF.get((flavour, number), ErrorClass.UNKNOWN)",
+        "CLASS_OF.get((flavour, number), ErrorClass.DATA)",
+    ),
+    Break(
+        "2 journaled => written",
+        "no CRC check",
+        "flusher/journal.py",
+        "    if zlib.crc32(body, zlib.crc32(view[at : body_at - 4])) != crc:\n        return None\n",
+        "",
+    ),
+    Break(
+        "2 journaled => written",
+        "reading ends at the first damage",
+        "flusher/journal.py",
+        "        at = data.find(ENTRY_MAGIC, at + 1)\n        while",
+        "        at = -1\n        while",
+    ),
+    Break(
+        "2 journaled => written",
+        "a damaged segment is removed, not set aside",
+        "flusher/flush.py",
+        "    if damaged:\n        journal_files.set_aside(path)\n    else:\n        path.unlink()",
+        "    path.unlink()",
+        ("tests/flusher", "tests/system/test_poison.py"),
+    ),
+    Break(
+        "3 reserve before accept",
+        "no reservation",
+        "flusher/intake.py",
+        "        if needed <= room:\n",
+        "        if needed:\n",
+    ),
+    Break(
+        "3 reserve before accept",
+        "a failed write is not cut back",
+        "flusher/journal.py",
+        "            self._cut_back(segment, start)\n",
+        "",
+    ),
+    Break(
+        "4 one merge rule",
+        "no guard in the SQL",
+        "flusher/store.py",
+        'f"{name}=IF(VALUES(updated_at)>=updated_at,VALUES({name}),{name})"',
+        'f"{name}=VALUES({name})"',
+    ),
+    Break(
+        "4 one merge rule",
+        "an older record sets updated_at back",
+        "flusher/store.py",
+        "updated_at=GREATEST(updated_at,VALUES(updated_at))",
+        "updated_at=VALUES(updated_at)",
+    ),
+    Break(
+        "4 one merge rule",
+        "in memory the earlier of two wins a tie",
+        "flusher/coalesce.py",
+        "updated_at >= held.updated_at",
+        "updated_at > held.updated_at",
+    ),
+    Break(
+        "4 one merge rule",
+        "the arrival follows a clock that steps back",
+        "flusher/intake.py",
+        "max(self._wall_ns() // 1000, self._last_arrival + 1)",
+        "self._wall_ns() // 1000",
+    ),
+    Break(
+        "4 one merge rule",
+        "a replay forgets the first arrival",
+        "flusher/intake.py",
+        "one.arrival or self._stamp()",
+        "self._stamp()",
+        ("tests/flusher", "tests/ctl"),
+    ),
+    Break(
+        "5 bounded everything",
+        "a frame of any length is read",
+        "shared/wire.py",
+        "            if length > self._max_frame_bytes:",
+        "            if length < 0:",
+        ("tests/shared",),
+    ),
+    Break(
+        "5 bounded everything",
+        "no window to the flusher",
+        "ingest/forwarder.py",
+        "        if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:\n            await",
+        "        if False:\n            await",
+        ("tests/ingest",),
+    ),
+    Break(
+        "5 bounded everything",
+        "dead letters have no cap",
+        "flusher/dead_letters.py",
+        "if size + len(data) > max_bytes:",
+        "if size > max_bytes + (1 << 60):",
+    ),
+    Break(
+        "6 the loop never waits",
+        "the sync runs on the loop",
+        "flusher/syncer.py",
+        "self._running = loop.run_in_executor(self._thread, _sync_all, segments)",
+        "self._running = loop.create_future()\n        self._running.set_result(_sync_all(segments))",
+    ),
+    Break(
+        "7 a failure is loud",
+        "dead letters are not counted",
+        "flusher/stats.py",
+        "        self.dead_lettered += answer.dead_lettered\n",
+        "",
+        ("tests/flusher", "tests/system/test_poison.py"),
+    ),
+    Break(
+        "7 a failure is loud",
+        "no alarm for a missing table",
+        "flusher/flush.py",
+        "            figures.alarm = answer.message\n",
+        "            pass\n",
+        ("tests/flusher", "tests/system/test_database_faults.py"),
+    ),
+    Break(
+        "7 a failure is loud",
+        "refusals are not counted",
+        "flusher/intake.py",
+        "        self._figures.rejected[name] =",
+        "        _ =",
+    ),
+)
+
+
+def caught_by(break_: Break, copy: Path) -> str | None:
+    """Applies a break to the copy, runs its tests up to the first failure, takes it back. Returns: that test."""
+    path = copy / break_.file
+    sound = path.read_text()
+    if sound.count(break_.old) != 1:
+        sys.exit(f"{break_.what}: {break_.file} has changed; say here how to break it now")
+    path.write_text(sound.replace(break_.old, break_.new))
+    try:
+        for tests in break_.tests:
+            if not (copy / tests).exists():
+                continue
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=60", tests]
+            run = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=900)
+            for line in run.stdout.splitlines():
+                if line.startswith(("FAILED tests", "ERROR tests")):
+                    return line.split()[1].split("[")[0]
+            if run.returncode not in (0, 5):
+                return f"{tests} (ended with status {run.returncode})"
+    finally:
+        path.write_text(sound)
+    return None
+
+
+def main() -> None:
+    wanted = [one for one in BREAKS if not sys.argv[1:] or any(word in one.what for word in sys.argv[1:])]
+    unnoticed = 0
+    print("| invariant | broken on purpose | caught by |\n|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir="/tmp") as directory:
+        copy = Path(directory)
+        for name in PARTS:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif source.exists():
+                shutil.copy(source, copy / name)
+        for one in wanted:
+            test = caught_by(one, copy)
+            unnoticed += test is None
+            print(f"| {one.invariant} | {one.what} | {f'`{test}`' if test else '**nothing**'} |", flush=True)
+    sys.exit(unnoticed > 0)
+
+
+if __name__ == "__main__":
+    main()

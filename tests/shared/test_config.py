@@ -1,0 +1,472 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from shared import config
+from shared.config import ENVIRONMENT, SECTIONS, Config, ConfigError, load, local_url, masked
+from tests.support.service import ROOT
+
+MIB = 1024 * 1024
+SHIPPED = ROOT / "config" / "config.yaml"
+
+# Every key of CONTRACT 4 with its default there, and those that came with the design.
+DEFAULTS: dict[str, Any] = {
+    "service.host": "0.0.0.0",
+    "service.port": 8001,
+    "service.workers": 1,
+    "service.max_body_bytes": 10485760,
+    "service.max_clock_skew": 300,
+    "service.ack_timeout": 10,
+    "service.auth_token": None,
+    "service.protected_mode": True,
+    "buffer.max_buffer_size": 1000,
+    "buffer.flush_interval": 30,
+    "buffer.max_batch_size": 1000,
+    "journal.directory": "<state>/journal",
+    "journal.max_bytes": 1024 * MIB,
+    "journal.fsync": "interval",
+    "dead_letters.max_bytes": 64 * MIB,
+    "database.host": ("localhost",),
+    "database.port": 3306,
+    "database.socket": None,
+    "database.user": "root",
+    "database.password": "",
+    "database.database": "ai_terminal",
+    "database.pool_size": 10,
+    "database.pool_recycle": 3600,
+    "database.connect_timeout": 5,
+    "database.read_timeout": 60,
+    "database.write_timeout": 60,
+    "database.ssl_mode": None,
+    "database.ssl_ca": None,
+    "database.ssl_cert": None,
+    "database.ssl_key": None,
+    "logging.level": "INFO",
+    "logging.format": "text",
+    "logging.file": "logs/persistence_service.log",
+}
+
+# key -> another value: as YAML has it, as the environment has it, as it is then in effect.
+OTHERS: dict[str, tuple[Any, str, Any]] = {
+    "service.host": ("192.0.2.1", "::1", "::1"),
+    "service.port": (9001, "9002", 9002),
+    "service.workers": (2, "3", 3),
+    "service.max_body_bytes": (2048, "4096", 4096),
+    "service.max_clock_skew": (0, "1.5", 1.5),
+    "service.ack_timeout": (0.5, "2", 2),
+    "service.auth_token": ("from-file", "from-environment", "from-environment"),
+    "service.protected_mode": (True, "false", False),
+    "buffer.max_buffer_size": (1, "5", 5),
+    "buffer.flush_interval": (0.01, "0.5", 0.5),
+    "buffer.max_batch_size": (1, "7", 7),
+    "journal.directory": ("/a", "/b", "/b"),
+    "journal.max_bytes": (MIB, "2097152", 2 * MIB),
+    "journal.fsync": ("never", "always", "always"),
+    "dead_letters.max_bytes": (1024, "2048", 2048),
+    "database.host": (["a", "b"], "c, d", ("c", "d")),
+    "database.port": (1, "65535", 65535),
+    "database.socket": ("/a", "/b", "/b"),
+    "database.user": ("a", "b", "b"),
+    "database.password": ("a", "12345", "12345"),
+    "database.database": ("a", "b", "b"),
+    "database.pool_size": (1, "64", 64),
+    "database.pool_recycle": (1, "60", 60),
+    "database.connect_timeout": (1, "2", 2),
+    "database.read_timeout": (15, "16", 16),
+    "database.write_timeout": (1, "2", 2),
+    "database.ssl_mode": ("DISABLED", "VERIFY_IDENTITY", "VERIFY_IDENTITY"),
+    "database.ssl_ca": ("a", "b", "b"),
+    "database.ssl_cert": ("a", "b", "b"),
+    "database.ssl_key": ("a", "b", "b"),
+    "logging.level": ("ERROR", "DEBUG", "DEBUG"),
+    "logging.format": ("text", "json", "json"),
+    "logging.file": ("a", "b", "b"),
+}
+KEYS = sorted(DEFAULTS)
+
+# Values that must be refused, and a word of what is allowed that the refusal must carry.
+REFUSED: list[tuple[str, Any, str]] = [
+    ("service.host", "", "length >= 1"),
+    ("service.host", ["a"], "str"),
+    ("service.port", 0, ">= 1"),
+    ("service.port", 65536, "<= 65535"),
+    ("service.port", "eighty", "int"),
+    ("service.port", 80.5, "int"),
+    ("service.port", True, "int"),
+    ("service.port", None, "int"),
+    ("service.workers", 0, ">= 1"),
+    ("service.workers", 65, "<= 64"),
+    ("service.max_body_bytes", 1023, ">= 1024"),
+    ("service.max_body_bytes", 64 * MIB + 1, "<= 67108864"),
+    ("service.max_clock_skew", -1, ">= 0"),
+    ("service.max_clock_skew", float("nan"), ">= 0"),
+    ("service.ack_timeout", 0, "> 0"),
+    ("service.ack_timeout", 601, "<= 600"),
+    ("service.auth_token", "", "length >= 1"),
+    ("service.auth_token", "two words", "matching"),
+    ("service.auth_token", "schlüssel", "matching"),
+    ("service.protected_mode", "maybe", "bool"),
+    ("buffer.max_buffer_size", 0, ">= 1"),
+    ("buffer.max_buffer_size", 1_000_001, "<= 1000000"),
+    ("buffer.flush_interval", 0, ">= 0.01"),
+    ("buffer.flush_interval", float("nan"), ">= 0.01"),
+    ("buffer.flush_interval", float("inf"), "<= 86400"),
+    ("buffer.max_batch_size", 0, ">= 1"),
+    ("journal.directory", 5, "str"),
+    ("journal.max_bytes", MIB - 1, ">= 1048576"),
+    ("journal.fsync", "sometimes", "always, interval, never"),
+    ("dead_letters.max_bytes", 1023, ">= 1024"),
+    ("database.host", [], "length >= 1"),
+    ("database.host", ["a", ""], "length >= 1"),
+    ("database.host", 5, "array"),
+    ("database.port", 0, ">= 1"),
+    ("database.socket", "", "length >= 1"),
+    ("database.user", "", "length >= 1"),
+    ("database.password", 12345, "str"),
+    ("database.database", "x" * 65, "length <= 64"),
+    ("database.pool_size", 0, ">= 1"),
+    ("database.pool_size", 65, "<= 64"),
+    ("database.pool_recycle", 0, "> 0"),
+    ("database.connect_timeout", 0, ">= 1"),
+    ("database.read_timeout", 14, ">= 15"),
+    ("database.write_timeout", 0, ">= 1"),
+    ("database.ssl_mode", "ON", "DISABLED, PREFERRED, REQUIRED, VERIFY_CA, VERIFY_IDENTITY"),
+    ("database.ssl_ca", 5, "str"),
+    ("database.ssl_cert", 5, "str"),
+    ("database.ssl_key", 5, "str"),
+    ("logging.level", "info", "DEBUG"),
+    ("logging.format", "xml", "json"),
+    ("logging.file", None, "str"),
+]
+
+
+def write(directory: Path, document: Any) -> str:
+    path = directory / "c.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document), encoding="utf-8")
+    return str(path)
+
+
+def value_of(loaded: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(loaded, section), name)
+
+
+def refusal(path: str | None, environ: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load(path, environ)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ENVIRONMENT and not name.startswith("PERSISTENCE_")
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "shared.config", *arguments],
+        cwd=ROOT,
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_these_are_all_the_keys_there_are() -> None:
+    assert {f"{section}.{name}" for section, type_ in SECTIONS.items() for name in type_.__struct_fields__} == set(KEYS)
+    assert set(OTHERS) == set(KEYS)
+    assert sorted(ENVIRONMENT.values()) == KEYS  # each has its variable
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_left_out_has_the_contracts_default(key: str, tmp_path: Path) -> None:
+    expected = str(tmp_path / "journal") if key == "journal.directory" else DEFAULTS[key]
+    loaded = load(write(tmp_path, ""), {"PERSISTENCE_STATE_DIR": str(tmp_path)})
+    assert value_of(loaded, key) == expected
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_file_overrides_the_default(key: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    value = OTHERS[key][0]
+    loaded = load(write(tmp_path, {section: {name: value}}), {})
+    assert value_of(loaded, key) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("variable", sorted(ENVIRONMENT))
+def test_the_environment_overrides_the_file(variable: str, tmp_path: Path) -> None:
+    key = ENVIRONMENT[variable]
+    section, name = key.split(".")
+    in_file, text, expected = OTHERS[key]
+    loaded = load(write(tmp_path, {section: {name: in_file}}), {variable: text})
+    assert value_of(loaded, key) == expected
+    assert expected not in (in_file, DEFAULTS[key])  # or this would show nothing
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("SERVICE_HOST", "service.host"),
+        ("SERVICE_PORT", "service.port"),
+        ("SERVICE_WORKERS", "service.workers"),
+        ("SERVICE_AUTH_TOKEN", "service.auth_token"),
+        ("BUFFER_MAX_SIZE", "buffer.max_buffer_size"),
+        ("BUFFER_FLUSH_INTERVAL", "buffer.flush_interval"),
+        ("JOURNAL_DIRECTORY", "journal.directory"),
+        ("JOURNAL_FSYNC", "journal.fsync"),
+        ("DB_HOST", "database.host"),
+        ("DB_PORT", "database.port"),
+        ("DB_USER", "database.user"),
+        ("DB_PASSWORD", "database.password"),
+        ("DB_DATABASE", "database.database"),
+        ("DB_SOCKET", "database.socket"),
+    ],
+)
+def test_the_variables_that_the_contract_names_keep_their_names(variable: str, key: str) -> None:
+    assert ENVIRONMENT[variable] == key
+
+
+def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
+    assert load(write(tmp_path, {"service": {"port": 9001}}), {"SERVICE_PORT": ""}).service.port == 9001
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), REFUSED)
+def test_a_wrong_value_in_the_file_is_refused_in_one_line_with_key_value_and_what_is_allowed(
+    key: str, value: Any, allowed: str, tmp_path: Path
+) -> None:
+    section, name = key.split(".")
+    path = write(tmp_path, {section: {name: value}})
+    message = refusal(path, {})
+    assert message.startswith(f"{path}: {key} = ")
+    assert allowed in message
+    if key in config.SECRETS:
+        assert "********" in message
+        assert str(value) not in message or value == ""
+    else:
+        assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("SERVICE_PORT", "0x50", "int"),
+        ("SERVICE_PORT", "65536", "<= 65535"),
+        ("SERVICE_PROTECTED_MODE", "maybe", "bool"),
+        ("BUFFER_FLUSH_INTERVAL", "nan", ">= 0.01"),
+        ("BUFFER_FLUSH_INTERVAL", "soon", "float"),
+        ("JOURNAL_FSYNC", "ALWAYS", "always, interval, never"),
+        ("LOGGING_LEVEL", "TRACE", "DEBUG"),
+        ("DB_DATABASE", "x" * 65, "length <= 64"),
+    ],
+)
+def test_a_wrong_variable_is_named_by_its_own_name(variable: str, value: str, allowed: str, tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, ""), {variable: value})
+    assert message.startswith(f"{variable}: {ENVIRONMENT[variable]} = {value!r}: ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize("text", ["false", "False", "FALSE", "0"])
+def test_protected_mode_is_lifted_only_by_a_clear_no(text: str, tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {"SERVICE_PROTECTED_MODE": text}).service.protected_mode is False
+
+
+@pytest.mark.parametrize("text", ["null", "none", "false", "0"])
+def test_no_word_in_the_environment_turns_authentication_off(text: str, tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {"SERVICE_AUTH_TOKEN": text}).service.auth_token == text
+
+
+def test_an_unknown_key_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, {"buffer": {"max_size": 5}}), {})
+    assert "'max_size'" in message
+    assert "buffer" in message
+    assert all(name in message for name in config.Buffer.__struct_fields__)
+
+
+def test_an_unknown_section_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, {"buffers": {"max_buffer_size": 5}}), {})
+    assert "'buffers'" in message
+    assert all(section in message for section in SECTIONS)
+
+
+@pytest.mark.parametrize("document", [[1], "text", 5, {"service": [1]}, {"service": "x"}, {1: {}}, {"service": {1: 2}}])
+def test_a_document_of_another_shape_is_refused(document: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, yaml.safe_dump(document))
+    assert refusal(path, {}).startswith(path)
+
+
+@pytest.mark.parametrize("document", ["", "# nothing\n", "service:\n", "service: {}\nbuffer:\n"])
+def test_an_empty_file_or_section_means_the_defaults(document: str, tmp_path: Path) -> None:
+    assert load(write(tmp_path, document), {}) == load(write(tmp_path, "{}"), {})
+
+
+@pytest.mark.parametrize(
+    "document",
+    ['database: {password: "hunter2" x}', "service:\n  auth_token: hunter2: x\n", "database:\n\tpassword: hunter2\n"],
+)
+def test_a_file_that_is_not_yaml_is_refused_by_line_without_what_stands_there(document: str, tmp_path: Path) -> None:
+    path = write(tmp_path, document)
+    message = refusal(path, {})
+    assert re.match(rf"{re.escape(path)}, line [12], column \d+: is not YAML: ", message)
+    assert "hunter2" not in message
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for content in (b"\xff\xfe\xff", b"service: \x01"):
+        path.write_bytes(content)
+        assert refusal(str(path), {}).startswith(str(path))
+
+
+def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nowhere.yaml")
+    assert missing in refusal(None, {"PERSISTENCE_CONFIG": missing})
+    assert missing in refusal(missing, {})
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal(str(tmp_path), {})
+
+
+def test_without_a_named_file_config_yaml_is_read_where_it_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {}).service.port == 8001
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text("service: {port: 9001}")
+    assert load(None, {}).service.port == 9001
+
+
+def test_persistence_config_names_another_file(tmp_path: Path) -> None:
+    path = write(tmp_path, {"service": {"port": 9003}})
+    assert load(None, {"PERSISTENCE_CONFIG": path}).service.port == 9003
+
+
+def test_the_state_directory_is_absolute_and_holds_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "")
+    by_default = load(path, {})
+    assert by_default.state_directory == str(tmp_path / "var")
+    assert by_default.journal.directory == str(tmp_path / "var" / "journal")
+    elsewhere = load(path, {"PERSISTENCE_STATE_DIR": "other"})
+    assert elsewhere.state_directory == str(tmp_path / "other")
+    assert elsewhere.journal.directory == str(tmp_path / "other" / "journal")
+
+
+def test_a_host_may_be_a_name_a_list_or_names_with_commas(tmp_path: Path) -> None:
+    for host in ("a,b", " a , b ", ["a", "b"]):
+        assert load(write(tmp_path, {"database": {"host": host}}), {}).database.host == ("a", "b")
+
+
+def test_secrets_are_masked_and_nothing_else_is(tmp_path: Path) -> None:
+    path = write(tmp_path, {"service": {"auth_token": "t0ken"}, "database": {"password": "pa55word"}})
+    loaded = load(path, {})
+    document = masked(loaded)
+    assert document["service"]["auth_token"] == "********"
+    assert document["database"]["password"] == "********"
+    plain = msgspec.to_builtins(loaded)
+    for section, name in (("service", "auth_token"), ("database", "password")):
+        del plain[section][name]
+        del document[section][name]
+    assert document == plain
+
+
+def test_secrets_that_are_not_set_are_shown_as_such(tmp_path: Path) -> None:
+    document = masked(load(write(tmp_path, ""), {}))
+    assert document["service"]["auth_token"] is None
+    assert document["database"]["password"] == ""
+
+
+def test_config_yaml_lists_every_key_and_sets_none_off_its_default() -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    state = {"PERSISTENCE_STATE_DIR": "/state"}
+    assert load(str(SHIPPED), state) == load("/dev/null", state)
+    # A key without a value to show stands in its section as a comment.
+    listed = set()
+    for part in re.split(r"(?m)^(?=\w+:)", text)[1:]:
+        section = part.partition(":")[0]
+        commented = set(re.findall(r"(?m)^  # (\w+):", part)) & set(SECTIONS[section].__struct_fields__)
+        listed |= {f"{section}.{name}" for name in (yaml.safe_load(part)[section] or {}).keys() | commented}
+    assert listed == set(KEYS)
+
+
+def test_config_yaml_names_every_variable() -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert [variable for variable in ENVIRONMENT if not re.search(rf"\b{variable}\b", text)] == []
+
+
+def test_the_command_prints_what_is_in_effect_with_secrets_masked(tmp_path: Path) -> None:
+    path = write(tmp_path, {"service": {"port": 9001}, "database": {"password": "pa55word"}})
+    ended = run(PERSISTENCE_CONFIG=path, SERVICE_AUTH_TOKEN="t0ken", DB_HOST="a,b", PERSISTENCE_STATE_DIR="/state")
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert "t0ken" not in ended.stdout
+    assert "pa55word" not in ended.stdout
+    printed = yaml.safe_load(ended.stdout)
+    assert printed["service"]["port"] == 9001
+    assert printed["service"]["auth_token"] == "********"
+    assert printed["database"]["host"] == ["a", "b"]
+    assert printed["journal"]["directory"] == "/state/journal"
+    assert printed["state_directory"] == "/state"
+    assert {f"{s}.{n}" for s in SECTIONS for n in printed[s]} == set(KEYS)
+
+
+def test_the_command_refuses_a_wrong_configuration_with_one_line_and_a_status() -> None:
+    ended = run(SERVICE_PORT="0")
+    assert ended.returncode != 0
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert "SERVICE_PORT" in line
+    assert "service.port = '0'" in line
+    assert ">= 1" in line
+
+
+@pytest.mark.parametrize("module", ["flusher", "ingest", "flusher.writer"])
+def test_no_process_starts_with_a_wrong_configuration(module: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env={**os.environ, "PERSISTENCE_STATE_DIR": str(tmp_path / "state"), "DB_PORT": "0"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode != 0
+    (line,) = ended.stderr.splitlines()
+    assert "DB_PORT" in line
+    assert not (tmp_path / "state").exists()
+
+
+def test_check_prints_where_the_service_listens_as_shell_assignments() -> None:
+    ended = run("--check", SERVICE_PORT="9001", SERVICE_HOST="it's")
+    assert ended.returncode == 0
+    shell = subprocess.run(
+        ["sh", "-c", f'{ended.stdout.strip()}; echo "$url|$host|$port"'], capture_output=True, text=True, timeout=10
+    )
+    assert shell.stdout == "http://it's:9001|it's|9001\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8001"),
+        ("::", "http://[::1]:8001"),
+        ("::1", "http://[::1]:8001"),
+        ("192.0.2.1", "http://192.0.2.1:8001"),
+    ],
+)
+def test_the_local_url_reaches_the_service_from_its_own_machine(host: str, expected: str) -> None:
+    assert local_url(config.Service(host=host)) == expected

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import wire
+from shared.wire import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    SUBMIT_BYTES,
+    Ack,
+    Committed,
+    Decoder,
+    Flush,
+    Flushed,
+    Message,
+    ProtocolError,
+    Reason,
+    Reject,
+    Stats,
+    StatsIs,
+    Submit,
+    encode,
+    encode_submit_header,
+)
+
+U32 = 0xFFFFFFFF
+U64 = 0xFFFFFFFFFFFFFFFF
+
+# One of each, and the bytes that the grammar gives it.
+FRAMES: list[tuple[Message, str]] = [
+    (Submit(1, 2, 3, b"{}"), "10000000 01 01 01000000  02 00 03000000 0000000000000000  7b7d"),
+    (
+        Submit(U32, 255, U32, b"x", arrival=U64, want_commit=True),
+        "0f000000 01 01 ffffffff  ff 01 ffffffff ffffffffffffffff  78",
+    ),
+    (Submit(1, 1, 0, b""), "0e000000 01 01 01000000  01 00 00000000 0000000000000000"),
+    (Ack(7, 0x0102030405060708), "08000000 01 02 07000000  0807060504030201"),
+    (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 01 03 08000000  01 dc050000"),
+    (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 01 03 08000000  02 00000000"),
+    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 01 03 08000000  01 60ea0000"),
+    (Flush(9, 10.0), "04000000 01 04 09000000  10270000"),
+    (Flushed(10, b'{"a":1}'), "07000000 01 05 0a000000  7b2261223a317d"),
+    (Stats(11), "00000000 01 06 0b000000"),
+    (StatsIs(12, b"{}"), "02000000 01 07 0c000000  7b7d"),
+    (Committed(13, written=True), "01000000 01 08 0d000000  01"),
+    (Committed(13, written=False), "01000000 01 08 0d000000  00"),
+]
+STREAM = b"".join(encode(message) for message, _ in FRAMES)
+MESSAGES = [message for message, _ in FRAMES]
+
+u32 = st.integers(0, U32)
+# Times travel in whole milliseconds.
+seconds = u32.map(lambda milliseconds: milliseconds / 1000)
+messages = st.one_of(
+    st.builds(
+        Submit,
+        u32,
+        st.integers(0, 255),
+        u32,
+        st.binary(max_size=40),
+        st.integers(0, U64),
+        st.booleans(),
+    ),
+    st.builds(Ack, u32, st.integers(0, U64)),
+    st.builds(Reject, u32, st.sampled_from(Reason), seconds),
+    st.builds(Flush, u32, seconds),
+    st.builds(Flushed, u32, st.binary(max_size=40)),
+    st.builds(Stats, u32),
+    st.builds(StatsIs, u32, st.binary(max_size=40)),
+    st.builds(Committed, u32, st.booleans()),
+)
+
+
+def feed_all(decoder: Decoder, pieces: list[bytes]) -> list[Message]:
+    return [message for piece in pieces for message in decoder.feed(piece)]
+
+
+def header(length: int, version: int = wire.VERSION, kind: int = 6, seq: int = 1) -> bytes:
+    return length.to_bytes(4, "little") + bytes([version, kind]) + seq.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(("message", "frame"), FRAMES)
+def test_a_message_is_these_bytes(message: Message, frame: str) -> None:
+    assert encode(message) == bytes.fromhex(frame)
+    assert Decoder().feed(bytes.fromhex(frame)) == [message]
+
+
+def test_the_sizes_that_others_reserve_are_those_of_the_frames() -> None:
+    assert len(encode(Stats(1))) == HEADER_BYTES
+    assert len(encode(Submit(1, 1, 1, b""))) == SUBMIT_BYTES
+    assert MAX_FRAME_BYTES > 64 * 1024 * 1024 + SUBMIT_BYTES  # the largest service.max_body_bytes
+
+
+@pytest.mark.parametrize("want_commit", [False, True])
+def test_a_submits_header_and_its_body_are_the_whole_frame(want_commit: bool) -> None:
+    head = encode_submit_header(5, 2, 7, 3, arrival=9, want_commit=want_commit)
+    assert head + b"abc" == encode(Submit(5, 2, 7, b"abc", 9, want_commit))
+
+
+def test_a_stream_decodes_byte_by_byte() -> None:
+    assert feed_all(Decoder(), [STREAM[at : at + 1] for at in range(len(STREAM))]) == MESSAGES
+
+
+def test_a_stream_decodes_cut_at_every_position() -> None:
+    for at in range(len(STREAM) + 1):
+        assert feed_all(Decoder(), [STREAM[:at], STREAM[at:]]) == MESSAGES
+
+
+def test_a_message_comes_out_with_its_last_byte_and_not_before() -> None:
+    for message, _ in FRAMES:
+        frame = encode(message)
+        for at in range(len(frame)):
+            decoder = Decoder()
+            assert decoder.feed(frame[:at]) == []
+            assert decoder.feed(frame[at:-1]) == []
+            assert decoder.feed(frame[-1:]) == [message]
+
+
+def test_feeding_nothing_changes_nothing() -> None:
+    decoder = Decoder()
+    assert decoder.feed(b"") == []
+    assert decoder.feed(STREAM[:5]) == []
+    assert decoder.feed(b"") == []
+    assert decoder.feed(STREAM[5:]) == MESSAGES
+
+
+def test_a_body_that_came_in_one_piece_is_not_copied() -> None:
+    data = encode(Submit(1, 1, 1, b"body"))
+    (message,) = Decoder().feed(data)
+    assert isinstance(message, Submit)
+    assert isinstance(message.body, memoryview)
+    assert message.body.obj is data
+
+
+def test_a_large_frame_in_many_pieces_is_put_together() -> None:
+    body = bytes(range(256)) * 4096
+    frame = encode(Submit(1, 1, 1, body)) + encode(Stats(2))
+    pieces = [frame[at : at + 8191] for at in range(0, len(frame), 8191)]
+    submit, stats = feed_all(Decoder(), pieces)
+    assert isinstance(submit, Submit)
+    assert submit.body == body
+    assert stats == Stats(2)
+
+
+@given(st.lists(messages, max_size=6), st.data())
+def test_whatever_is_encoded_comes_out_however_it_is_cut(sent: list[Message], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, sent))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert feed_all(Decoder(), pieces) == sent
+
+
+def test_times_over_what_a_frame_holds_become_the_longest() -> None:
+    assert Decoder().feed(encode(Flush(1, 1e9))) == [Flush(1, U32 / 1000)]
+    assert Decoder().feed(encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version_is_a_protocol_error(version: int) -> None:
+    with pytest.raises(ProtocolError, match=f"version {version}, this side speaks 1"):
+        Decoder().feed(header(0, version))
+
+
+@pytest.mark.parametrize("kind", [0, 9, 255])
+def test_another_type_is_a_protocol_error(kind: int) -> None:
+    with pytest.raises(ProtocolError, match=f"type {kind} "):
+        Decoder().feed(header(0, kind=kind))
+
+
+def test_a_frame_at_the_cap_passes_and_one_over_it_is_refused_at_its_header() -> None:
+    assert Decoder(100).feed(header(100, kind=7) + b"x" * 100) == [StatsIs(1, b"x" * 100)]
+    with pytest.raises(ProtocolError, match="a frame of 101 bytes, 100 are allowed"):
+        Decoder(100).feed(header(101, kind=7))
+    with pytest.raises(ProtocolError, match="4294967295"):
+        Decoder().feed(header(U32, kind=7))
+
+
+def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:
+    frame = header(101, kind=7)
+    for at in range(1, len(frame)):
+        decoder = Decoder(100)
+        assert decoder.feed(frame[:at]) == []
+        with pytest.raises(ProtocolError):
+            decoder.feed(frame[at:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [
+        (1, [0, 1, 13]),  # submit without its own fields
+        (2, [0, 7, 9]),
+        (3, [0, 4, 6]),
+        (4, [0, 3, 5]),
+        (6, [1]),
+        (8, [0, 2]),
+    ],
+)
+def test_a_payload_of_the_wrong_length_is_a_protocol_error(kind: int, lengths: list[int]) -> None:
+    for length in lengths:
+        with pytest.raises(ProtocolError):
+            Decoder().feed(header(length, kind=kind) + b"\x01" * length)
+
+
+def test_an_unknown_reason_is_a_protocol_error() -> None:
+    for reason in (0, 3, 255):
+        with pytest.raises(ProtocolError):
+            Decoder().feed(header(5, kind=3) + bytes([reason, 0, 0, 0, 0]))
+
+
+def test_frames_before_a_broken_one_in_earlier_pieces_have_been_told() -> None:
+    decoder = Decoder()
+    assert decoder.feed(encode(Ack(1, 5))) == [Ack(1, 5)]
+    with pytest.raises(ProtocolError):
+        decoder.feed(b"GET / HTTP/1.1\r\n\r\n")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_never_raises_anything_but_a_protocol_error(data: bytes) -> None:
+    try:
+        Decoder().feed(data)
+    except ProtocolError:
+        pass
+
+
+@given(st.lists(messages, min_size=1, max_size=3), st.data())
+def test_a_flipped_byte_never_raises_anything_but_a_protocol_error(sent: list[Message], data: st.DataObject) -> None:
+    stream = bytearray(b"".join(map(encode, sent)))
+    stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        Decoder().feed(bytes(stream))
+    except ProtocolError:
+        pass

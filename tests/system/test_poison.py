@@ -1,0 +1,65 @@
+"""A row that the table refuses costs nobody else anything, is kept, shown, and comes back when the table is mended."""
+
+from __future__ import annotations
+
+from flusher import dead_letters
+from flusher.replay import replay
+from shared.wire import SOCKET_NAME
+from tests.support.mariadb import MariaDB
+from tests.support.service import TASKS, Service, task, wait_until
+
+
+def test_one_poison_row_of_a_thousand_is_set_aside_within_the_same_flush_and_replayed_later(
+    service: Service, mariadb: MariaDB, database: str
+) -> None:
+    def run(statement: str) -> list[tuple[object, ...]]:
+        return mariadb.execute(statement, (), database)
+
+    run("ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')")
+    tasks = [task(f"t{number:03}", source_text="poison" if number == 617 else "text") for number in range(1000)]
+    assert service.post(TASKS, {"tasks": tasks}).status == 202
+
+    flushed = service.flush().json
+
+    assert (flushed["tasks_written"], flushed["dead_lettered"]) == (999, 1)
+    assert run("SELECT COUNT(*) FROM translation_tasks") == [(999,)]
+    letters = list(dead_letters.read(service.dead_letters))
+    assert len(letters) == 1
+    letter = letters[0][1]
+    assert (letter.kind, letter.key, letter.record) == ("tasks", "t617", tasks[617])
+    assert "no_poison" in letter.error
+    stats = service.stats()
+    assert stats["dead_letters"]["count"] == 1
+    assert "4025" in stats["dead_letters"]["last_error"]
+    assert "poison" not in stats["dead_letters"]["last_error"].replace("no_poison", "")
+    assert service.stats()["buffer"]["total_count"] == 0
+    assert "persistence_dead_letters_waiting 1.0" in service.get("/metrics").body.decode()
+
+    run("ALTER TABLE translation_tasks DROP CONSTRAINT no_poison")
+    newer = task("t001", source_text="newer")
+    assert service.post(f"{TASKS}?ack=committed", {"tasks": [newer]}).status == 200
+    assert sum(replay(service.dead_letters, service.directory / SOCKET_NAME, letters)) == 1
+
+    assert service.flush().status == 200
+    assert run("SELECT source_text FROM translation_tasks WHERE task_id = 't617'") == [("poison",)]
+    assert run("SELECT COUNT(*) FROM translation_tasks") == [(1000,)]
+    assert list(dead_letters.read(service.dead_letters)) == []
+    wait_until(lambda: service.stats()["dead_letters"]["count"] == 0, what="the replayed letter is counted out")
+
+
+def test_a_replay_does_not_undo_a_newer_row(service: Service, mariadb: MariaDB, database: str) -> None:
+    def run(statement: str) -> list[tuple[object, ...]]:
+        return mariadb.execute(statement, (), database)
+
+    run("ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')")
+    assert service.post(TASKS, {"tasks": [task("t1", source_text="poison")]}).status == 202
+    assert service.flush().json["dead_lettered"] == 1
+    assert service.post(TASKS, {"tasks": [task("t1", source_text="newer")]}).status == 202
+    assert service.flush().json["tasks_written"] == 1
+    run("ALTER TABLE translation_tasks DROP CONSTRAINT no_poison")
+
+    letters = list(dead_letters.read(service.dead_letters))
+    assert sum(replay(service.dead_letters, service.directory / SOCKET_NAME, letters)) == 1
+    assert service.flush().status == 200
+
+    assert run("SELECT source_text FROM translation_tasks") == [("newer",)]
