@@ -1,33 +1,48 @@
-"""`python -m flusher.replay [--key KEY] [--error NUMBER]`: sends dead letters through acceptance again.
+"""Sends dead letters through acceptance again; `ctl deadletters replay` is its command line.
 
 Each keeps its first arrival, so the merge rule protects rows that are newer. A letter leaves the file only after the
 flusher has acknowledged it; a crash in between replays it once more, which is harmless. One that the database still
 refuses becomes a dead letter again.
+
+Letters that were refused for one reason go in rounds that grow, each flushed before the next: where the cause is still
+there, the first letter shows it, and the others stay where they are. All at once, they would be most of a batch, and
+the flusher would take the table to be at fault and stop writing (writer.SCHEMA_FAULT_ROWS).
 """
 
 from __future__ import annotations
 
-import argparse
 import socket
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from flusher import dead_letters
 from flusher.dead_letters import DeadLetter
-from shared.config import load_or_exit
 from shared.records import KINDS
-from shared.wire import SOCKET_NAME, Ack, Decoder, Message, Reject, Submit, encode
+from shared.wire import Ack, Decoder, Flush, Flushed, Message, ProtocolError, Reject, Submit, encode
 
 TIMEOUT_S = 30.0
-AT_ONCE = 100
+ROUNDS = (1, 9, 100)
+"""Letters in the first rounds; the last number goes on."""
 _KIND_OF_NAME = {kind.name: kind for kind in KINDS}
+Letters = Sequence[tuple[bytes, DeadLetter]]
 
 
 class NotReplayed(Exception):
-    """The flusher is away or refuses; the letters stay. The operator must act."""
+    """The flusher is away, refuses or cannot write; the letters stay, or wait in the journal. The operator must act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What came of some letters: `refused` are dead letters again, `held_back` were not sent because of those."""
+
+    written: int = 0
+    refused: int = 0
+    held_back: int = 0
 
 
 def is_replayable(letter: DeadLetter) -> bool:
@@ -35,59 +50,94 @@ def is_replayable(letter: DeadLetter) -> bool:
     return letter.kind in _KIND_OF_NAME and isinstance(letter.record, dict)
 
 
-def replay(path: Path, socket_path: Path, letters: Sequence[tuple[bytes, DeadLetter]]) -> Iterator[int]:
-    """Replays letters in groups. Blocks. Yields: after each group, how many it had. Raises: NotReplayed, OSError."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(TIMEOUT_S)
+def replay(path: Path, socket_path: Path, letters: Letters) -> Iterator[Round]:
+    """Replays letters, reason by reason. Blocks. Yields: what came of each round. Raises: NotReplayed, OSError."""
+    by_reason: dict[tuple[str, int, str | None], list[tuple[bytes, DeadLetter]]] = {}
+    for line, letter in letters:
+        by_reason.setdefault((letter.kind, letter.error_code, letter.column), []).append((line, letter))
+    with closing(_Connection(socket_path)) as connection:
+        for group in by_reason.values():
+            yield from _replay_group(path, connection, group)
+
+
+def _replay_group(path: Path, connection: _Connection, group: Letters) -> Iterator[Round]:
+    at = rounds = 0
+    while at < len(group):
+        part = group[at : at + ROUNDS[min(rounds, len(ROUNDS) - 1)]]
+        at += len(part)
+        rounds += 1
+        accepted, why = connection.submit([letter for _, letter in part])
+        dead_letters.remove(path, [line for index, (line, _) in enumerate(part) if index in accepted])
+        if why:
+            raise NotReplayed(
+                f"the flusher refuses ({why}): {len(accepted)} more wait in the journal, the others stay dead letters"
+            )
+        result = connection.flush(TIMEOUT_S)
+        if result["pending"]:
+            raise NotReplayed(
+                f"the database takes nothing now: {len(part)} more wait in the journal, the others stay dead letters"
+            )
+        refused = _again(path, part) if result["dead_lettered"] else 0
+        yield Round(written=len(part) - refused, refused=refused)
+        if refused * 2 > len(part):
+            if at < len(group):
+                yield Round(held_back=len(group) - at)
+            return
+
+
+def _again(path: Path, part: Letters) -> int:
+    """How many of the letters are back. A key may be in it several times, told apart by arrival."""
+    back = {(letter.kind, letter.key, letter.arrival) for _, letter in dead_letters.read(path)}
+    return sum((letter.kind, letter.key, letter.arrival) in back for _, letter in part)
+
+
+class _Connection:
+    """To the flusher, as ingest speaks to it, but waiting for every answer. Raises: NotReplayed."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._decoder = Decoder()
+        self._socket = socket.socket(socket.AF_UNIX)
+        # A flush is answered at its own deadline; ours lies behind it.
+        self._socket.settimeout(TIMEOUT_S + 5)
         try:
-            connection.connect(str(socket_path))
+            self._socket.connect(str(socket_path))
         except OSError as error:
-            raise NotReplayed(f"the flusher is not reachable at {socket_path}: {error.strerror}") from error
-        decoder = Decoder()
-        for at in range(0, len(letters), AT_ONCE):
-            group = letters[at : at + AT_ONCE]
-            connection.sendall(b"".join(_submit(seq, letter) for seq, (_, letter) in enumerate(group)))
-            answers: list[Message] = []
-            while len(answers) < len(group):
-                data = connection.recv(65536)
+            self._socket.close()
+            raise NotReplayed(f"the flusher is not reachable at {socket_path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def submit(self, letters: Sequence[DeadLetter]) -> tuple[set[int], str | None]:
+        """Returns: the indexes of those that were acknowledged, and why another was not."""
+        answers = self._ask([_submit(seq, letter) for seq, letter in enumerate(letters)])
+        refused = [answer.reason.name for answer in answers if isinstance(answer, Reject)]
+        return {answer.seq for answer in answers if isinstance(answer, Ack)}, refused[0] if refused else None
+
+    def flush(self, timeout_s: float) -> dict[str, Any]:
+        (answer,) = self._ask([encode(Flush(0, timeout_s))])
+        if not isinstance(answer, Flushed):
+            raise NotReplayed(f"the flusher answers a flush with {type(answer).__name__}")
+        result: dict[str, Any] = orjson.loads(answer.result)
+        return result
+
+    def _ask(self, frames: list[bytes]) -> list[Message]:
+        answers: list[Message] = []
+        try:
+            self._socket.sendall(b"".join(frames))
+            while len(answers) < len(frames):
+                data = self._socket.recv(65536)
                 if not data:
-                    raise NotReplayed("the flusher closed the connection; its letters stay, try again")
-                answers += decoder.feed(data)
-            accepted = [group[answer.seq][0] for answer in answers if isinstance(answer, Ack)]
-            dead_letters.remove(path, accepted)
-            yield len(accepted)
-            refused = [answer for answer in answers if isinstance(answer, Reject)]
-            if refused:
-                raise NotReplayed(f"the flusher refuses ({refused[0].reason.name}); the letters stay, try later")
+                    raise NotReplayed(
+                        "the flusher closed the connection (it takes only its own user's); the letters stay"
+                    )
+                answers += self._decoder.feed(data)
+        except (OSError, ProtocolError) as error:
+            raise NotReplayed(f"the flusher: {error}; what it did not acknowledge stays, try again") from error
+        return answers
 
 
 def _submit(seq: int, letter: DeadLetter) -> bytes:
     kind = _KIND_OF_NAME[letter.kind]
     body = orjson.dumps({kind.name: [letter.record]})
     return encode(Submit(seq, kind.code, 1, body, arrival=letter.arrival))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flusher.replay", description=__doc__.splitlines()[0])
-    parser.add_argument("--key", help="only the records with this session_id or task_id")
-    parser.add_argument("--error", type=int, help="only the records refused with this error number")
-    wanted = parser.parse_args()
-    state_directory = Path(load_or_exit().state_directory)
-    path = state_directory / dead_letters.FILE_NAME
-    chosen = [
-        (line, letter)
-        for line, letter in dead_letters.read(path)
-        if wanted.key in (None, letter.key) and wanted.error in (None, letter.error_code)
-    ]
-    able = [(line, letter) for line, letter in chosen if is_replayable(letter)]
-    done = 0
-    try:
-        for count in replay(path, state_directory / SOCKET_NAME, able):
-            done += count
-    except (NotReplayed, OSError) as error:
-        sys.exit(f"{done} of {len(able)} dead letters were replayed: {error}")
-    print(f"{done} dead letters were replayed, {len(chosen) - done} of those chosen stay")
-
-
-if __name__ == "__main__":
-    main()

@@ -135,6 +135,7 @@ def document(
             "next_flush_time": None if next_flush is None else _iso(next_flush),
             "flush_count_today": figures.flushed_today if figures.today == _iso(wall)[:10] else 0,
             "average_flush_duration_ms": round(1000 * figures.flush_duration_s / flushes, 3) if flushes else 0.0,
+            "total_flush_duration_seconds": round(figures.flush_duration_s, 6),
             "flushes_by_reason": figures.flushes,
         },
         "performance": {

@@ -16,6 +16,8 @@ import msgspec
 import MySQLdb
 import orjson
 
+from flusher.facts import Column, Facts, Index
+from flusher.facts import Table as TableFacts
 from flusher.mysql_errors import ErrorClass, Flavour, classify
 from shared.records import KINDS, Kind, Record, utc
 
@@ -106,8 +108,8 @@ class Store:
     def host(self) -> str:
         return self._server.socket or self._server.hosts[self._host]
 
-    def write(self, rows: Rows) -> None:
-        """Upserts rows in one transaction: sessions first, then tasks. Blocks.
+    def write(self, rows: Rows, *, rehearse: bool = False) -> None:
+        """Upserts rows in one transaction: sessions first, then tasks. Blocks. A rehearsal is rolled back.
 
         Raises: StoreError; then nothing of it is in the database, except after a connection lost at COMMIT, when
         nobody knows. Writing it again is harmless either way.
@@ -118,7 +120,10 @@ class Store:
                 for statement in self._statements(db, kind, rows.get(kind, ())):
                     self._query(db, statement)
             self.statements += 1
-            db.commit()
+            if rehearse:
+                db.rollback()
+            else:
+                db.commit()
         except StoreError:
             self._rollback()
             raise
@@ -141,6 +146,34 @@ class Store:
                 self._query(db, statement.encode())
         except MySQLdb.Error as error:
             raise self._failed(error) from error
+
+    def describe(self) -> Facts:
+        """The server and our tables, as far as our user may see them. Blocks. Raises: StoreError."""
+        try:
+            db = self._connection()
+            (settings,) = _select(db, f"SELECT CURRENT_USER(), {', '.join(f'@@{name}' for name in SETTINGS)}")
+            engines = dict(_select(db, _TABLES))
+            columns = [(table, Column(*values)) for table, *values in _select(db, _COLUMNS)]
+            indexes = _select(db, _INDEXES)
+            foreign_keys = _select(db, _FOREIGN_KEYS)
+            db.rollback()
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+        tables = {
+            table: TableFacts(
+                engine=engine,
+                columns={column.name: column for of, column in columns if of == table},
+                indexes={
+                    name: Index(name, bool(unique), tuple(parts.split(",")))
+                    for of, name, unique, parts in indexes
+                    if of == table
+                },
+                foreign_keys=tuple(name for of, name in foreign_keys if of == table),
+            )
+            for table, engine in engines.items()
+        }
+        named = dict(zip(SETTINGS, map(str, settings[1:]), strict=True))
+        return Facts(self.host, self._flavour, self.version, settings[0], named, tables)
 
     def close(self) -> None:
         db, self._db = self._db, None
@@ -256,6 +289,35 @@ class Store:
                 self._db.rollback()
             except MySQLdb.Error:
                 self.close()
+
+
+SETTINGS = ("sql_mode", "max_allowed_packet", "read_only", "wait_timeout")
+_OURS = f"TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({', '.join(repr(kind.table) for kind in KINDS)})"
+_TABLES = f"SELECT TABLE_NAME, COALESCE(ENGINE, '') FROM information_schema.TABLES WHERE {_OURS}"  # noqa: S608
+_COLUMNS = (
+    "SELECT TABLE_NAME, COLUMN_NAME, LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES',"  # noqa: S608 -- constants from KINDS
+    " COLUMN_DEFAULT IS NOT NULL OR EXTRA LIKE '%auto_increment%' OR EXTRA LIKE '%generated%',"
+    f" CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLUMNS WHERE {_OURS} ORDER BY ORDINAL_POSITION"
+)
+_INDEXES = (
+    "SELECT TABLE_NAME, INDEX_NAME, MAX(NON_UNIQUE) = 0, GROUP_CONCAT(COLUMN_NAME ORDER BY SEQ_IN_INDEX)"  # noqa: S608
+    f" FROM information_schema.STATISTICS WHERE {_OURS} GROUP BY TABLE_NAME, INDEX_NAME"
+)
+_FOREIGN_KEYS = (
+    "SELECT TABLE_NAME, CONSTRAINT_NAME FROM information_schema.TABLE_CONSTRAINTS"  # noqa: S608
+    f" WHERE {_OURS} AND CONSTRAINT_TYPE = 'FOREIGN KEY'"
+)
+
+
+def _select(db: Any, statement: str) -> list[tuple[Any, ...]]:
+    db.query(statement)
+    rows: tuple[tuple[Any, ...], ...] = db.store_result().fetch_row(0)
+    return [tuple(_plain(value) for value in row) for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """information_schema gives some of its texts as bytes on MySQL 8."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flusher import dead_letters
-from flusher.replay import replay
+from flusher.replay import Round, replay
 from shared.wire import SOCKET_NAME
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
@@ -38,7 +38,7 @@ def test_one_poison_row_of_a_thousand_is_set_aside_within_the_same_flush_and_rep
     run("ALTER TABLE translation_tasks DROP CONSTRAINT no_poison")
     newer = task("t001", source_text="newer")
     assert service.post(f"{TASKS}?ack=committed", {"tasks": [newer]}).status == 200
-    assert sum(replay(service.dead_letters, service.directory / SOCKET_NAME, letters)) == 1
+    assert [*replay(service.dead_letters, service.directory / SOCKET_NAME, letters)] == [Round(written=1)]
 
     assert service.flush().status == 200
     assert run("SELECT source_text FROM translation_tasks WHERE task_id = 't617'") == [("poison",)]
@@ -59,7 +59,7 @@ def test_a_replay_does_not_undo_a_newer_row(service: Service, mariadb: MariaDB, 
     run("ALTER TABLE translation_tasks DROP CONSTRAINT no_poison")
 
     letters = list(dead_letters.read(service.dead_letters))
-    assert sum(replay(service.dead_letters, service.directory / SOCKET_NAME, letters)) == 1
+    assert [*replay(service.dead_letters, service.directory / SOCKET_NAME, letters)] == [Round(written=1)]
     assert service.flush().status == 200
 
     assert run("SELECT source_text FROM translation_tasks") == [("newer",)]

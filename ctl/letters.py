@@ -1,0 +1,221 @@
+"""`deadletters list|show|replay`: the records that the database refused, and giving them another try.
+
+They lie in a file of this node; listing needs no service, a replay needs the flusher.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ctl.output import (
+    ExitStatus,
+    Stop,
+    Wrong,
+    configuration,
+    console,
+    emit,
+    finish,
+    json_option,
+    moment,
+    plural,
+    pretty,
+    printable,
+    table,
+)
+from flusher import dead_letters
+from flusher.dead_letters import DeadLetter
+from flusher.replay import NotReplayed, Round, is_replayable, replay
+from shared.wire import SOCKET_NAME
+
+_ERROR_SHOWN = 100
+
+
+@click.group()
+def deadletters() -> None:
+    """Records that the database refused for what is in them."""
+
+
+def chosen_by(command: Callable[..., Any]) -> Callable[..., Any]:
+    key = click.option("--key", "keys", multiple=True, help="Those with this session_id or task_id; may be repeated.")
+    error = click.option("--error", "errors", multiple=True, type=int, help="Those refused with this error number.")
+    return key(error(command))
+
+
+def choose(keys: Sequence[str], errors: Sequence[int]) -> list[tuple[bytes, DeadLetter]]:
+    """Raises: Stop where the file cannot be read."""
+    path = letters_path()
+    try:
+        return [
+            (line, letter)
+            for line, letter in dead_letters.read(path)
+            if (not keys or letter.key in keys) and (not errors or letter.error_code in errors)
+        ]
+    except OSError as error:
+        raise Stop(f"{path}: {error.strerror}") from error
+
+
+def letters_path() -> Path:
+    return Path(configuration().state_directory, dead_letters.FILE_NAME)
+
+
+@deadletters.command("list")
+@chosen_by
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="The newest so many; 0: all.")
+@json_option
+def list_letters(keys: Sequence[str], errors: Sequence[int], limit: int, as_json: bool) -> None:
+    """How many, refused for what, and the newest of them, without their content.
+
+    Exit status: 0, also where there are some (status tells); 2 the file cannot be read.
+    """
+    letters = [letter for _, letter in choose(keys, errors)]
+    reasons = Counter((letter.kind, letter.error_code, letter.column) for letter in letters)
+    shown = letters[-limit:]
+    if as_json:
+        emit(
+            {
+                "count": len(letters),
+                "reasons": [
+                    {"kind": kind, "error_code": number, "column": column, "count": count}
+                    for (kind, number, column), count in reasons.most_common()
+                ],
+                "letters": [without_record(letter) for letter in shown],
+            }
+        )
+        return
+    terminal = console()
+    if not letters:
+        terminal.print("no dead letters")
+        return
+    for (kind, number, column), count in reasons.most_common():
+        where = f", column {column}" if column else ""
+        terminal.print(f"{count:,} {kind} refused with error {number}{where}")
+    terminal.print()
+    rows = [
+        (letter.time[:19] + "Z", letter.kind, printable(letter.key), str(letter.error_code), shortened(letter.error))
+        for letter in shown
+    ]
+    terminal.print(table("refused at", "kind", "key", "error", "message", rows=rows))
+    if len(shown) < len(letters):
+        terminal.print(f"the newest {len(shown)} of {plural(len(letters), 'dead letter')}; --limit 0 lists all")
+
+
+def without_record(letter: DeadLetter) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(letter)
+    del document["record"]
+    return {**document, "replayable": is_replayable(letter)}
+
+
+def shortened(message: str) -> str:
+    text = printable(message)
+    return text if len(text) <= _ERROR_SHOWN else text[: _ERROR_SHOWN - 1] + "…"
+
+
+@deadletters.command()
+@chosen_by
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@json_option
+def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: bool) -> None:
+    """The letters with their records, as they were received; as JSON, one a line.
+
+    Exit status: 0, 1 there is no such dead letter, 2 usage or the file cannot be read.
+    """
+    need_a_choice(keys, errors, everything)
+    letters = [letter for _, letter in choose(keys, errors)]
+    for letter in letters:
+        if as_json:
+            emit(msgspec.to_builtins(letter))
+            continue
+        where = f" ({letter.column})" if letter.column else ""
+        click.secho(f"{letter.kind} {printable(letter.key)}", bold=True)
+        click.echo(f"received {moment(letter.arrival)}, refused {letter.time}")
+        click.echo(f"error {letter.error_code}{where}: {printable(letter.error)}")
+        click.echo(pretty(letter.record))
+    if not letters:
+        raise Wrong("there is no such dead letter")
+
+
+@deadletters.command("replay")
+@chosen_by
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@json_option
+def replay_letters(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: bool) -> None:
+    """Sends them through acceptance again and writes them; mend what refused them first.
+
+    A newer row stays as it is. Letters refused for one reason go in growing rounds: where the first is refused again,
+    the others are held back.
+
+    Exit status: 0 none of those chosen is left, 1 some stay or are refused again, 2 usage or no flusher.
+    """
+    need_a_choice(keys, errors, everything)
+    chosen = choose(keys, errors)
+    able = [(line, letter) for line, letter in chosen if is_replayable(letter)]
+    written = refused = held_back = 0
+    problem = None
+    socket_path = Path(configuration().state_directory) / SOCKET_NAME
+    with progress(len(able), as_json=as_json) as advance:
+        try:
+            for done in replay(letters_path(), socket_path, able) if able else ():
+                written, refused, held_back = (
+                    written + done.written,
+                    refused + done.refused,
+                    held_back + done.held_back,
+                )
+                advance(done)
+        except (NotReplayed, OSError) as error:
+            problem = str(error)
+    unreadable = len(chosen) - len(able)
+    if as_json:
+        emit(
+            {
+                "chosen": len(chosen),
+                "written": written,
+                "refused_again": refused,
+                "held_back": held_back,
+                "not_replayable": unreadable,
+                "error": problem,
+            }
+        )
+    else:
+        tell(written, refused, held_back, unreadable)
+    if problem:
+        stop = Wrong if written or refused else Stop
+        raise stop(f"{plural(written, 'dead letter')} of {len(chosen):,} replayed: {problem}")
+    finish(ExitStatus.WRONG if written != len(chosen) else ExitStatus.ALL_RIGHT)
+
+
+def need_a_choice(keys: Sequence[str], errors: Sequence[int], everything: bool) -> None:
+    if not (keys or errors or everything):
+        raise click.UsageError("which ones: --key KEY, --error NUMBER or --all")
+
+
+def tell(written: int, refused: int, held_back: int, unreadable: int) -> None:
+    terminal = console()
+    terminal.print(f"{plural(written, 'dead letter')} replayed and written")
+    if refused:
+        terminal.print(f"{plural(refused, 'record')} refused again, a dead letter as before", style="bold red")
+    if held_back:
+        terminal.print(f"{plural(held_back, 'dead letter')} held back: refused for the same reason", style="yellow")
+    if unreadable:
+        terminal.print(
+            f"{plural(unreadable, 'dead letter')} cannot be replayed: its record did not decode (deadletters show)",
+            style="yellow",
+        )
+
+
+@contextmanager
+def progress(total: int, *, as_json: bool) -> Iterator[Callable[[Round], None]]:
+    """A bar on stderr while a person looks; nothing in a log or beside JSON."""
+    terminal = Console(stderr=True)
+    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=terminal, disable=as_json or not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.advance(task, done.written + done.refused + done.held_back)

@@ -1,0 +1,93 @@
+"""The service of a node, over HTTP: this one's, by its configuration, or any other by --url."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any
+
+import click
+import orjson
+
+from ctl.output import Stop, configuration
+from shared.config import local_url
+
+TIMEOUT_S = 10.0
+API = "/api/v1/persistence"
+
+
+class NotReached(Stop):
+    """Nobody answers there, or not this service."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The service redirects nobody, and the token must not follow to where somebody else points."""
+
+    def redirect_request(self, *_args: Any) -> None:
+        return None
+
+
+class Node:
+    """Blocks in every call, for at most `timeout_s` between two bytes. Proxies of the environment are not asked."""
+
+    def __init__(self, url: str, token: str | None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+    def health(self) -> dict[str, Any]:
+        return self._request("GET", "/health")[1]
+
+    def stats(self) -> dict[str, Any] | None:
+        """None where the flusher does not answer. Raises: NotReached, Stop (not let in)."""
+        status, document = self._request("GET", f"{API}/stats")
+        return document if status == 200 else None
+
+    def flush(self, timeout_s: float) -> tuple[bool, dict[str, Any]]:
+        """Returns: whether everything was written, and the service's answer."""
+        status, document = self._request("POST", f"{API}/flush?timeout={timeout_s:g}", self._timeout_s + timeout_s)
+        return status == 200, document
+
+    def _request(self, method: str, path: str, timeout_s: float | None = None) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(self.url + path, method=method)  # noqa: S310 -- node_of() lets only http(s) by
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        try:
+            with self._opener.open(request, timeout=timeout_s or self._timeout_s) as answer:
+                status, body = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body = error.code, error.read()
+        except (OSError, HTTPException, ValueError) as error:
+            raise NotReached(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise NotReached(f"{self.url}{path} answers {status}, and not as Persistence Service does")
+        if status in (401, 403):
+            raise Stop(f"{self.url} lets nobody in without its token (service.auth_token): {document.get('detail')}")
+        if status not in (200, 503):
+            raise Stop(f"{self.url}{path} answers {status}: {document.get('detail')}")
+        return status, document
+
+
+def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--url", help="Another node, e.g. http://10.0.0.2:8001; the token is the configured one.")(
+        command
+    )
+
+
+def node_of(url: str | None) -> Node:
+    """Raises: Stop."""
+    service = configuration().service
+    url = url or local_url(service)
+    if "://" not in url:
+        url = f"http://{url}"
+    if not url.startswith(("http://", "https://")):
+        raise Stop(f"--url {url}: http:// or https:// is needed")
+    return Node(url, service.auth_token)

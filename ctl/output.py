@@ -1,0 +1,145 @@
+"""What every command shares: exit statuses, JSON or text, sizes and ages in words.
+
+Rules: answers go to stdout, what went wrong in one line to stderr. What a record holds may be anything, so it passes
+printable() before it meets a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from enum import IntEnum
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shared.config import Config, ConfigError, load
+
+PIPE_COLUMNS = 240
+"""Width where the output is no terminal: a pipe must not cut what a person would scroll to."""
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+STYLES = {"healthy": "green", "ok": "green", "degraded": "yellow", "warning": "yellow"}
+
+
+class ExitStatus(IntEnum):
+    ALL_RIGHT = 0
+    WRONG = 1
+    NOT_REACHED = 2
+
+
+class Stop(click.ClickException):
+    """Ends the command with one line on stderr: it cannot do what was asked."""
+
+    exit_code = int(ExitStatus.NOT_REACHED)
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"ctl: {printable(self.message)}", file=file or sys.stderr)
+
+
+class Wrong(Stop):
+    """The command could look, and what it found must be put right."""
+
+    exit_code = int(ExitStatus.WRONG)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")(command)
+
+
+def configuration() -> Config:
+    """Raises: Stop, with the one line that names the key."""
+    try:
+        return load(None, os.environ)
+    except ConfigError as error:
+        raise Stop(f"configuration: {error}") from error
+
+
+def console() -> Console:
+    terminal = Console(highlight=False, emoji=False, markup=False)
+    if not terminal.is_terminal and not os.environ.get("COLUMNS"):
+        return Console(highlight=False, emoji=False, markup=False, width=PIPE_COLUMNS)
+    return terminal
+
+
+def emit(document: Any) -> None:
+    """A JSON document on stdout, on one line: for jq and for logs."""
+    click.echo(orjson.dumps(document))
+
+
+def finish(status: ExitStatus) -> None:
+    click.get_current_context().exit(int(status))
+
+
+def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[str] = ()) -> Table:
+    """Args: right: the columns whose values line up at the right."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names on the left, what is to be said of them on the right."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(name, value)
+    return made
+
+
+def styled(state: str) -> Text:
+    return Text(state, style=STYLES.get(state, "bold red"))
+
+
+def printable(text: str) -> str:
+    """Control characters as their escapes: what a record holds must not steer a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def pretty(document: Any) -> str:
+    """JSON for a person: indented, other scripts as they are, nothing that a terminal would obey."""
+    lines = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode().split("\n")
+    return "\n".join(map(printable, lines))
+
+
+def size(count: float) -> str:
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024 or unit == "GiB":
+            break
+    return f"{count:.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def moment(arrival: int) -> str:
+    """An arrival (µs since 1970 UTC) as ISO 8601. Damage may have made any number of it."""
+    try:
+        return (EPOCH + timedelta(microseconds=arrival)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    except OverflowError:
+        return f"{arrival} µs"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The operator's command line: status, top, flush, config check, journal inspect, deadletters list|show|replay,
+# db init, db check. Each with --json and --help.
+#   ./scripts/ctl.sh status
+# Exit status: 0 all right, 1 something is wrong, 2 usage, or what was asked is not reached.
+. "$(dirname "$0")/lib.sh"
+
+[ -x "$PYTHON" ] || { echo "ctl.sh: not installed yet; ./scripts/run.sh does it" >&2; exit 2; }
+# The private database of run.sh, while it runs.
+if [ -z "${DB_HOST:-}${DB_SOCKET:-}" ] && running && grep -q '^\[program:mariadb\]' "$SUPERVISOR_CONF"; then
+    export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD=
+fi
+exec "$PYTHON" -m ctl "$@"

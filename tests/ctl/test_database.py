@@ -1,0 +1,268 @@
+"""`db init` and `db check` against a real server: each fault is named, and the statement printed mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctl.checks import Finding, expected_tables, holds, version_of
+from ctl.database import HostView, standing_by
+from flusher.schema import FILE
+from shared.records import KINDS
+from tests.support.ctl import Result, ctl
+from tests.support.mariadb import MariaDB
+from tests.support.service import Service, free_port
+
+
+@pytest.fixture
+def node(short_path: Path, mariadb: MariaDB, database: str) -> Service:
+    """A configured node that does not run: the command needs none."""
+    return Service(short_path, mariadb, database)
+
+
+def findings(result: Result, state: str) -> list[dict[str, Any]]:
+    return [found for host in result.json["hosts"] for found in host["findings"] if found["state"] == state]
+
+
+def test_our_own_tables_are_all_right_and_no_row_is_left(node: Service, mariadb: MariaDB, database: str) -> None:
+    result = ctl(node, "db", "check", "--json")
+    assert result.status == 0
+    assert findings(result, "wrong") == findings(result, "warning") == []
+    assert {found["what"] for found in findings(result, "ok")} >= {
+        "connection",
+        "sql_mode",
+        "writing to translation_sessions",
+        "writing to translation_tasks",
+    }
+    for kind in KINDS:
+        assert mariadb.execute(f"SELECT COUNT(*) FROM {kind.table}", (), database) == [(0,)]
+
+
+FAULTS = {
+    "a missing column": ("ALTER TABLE translation_tasks DROP COLUMN confidence", "confidence"),
+    "a column that is too short": ("ALTER TABLE translation_tasks MODIFY target_text VARCHAR(100)", "mediumtext"),
+    "a coarser number": ("ALTER TABLE translation_tasks MODIFY confidence DECIMAL(3,2)", "decimal(5,4)"),
+    "times cut to seconds": ("ALTER TABLE translation_sessions MODIFY updated_at DATETIME NOT NULL", "datetime(6)"),
+    "a column that takes no NULL": (
+        "ALTER TABLE translation_tasks MODIFY context MEDIUMTEXT NOT NULL",
+        "does not take NULL",
+    ),
+    "no time of creation by itself": (
+        "ALTER TABLE translation_tasks MODIFY created_at DATETIME(6) NOT NULL",
+        "has no default",
+    ),
+    "a foreign column that must be given": ("ALTER TABLE translation_tasks ADD owner INT NOT NULL", "owner"),
+    "keys that ignore case": (
+        "ALTER TABLE translation_tasks CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci",
+        "utf8mb4_general_ci",
+    ),
+    "characters of three bytes": (
+        "ALTER TABLE translation_sessions CONVERT TO CHARACTER SET utf8mb3",
+        "not every character",
+    ),
+    "another engine": ("ALTER TABLE translation_tasks ENGINE=MyISAM", "MyISAM"),
+    "another primary key": (
+        "ALTER TABLE translation_tasks DROP PRIMARY KEY, ADD PRIMARY KEY (task_id, row_index)",
+        "must be (task_id)",
+    ),
+    "no primary key": ("ALTER TABLE translation_sessions DROP PRIMARY KEY", "is missing"),
+    "a second unique key": ("CREATE UNIQUE INDEX once ON translation_tasks (batch_id)", "once"),
+    "a foreign key": (
+        (
+            "ALTER TABLE translation_tasks ADD CONSTRAINT belongs FOREIGN KEY (session_id)"
+            " REFERENCES translation_sessions (session_id)"
+        ),
+        "belongs",
+    ),
+}
+
+
+@pytest.mark.parametrize(("breaks", "named"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_of_a_table_is_named_and_its_statement_mends_it(
+    node: Service, mariadb: MariaDB, database: str, breaks: str, named: str
+) -> None:
+    mariadb.execute(breaks, (), database)
+
+    result = ctl(node, "db", "check", "--json")
+
+    assert result.status == 1
+    wrong = [found for found in findings(result, "wrong") if not found["what"].startswith("writing")]
+    assert named in " ".join(found["what"] + found["detail"] for found in wrong)
+    for mends in dict.fromkeys(found["mend"] for found in wrong):
+        mariadb.execute(mends, (), database)
+    mended = ctl(node, "db", "check", "--json")
+    assert (mended.status, findings(mended, "wrong")) == (0, [])
+
+
+def test_a_missing_index_is_a_warning_and_a_table_that_holds_more_is_all_right(
+    node: Service, mariadb: MariaDB, database: str
+) -> None:
+    mariadb.execute("ALTER TABLE translation_tasks DROP INDEX ix_tasks_batch", (), database)
+    mariadb.execute("ALTER TABLE translation_tasks MODIFY sheet_name VARCHAR(500) NOT NULL, ADD note INT", (), database)
+    result = ctl(node, "db", "check", "--json")
+    assert result.status == 0
+    (warning,) = findings(result, "warning")
+    mariadb.execute(warning["mend"], (), database)
+    assert findings(ctl(node, "db", "check", "--json"), "warning") == []
+
+
+def test_a_constraint_that_refuses_an_ordinary_record_is_found_by_writing_one(
+    node: Service, mariadb: MariaDB, database: str
+) -> None:
+    mariadb.execute("ALTER TABLE translation_tasks ADD CONSTRAINT never CHECK (row_index > 5)", (), database)
+    result = ctl(node, "db", "check", "--json")
+    assert result.status == 1
+    (wrong,) = findings(result, "wrong")
+    assert wrong["what"] == "writing to translation_tasks"
+    assert "4025" in wrong["detail"]
+
+
+def test_as_text_every_fault_stands_with_its_statement(node: Service, mariadb: MariaDB, database: str) -> None:
+    mariadb.execute("ALTER TABLE translation_tasks DROP COLUMN confidence", (), database)
+    result = ctl(node, "db", "check")
+    assert result.status == 1
+    assert "wrong  translation_tasks.confidence" in result.out
+    assert f"ALTER TABLE `{database}`.translation_tasks ADD COLUMN `confidence` DECIMAL(5,4) NULL;" in result.out
+
+
+def test_init_makes_what_is_missing_and_check_says_so_before(node: Service, mariadb: MariaDB, database: str) -> None:
+    mariadb.drop_database(database)
+    before = ctl(node, "db", "check", "--json")
+    assert before.status == 1
+    (wrong,) = findings(before, "wrong")
+    assert wrong["mend"] == "./scripts/ctl.sh db init"
+
+    for _ in range(2):
+        assert ctl(node, "db", "init").status == 0
+
+    assert ctl(node, "db", "check").status == 0
+    mariadb.execute("DROP TABLE translation_sessions", (), database)
+    assert "translation_sessions" in ctl(node, "db", "check").out
+    assert ctl(node, "db", "init", "--json").json["tables"] == ["translation_sessions", "translation_tasks"]
+    assert ctl(node, "db", "check").status == 0
+
+
+def test_a_server_that_is_away_is_2(node: Service) -> None:
+    away = {"DB_SOCKET": "", "DB_HOST": "127.0.0.1", "DB_PORT": str(free_port())}
+    result = ctl(node, "db", "check", "--json", **away)
+    assert result.status == 2
+    assert "database.host" in findings(result, "wrong")[0]["mend"]
+    init = ctl(node, "db", "init", **away)
+    assert init.status == 2
+    assert len(init.err.splitlines()) == 1
+
+
+@pytest.fixture
+def user(mariadb: MariaDB) -> Iterator[str]:
+    mariadb.execute("CREATE USER app@localhost IDENTIFIED BY 'right'")
+    yield "app"
+    mariadb.execute("DROP USER app@localhost")
+
+
+def test_missing_rights_are_found_and_granted_by_the_statement(
+    node: Service, mariadb: MariaDB, database: str, user: str
+) -> None:
+    mariadb.execute(f"GRANT SELECT ON {database}.* TO app@localhost")
+    login = {"DB_USER": user, "DB_PASSWORD": "right"}
+
+    result = ctl(node, "db", "check", "--json", **login)
+
+    assert result.status == 1
+    wrong = findings(result, "wrong")
+    assert {found["what"] for found in wrong} == {f"writing to {kind.table}" for kind in KINDS}
+    mariadb.execute(wrong[0]["mend"])
+    assert ctl(node, "db", "check", **login).status == 0
+    refused = ctl(node, "db", "init", **login)
+    assert refused.status == 1
+    assert "1044" in refused.err or "1142" in refused.err
+
+
+def test_a_wrong_password_and_no_right_at_all_are_1(node: Service, mariadb: MariaDB, user: str) -> None:
+    wrong = ctl(node, "db", "check", "--json", DB_USER=user, DB_PASSWORD="wrong")
+    assert wrong.status == 1
+    assert "1045" in findings(wrong, "wrong")[0]["detail"]
+    nothing = ctl(node, "db", "check", "--json", DB_USER=user, DB_PASSWORD="right")
+    assert nothing.status == 1
+    assert findings(nothing, "wrong")[0]["mend"].startswith("GRANT SELECT, INSERT, UPDATE ON")
+
+
+def test_settings_of_the_server_are_found_and_mended(short_path: Path, own_mariadb: MariaDB) -> None:
+    database = own_mariadb.create_database()
+    node = Service(short_path, own_mariadb, database)
+    own_mariadb.execute("SET GLOBAL read_only = 1")
+    own_mariadb.execute("SET GLOBAL max_allowed_packet = 65536")
+    own_mariadb.execute("SET GLOBAL wait_timeout = 60")
+
+    result = ctl(node, "db", "check", "--json")
+
+    assert result.status == 1
+    assert {found["what"] for found in findings(result, "wrong")} == {"read_only", "max_allowed_packet"}
+    assert [found["what"] for found in findings(result, "warning")] == ["wait_timeout"]
+    for found in findings(result, "wrong") + findings(result, "warning"):
+        own_mariadb.execute(found["mend"])
+    mended = ctl(node, "db", "check", "--json")
+    assert (mended.status, findings(mended, "warning")) == (0, [])
+
+
+def test_a_read_only_host_beside_one_that_takes_writes_is_standing_by() -> None:
+    view = HostView("b", reached=True, read_only=True, findings=[Finding("wrong", "read_only", "takes no writes", "x")])
+    assert [found.state for found in standing_by(view).findings] == ["warning"]
+
+
+def test_every_field_of_a_record_is_expected_as_a_column() -> None:
+    tables = expected_tables(FILE.read_text(encoding="utf-8"))
+    assert set(tables) == {kind.table for kind in KINDS}
+    for kind in KINDS:
+        columns = tables[kind.table].columns
+        assert list(columns) == [*kind.record.__struct_fields__, "created_at"]
+    assert tables["translation_tasks"].indexes == {
+        "ix_tasks_session_status": ("session_id", "status"),
+        "ix_tasks_batch": ("batch_id",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("actual", "wanted", "enough"),
+    [
+        ("varchar(36)", "varchar(36)", True),
+        ("varchar(64)", "varchar(36)", True),
+        ("varchar(35)", "varchar(36)", False),
+        ("char(36)", "varchar(36)", False),
+        ("int(11)", "int", True),
+        ("int", "int", True),
+        ("bigint(20)", "int", True),
+        ("int(10) unsigned", "int", True),
+        ("smallint", "int", False),
+        ("longtext", "mediumtext", True),
+        ("text", "mediumtext", False),
+        ("longtext", "json", True),
+        ("json", "json", True),
+        ("mediumtext", "json", False),
+        ("decimal(5,4)", "decimal(5,4)", True),
+        ("decimal(6,4)", "decimal(5,4)", True),
+        ("decimal(5,5)", "decimal(5,4)", False),
+        ("decimal(9,3)", "decimal(5,4)", False),
+        ("datetime(6)", "datetime(6)", True),
+        ("datetime", "datetime(6)", False),
+        ("timestamp(6)", "datetime(6)", False),
+    ],
+)
+def test_a_type_is_enough_when_it_holds_every_value_of_ours(actual: str, wanted: str, enough: bool) -> None:
+    assert holds(actual, wanted) is enough
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("8.0.36", (8, 0)),
+        ("10.11.6-MariaDB-0+deb12u1", (10, 11)),
+        ("5.5.5-10.6.12-MariaDB", (10, 6)),
+        ("8.4.0-tidb-v8.1.0", (8, 4)),
+        ("unknown", (0, 0)),
+    ],
+)
+def test_versions_are_read_in_every_form(text: str, version: tuple[int, int]) -> None:
+    assert version_of(text) == version

@@ -1,0 +1,163 @@
+"""`status`, `flush`, and reaching a node: with a token and without, this one and another, away and half away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from tests.support.ctl import ctl
+from tests.support.mariadb import MariaDB
+from tests.support.service import TASKS, Service, free_port, task, wait_until
+
+StartService = Callable[..., Service]
+
+
+def test_status_of_a_node_that_is_all_right_tells_what_waits(service: Service) -> None:
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    assert service.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
+
+    result = ctl(service, "status")
+
+    assert result.status == 0
+    assert "healthy at http://127.0.0.1" in result.out
+    assert "2 records" in result.out
+    assert result.err == ""
+
+
+def test_status_as_json_holds_health_and_figures(service: Service) -> None:
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    document = ctl(service, "status", "--json").json
+    assert document["problems"] == []
+    assert document["health"]["status"] == "healthy"
+    assert document["stats"]["buffer"]["total_count"] == 0
+
+
+def test_status_of_a_node_without_its_database_is_1_and_says_why(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none")
+    wait_until(lambda: service.stats()["state"]["last_error"])
+    result = ctl(service, "status")
+    assert result.status == 1
+    assert "degraded" in result.out
+    assert "2002" in result.out
+
+
+def test_status_of_a_node_without_its_flusher_is_1_and_says_why(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_ACK_TIMEOUT=1)
+    assert service.flusher is not None
+    service.flusher.kill()
+    service.flusher.wait()
+    result = ctl(service, "status")
+    assert result.status == 1
+    assert "unhealthy" in result.out
+    assert "flusher" in result.out
+
+
+def test_status_where_nobody_answers_is_2_with_one_line(service: Service) -> None:
+    result = ctl(service, "status", "--url", f"127.0.0.1:{free_port()}")
+    assert result.status == 2
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert "does not answer" in result.err
+
+
+def test_the_configured_token_opens_this_node_and_another(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    guarded = start_service(mariadb, database, SERVICE_AUTH_TOKEN="s3cret")
+    open_node = start_service(mariadb, database)
+    wait_until(lambda: guarded.get("/health").json["status"] == "healthy")
+    url = f"http://127.0.0.1:{guarded.port}/"
+    assert ctl(guarded, "status").status == 0
+    assert ctl(guarded, "flush").status == 0
+    assert ctl(guarded, "top", "--once", "--interval", "0.1").status == 0
+    assert ctl(open_node, "status", "--url", url, SERVICE_AUTH_TOKEN="s3cret").status == 0
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+def test_without_the_nodes_token_nothing_is_shown_and_the_setting_is_named(
+    start_service: StartService, mariadb: MariaDB, database: str, token: str
+) -> None:
+    guarded = start_service(mariadb, database, SERVICE_AUTH_TOKEN="s3cret")
+    for command in ("status", "flush"):
+        result = ctl(guarded, command, SERVICE_AUTH_TOKEN=token)
+        assert result.status == 2
+        assert "service.auth_token" in result.err
+        assert result.out == ""
+
+
+def test_a_wrong_configuration_is_one_line_that_names_the_key(service: Service) -> None:
+    result = ctl(service, "status", SERVICE_PORT="many")
+    assert result.status == 2
+    assert "service.port" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_flush_writes_what_waits(service: Service, mariadb: MariaDB, database: str) -> None:
+    assert service.post(TASKS, {"tasks": [task("t1"), task("t1", status="completed")]}).status == 202
+    result = ctl(service, "flush")
+    assert result.status == 0
+    assert "tasks 1" in result.out
+    assert "coalesced 1" in result.out
+    assert mariadb.execute("SELECT status FROM translation_tasks", (), database) == [("completed",)]
+
+
+def test_a_flush_that_cannot_write_all_is_1_and_tells_how_many_wait(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none")
+    assert service.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
+    result = ctl(service, "flush", "--timeout", "0.5", "--json")
+    assert result.status == 1
+    assert result.json["pending"] == 2
+
+
+def test_a_timeout_over_a_minute_is_a_usage_error(service: Service) -> None:
+    assert ctl(service, "flush", "--timeout", "61").status == 2
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, list[str | None]]]:
+    """A server that sends everybody to itself, at another path, and keeps the tokens that it was shown."""
+    tokens: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tokens.append(self.headers["Authorization"])
+            body = json.dumps({"status": "healthy"}).encode()
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", tokens
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_redirect_is_not_followed_with_the_token(service: Service, stranger: tuple[str, list[str | None]]) -> None:
+    url, tokens = stranger
+    result = ctl(service, "status", "--url", url, SERVICE_AUTH_TOKEN="s3cret")
+    assert result.status == 2
+    assert tokens == ["Bearer s3cret"]
+
+
+def test_a_proxy_of_the_environment_is_not_asked(service: Service) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    assert ctl(service, "status", http_proxy=nowhere, no_proxy="").status == 0

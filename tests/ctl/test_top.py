@@ -1,0 +1,106 @@
+"""`top`: rates from two samples, one look, and live in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ctl.top import Sample, rates, spark
+from tests.support.ctl import Terminal, ctl
+from tests.support.mariadb import MariaDB
+from tests.support.service import TASKS, Service, task, wait_until
+
+
+def figures(*, tasks: int, rows: int, flushes: int, seconds: float, uptime: float = 100.0) -> dict[str, Any]:
+    return {
+        "accepted": {"sessions": 0, "tasks": tasks},
+        "performance": {
+            "total_sessions_written": 0,
+            "total_tasks_written": rows,
+            "total_flush_count": flushes,
+            "uptime_seconds": uptime,
+        },
+        "coalescing": {"records_in": tasks, "rows_written": rows},
+        "flush_info": {"total_flush_duration_seconds": seconds},
+    }
+
+
+def test_rates_are_rises_of_the_counters_over_the_time_between() -> None:
+    before = Sample(10.0, {}, figures(tasks=100, rows=50, flushes=1, seconds=0.5))
+    after = Sample(12.0, {}, figures(tasks=500, rows=150, flushes=5, seconds=0.7, uptime=102.0))
+    found = rates(before, after)
+    assert found is not None
+    assert found.accepted_per_s == {"sessions": 0, "tasks": 200}
+    assert found.rows_per_s == {"sessions": 0, "tasks": 50}
+    assert found.flushes_per_s == 2
+    assert found.flush_ms == pytest.approx(50)
+    assert found.records_per_flush == 100
+    assert found.rows_per_record == 0.25
+
+
+def test_counters_of_a_flusher_started_in_between_count_from_zero() -> None:
+    before = Sample(10.0, {}, figures(tasks=1000, rows=500, flushes=10, seconds=5.0, uptime=100.0))
+    after = Sample(12.0, {}, figures(tasks=20, rows=10, flushes=1, seconds=0.1, uptime=1.0))
+    found = rates(before, after)
+    assert found is not None
+    assert found.accepted_per_s["tasks"] == 10
+    assert found.flush_ms == pytest.approx(100)
+
+
+def test_without_a_flush_there_are_no_means_and_without_figures_no_rates() -> None:
+    still = figures(tasks=1, rows=1, flushes=1, seconds=0.1)
+    found = rates(Sample(1.0, {}, still), Sample(2.0, {}, still))
+    assert found is not None
+    assert (found.flush_ms, found.records_per_flush, found.rows_per_record) == (None, None, None)
+    assert rates(Sample(1.0, {}, None), Sample(2.0, {}, still)) is None
+
+
+def test_bars_go_from_zero_to_the_highest() -> None:
+    assert spark([0, 50, 100]) == "▁▅█"
+    assert spark([0, 0]) == "▁▁"
+    assert spark([]) == ""
+
+
+def test_one_look_as_json_has_rates_health_and_figures(service: Service) -> None:
+    assert service.post(TASKS, {"tasks": [task("t1")]}).status == 202
+    document = ctl(service, "top", "--once", "--interval", "0.1", "--json").json
+    assert document["rates"]["accepted_per_s"] == {"sessions": 0, "tasks": 0}
+    assert document["stats"]["buffer"]["tasks_count"] == 1
+    assert document["health"]["version"]
+
+
+def test_nobody_there_at_the_first_look_is_2(service: Service) -> None:
+    service.stop()
+    assert ctl(service, "top", "--once").status == 2
+
+
+def test_live_it_shows_backlog_errors_and_an_outage_until_q_is_pressed(
+    start_service: Callable[..., Service], own_mariadb: MariaDB
+) -> None:
+    database = own_mariadb.create_database()
+    service = start_service(own_mariadb, database)
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    terminal = Terminal(service, "top", "--interval", "0.2")
+    terminal.read_until("healthy")
+    assert service.post(TASKS, {"tasks": [task(f"t{number}") for number in range(37)]}).status == 202
+    terminal.read_until("37 records")
+    own_mariadb.stop()
+    assert service.flush(0.5).status == 503
+    terminal.read_until("degraded")
+    terminal.read_until("last errors seen")
+    assert service.ingest is not None
+    service.ingest.terminate()
+    service.ingest.wait(40)
+    terminal.read_until("unreachable")
+    terminal.type("q")
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_ends_it_with_status_0_and_gives_the_screen_back(service: Service) -> None:
+    terminal = Terminal(service, "top")
+    terminal.read_until("backlog")
+    terminal.interrupt()
+    assert terminal.end() == 0
+    assert terminal.seen.count("\x1b[?1049h") == terminal.seen.count("\x1b[?1049l") == 1
