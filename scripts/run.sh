@@ -43,10 +43,12 @@ PY
 
 sed -e "s|%(here)s/var|$STATE|g" -e "s|%(here)s|$ROOT|g" supervisord.conf >"$SUPERVISOR_CONF"
 if [ $private = yes ]; then
+    # A server that starts removes the temporary tables of all others in the same directory, so it has its own.
+    mkdir -p "$STATE/mysql.tmp"
     if [ ! -d "$STATE/mysql/mysql" ]; then
         rm -rf "$STATE/mysql.new"
         mkdir -p "$STATE/mysql.new"
-        mariadb-install-db --no-defaults --user="$(id -un)" --datadir="$STATE/mysql.new" \
+        mariadb-install-db --no-defaults --user="$(id -un)" --datadir="$STATE/mysql.new" --tmpdir="$STATE/mysql.tmp" \
             --auth-root-authentication-method=normal --skip-test-db >"$STATE/mysql.install.log" 2>&1 ||
             die "mariadb-install-db failed, see $STATE/mysql.install.log"
         rm -rf "$STATE/mysql"
@@ -58,7 +60,7 @@ if [ $private = yes ]; then
 [program:mariadb]
 command=$(command -v mariadbd) --no-defaults --user=$(id -un) --datadir=$STATE/mysql --socket=$DB_SOCKET
   --pid-file=$STATE/mysql/mysqld.pid --skip-networking --innodb-buffer-pool-size=256M --innodb-log-file-size=256M
-  --max-allowed-packet=64M --character-set-server=utf8mb4
+  --tmpdir=$STATE/mysql.tmp --max-allowed-packet=64M --character-set-server=utf8mb4
 priority=10
 autorestart=true
 startsecs=1

@@ -30,6 +30,12 @@ class MariaDB:
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
 
+    def _tmpdir(self) -> Path:
+        """Its own: a server that starts removes the temporary tables of all others in the same directory."""
+        directory = self.directory / "tmp"
+        directory.mkdir(exist_ok=True)
+        return directory
+
     def install(self) -> None:
         installed = subprocess.run(
             [
@@ -39,8 +45,7 @@ class MariaDB:
                 f"--datadir={self.directory / 'data'}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
-                # The kernel's budget for asynchronous I/O is shared by all servers of a user.
-                "--innodb-use-native-aio=0",
+                f"--tmpdir={self._tmpdir()}",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,7 +80,7 @@ class MariaDB:
                 f"--socket={self.socket}",
                 f"--pid-file={self.directory / 'pid'}",
                 "--skip-networking",
-                "--innodb-use-native-aio=0",
+                f"--tmpdir={self._tmpdir()}",
                 "--innodb-buffer-pool-size=128M",
                 "--innodb-flush-log-at-trx-commit=2",
                 "--character-set-server=utf8mb4",
