@@ -303,7 +303,8 @@ def test_a_content_length_below_the_body_is_a_400(service: Service) -> None:
 )
 def test_a_request_whose_length_nobody_can_tell_is_a_400(service: Service, fields: list[str]) -> None:
     with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, *fields), VALID)
+        # In one piece: closing with unread bytes would reset the connection.
+        connection.send(head(TASKS, *fields) + VALID)
         assert_problem(connection.answer(), 400, "INVALID_HTTP")
         assert connection.rest() == b""
 
