@@ -77,7 +77,7 @@ class Node:
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--url", help="Another node, e.g. http://10.0.0.2:8001; the token is the configured one.")(
+    return click.option("--url", help="Another node, e.g. http://192.0.2.2:8001; the token is the configured one.")(
         command
     )
 
