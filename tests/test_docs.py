@@ -35,6 +35,7 @@ VARYING = {
     "last_flush_time",
     "duration_ms",
     "average_flush_duration_ms",
+    "total_flush_duration_seconds",
     "uptime_seconds",
     "capacity",
 }
