@@ -211,10 +211,14 @@ def test_flush_sh_fails_and_says_what_waits_when_not_all_could_be_written(
     with mariadb.locked(database):
         assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
         done = copy.script("flush.sh", "0.5")
-    one_line(done, '"pending":1')
+    assert (done.returncode, done.stderr) == (1, "")
+    result = json.loads(done.stdout)
+    assert (result["status"], result["pending"]) == ("error", 1)
     assert copy.script("flush.sh", "60").returncode == 0
     assert copy.ids() == {"t1"}
-    one_line(copy.script("flush.sh", "soon"), "soon")
+    usage = copy.script("flush.sh", "soon")
+    assert usage.returncode == 2
+    assert "'soon'" in usage.stderr.splitlines()[-1]
     copy.stop()
 
 
@@ -223,7 +227,7 @@ def test_flush_sh_sends_the_token(make_copy: Callable[..., Copy], mariadb: Maria
     copy.start()
     assert copy.script("flush.sh").returncode == 0
     copy.environ["SERVICE_AUTH_TOKEN"] = "wrong"
-    one_line(copy.script("flush.sh"), "TOKEN_WRONG")
+    one_line(copy.script("flush.sh"), "service.auth_token", "not the one")
     copy.stop()
 
 
