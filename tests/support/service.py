@@ -24,6 +24,8 @@ TASKS = "/api/v1/persistence/tasks/batch"
 SESSIONS = "/api/v1/persistence/sessions/batch"
 FLUSH = "/api/v1/persistence/flush"
 STATS = "/api/v1/persistence/stats"
+NOT_INHERITED = ("DB_", "SERVICE_", "COLUMNS", "LINES")
+"""What would bend a service or a command line under test; a test runner beside others sets the last two."""
 
 
 class Answer:
@@ -98,7 +100,7 @@ class Service:
         self.dead_letters = directory / "dead_letters.jsonl"
         self.log = directory / "log"
         self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("DB_", "SERVICE_"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)},
             "PERSISTENCE_STATE_DIR": str(directory),
             "PERSISTENCE_CONFIG": str(ROOT / "config" / "config.yaml"),
             "SERVICE_HOST": "127.0.0.1",
