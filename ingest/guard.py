@@ -1,8 +1,8 @@
 """The outermost ASGI layer: what a request must pass before a byte of its body is read, and how it is read.
 
-Order: who asks (protected mode, token) -> path and method -> type, encoding and declared size -> room -> body,
-counted as it comes, compared with what was declared, unpacked under the same limit. The body is then handed
-on in the scope, so that nothing behind has to know how it came.
+Order: whether everybody on the way reads the header alike -> who asks (protected mode, token) -> path and method ->
+type, encoding and declared size -> room -> body, counted as it comes, compared with what was declared, unpacked under
+the same limit. The body is then handed on in the scope, so that nothing behind has to know how it came.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset(("/", "/health", "/ready"))
 """Answered without a token: what load balancers and supervisors ask."""
 MAX_READING_BYTES = 128 * 1024 * 1024
-"""Bodies of all requests that are being read or answered in this process."""
+"""Bodies of all requests that are being read or answered in this process, as far as they have come."""
+SMALL_BODY_BYTES = 64 * 1024
+"""A body that is no larger always has room: who holds the rest does not lock out everybody."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 _JSON = b"application/json"
 _GZIP = (b"gzip", b"x-gzip")
 _ENCODINGS = (b"identity", *_GZIP)
+_GZIP_MAGIC = b"\x1f\x8b"
+_MOST_PACKED = 1032
+"""A byte of deflate stands for this many at most (RFC 1951: 258 for two bits)."""
+_SINGLE_FIELDS = (b"host", b"content-length", b"content-type", b"content-encoding", b"authorization")
 
 
 class ClientGone(Exception):
@@ -80,11 +86,18 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        reserved = 0
+        held = 0
         read = False
         headers: dict[bytes, bytes] = {}
         try:
             headers = dict(scope["headers"])
+            if (
+                len(headers) != len(scope["headers"])
+                or b"host" not in headers
+                or b"transfer-encoding" in headers
+                or scope["http_version"] != "1.1"
+            ):
+                check_form(scope, headers)
             self._check_peer(scope, headers)
             self._check_route(scope)
             if scope["method"] == "HEAD":
@@ -92,11 +105,16 @@ class Guard:
                 scope = {**scope, "method": "GET"}
             if scope["path"] in self._posts_with_body and scope["method"] == "POST":
                 gzipped, declared = self._check_headers(headers)
-                reserved = self._reserve(declared)
                 body = await self._read(receive, declared)
+                held = len(body)
                 read = True
                 receive = _nothing_left
-                scope["body"] = gunzip(body, self._max_body_bytes) if gzipped else body
+                if gzipped:
+                    body = gunzip(body, self._max_body_bytes)
+                    self._reading_bytes += len(body) - held
+                    held = len(body)
+                    self._check_room(held)
+                scope["body"] = body
             await self._app(scope, receive, send_counted)
         except Problem as problem:
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
@@ -104,7 +122,7 @@ class Guard:
         except ClientGone:
             return
         finally:
-            self._reading_bytes -= reserved
+            self._reading_bytes -= held
             path = scope["path"]
             # Paths that don't exist share a name: strangers must not be able to make new series.
             self._observe(path if path in self._routes else "other", status, self._clock() - started_at)
@@ -157,40 +175,64 @@ class Guard:
             raise self._too_large()
         return encoding.strip().lower() in _GZIP, declared
 
-    def _reserve(self, declared: int | None) -> int:
-        """Counts the body in before it is read; a chunked one with the most it may be."""
-        size = self._max_body_bytes if declared is None else declared
-        if self._reading_bytes and self._reading_bytes + size > self._max_reading_bytes:
+    def _check_room(self, size: int, to_come: int = 0) -> None:
+        """Args: size: of one body, counted in already but for `to_come` bytes."""
+        if size > SMALL_BODY_BYTES and self._reading_bytes + to_come > self._max_reading_bytes:
             detail = "too many large requests at once"
             raise Problem(503, "TOO_MANY_BYTES_IN_FLIGHT", detail, headers={"Retry-After": "1"})
-        self._reading_bytes += size
-        return size
 
     async def _read(self, receive: Receive, declared: int | None) -> bytes:
-        """The whole body; the protocol below sees to it that it comes in time. Raises: Problem, ClientGone."""
-        body = await self._read_parts(receive)
-        if declared is not None and len(body) != declared:
-            raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {len(body)} came")
-        return body
+        """The whole body, counted in as it comes; who only announces much holds nothing.
 
-    async def _read_parts(self, receive: Receive) -> bytes:
+        The protocol below sees to it that it comes in time. Raises: Problem, ClientGone; then nothing is counted in.
+        """
+        if declared is not None:
+            self._check_room(declared, to_come=declared)
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > self._max_body_bytes:
-                raise self._too_large()
-            if not message.get("more_body"):
-                return b"".join([*parts, part]) if parts else part
-            parts.append(part)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part: bytes = message.get("body", b"")
+                size += len(part)
+                self._reading_bytes += len(part)
+                if size > self._max_body_bytes:
+                    raise self._too_large()
+                self._check_room(size)
+                if not message.get("more_body"):
+                    break
+                parts.append(part)
+            if declared is not None and size != declared:
+                raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {size} came")
+        except BaseException:
+            self._reading_bytes -= size
+            raise
+        return b"".join([*parts, part]) if parts else part
 
     def _too_large(self) -> Problem:
         detail = f"a body may have {self._max_body_bytes} bytes (service.max_body_bytes)"
         return Problem(413, "BODY_TOO_LARGE", detail)
+
+
+def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    """What the parser lets pass, and what a proxy on the way may read in another way. Raises: Problem."""
+    version = scope["http_version"]
+    names = [name for name, _ in scope["headers"]]
+    twice = [name.decode() for name in _SINGLE_FIELDS if names.count(name) > 1]
+    encoding = headers.get(b"transfer-encoding")
+    if version not in ("1.0", "1.1"):
+        detail = "HTTP/1.1 and HTTP/1.0 are spoken here"
+    elif twice:
+        detail = f"{twice[0]} stands in the header twice"
+    elif version == "1.1" and b"host" not in headers:
+        detail = "HTTP/1.1 wants a Host"
+    elif encoding is not None and (version == "1.0" or encoding.strip().lower() != b"chunked"):
+        detail = "Transfer-Encoding may be chunked, in HTTP/1.1"
+    else:
+        return
+    raise Problem(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
 
 
 async def _nothing_left() -> Message:
@@ -217,14 +259,22 @@ def is_json(content_type: bytes) -> bool:
 
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:
-    """Unpacks no further than `max_bytes`. Raises: Problem."""
+    """Unpacks what has at most `max_bytes`, and no more of it than it says that it has. Raises: Problem."""
+    says = int.from_bytes(body[-4:], "little")
+    too_large = Problem(
+        413, "BODY_TOO_LARGE", f"unpacked, the body has over {max_bytes} bytes (service.max_body_bytes)"
+    )
+    if max_bytes < says <= len(body) * _MOST_PACKED and body.startswith(_GZIP_MAGIC):
+        raise too_large
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        data = unpacker.decompress(body, max_bytes + 1)
+        data = unpacker.decompress(body, min(says, max_bytes) + 1)
     except zlib.error:
         raise Problem(400, "INVALID_GZIP", "the body is not gzip") from None
     if len(data) > max_bytes:
-        raise Problem(413, "BODY_TOO_LARGE", f"unpacked, the body has over {max_bytes} bytes (service.max_body_bytes)")
+        raise too_large
+    if len(data) > says:
+        raise Problem(400, "INVALID_GZIP", "the body holds more than its last four bytes say")
     if not unpacker.eof or unpacker.unused_data:
         raise Problem(400, "BODY_CUT_SHORT", "the gzip stream does not end where the body ends")
     return data
@@ -235,7 +285,7 @@ async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: boo
     closing with unread bytes would reset the connection, and the client would never see why."""
     headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
-    if unread:
+    if unread and "Connection" not in problem.headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": problem.body, "more_body": unread})

@@ -9,9 +9,12 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import socket
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -19,7 +22,7 @@ import uvloop
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
-from ingest.protocol import Protocol, sweep
+from ingest.protocol import MAX_SURPLUS, Protocol, sweep
 from shared import logs
 from shared.config import load_or_exit
 from shared.wire import SOCKET_NAME
@@ -27,6 +30,8 @@ from shared.wire import SOCKET_NAME
 log = logging.getLogger("ingest")
 
 SWEEP_S = 1.0
+OWN_DESCRIPTORS = 36
+"""Of logs, sockets and the event loop, with room to spare."""
 GRACEFUL_S = 15
 """How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
 
@@ -65,6 +70,19 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
     await server.serve(sockets=[listener])
 
 
+def connection_limit(wanted: int) -> int:
+    """As many connections as are wanted, or as descriptors allow: without one, a connection could not even be told
+    that there are too many."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = descriptors - MAX_SURPLUS - OWN_DESCRIPTORS
+    if descriptors == resource.RLIM_INFINITY or most >= wanted:
+        return wanted
+    log.warning(
+        "service.max_connections: %d instead of %d, the limit of open files being %d", most, wanted, descriptors
+    )
+    return max(1, most)
+
+
 def main() -> None:
     config = load_or_exit()
     logging_config = config.logging
@@ -75,11 +93,12 @@ def main() -> None:
     socket_path = Path(config.state_directory, SOCKET_NAME)
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
+    most = connection_limit(config.service.max_connections)
     app = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=Protocol,
+            http=cast(Any, partial(Protocol, max_connections=most, observe=metrics.observe)),
             ws="none",
             lifespan="on",
             log_config=None,

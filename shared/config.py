@@ -36,6 +36,7 @@ class Service(msgspec.Struct, frozen=True):
     port: Port = 8001
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * MIB)] = 10 * MIB
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5000
     max_clock_skew: Annotated[float, Meta(ge=0, le=86400)] = 300
     ack_timeout: Annotated[float, Meta(gt=0, le=600)] = 10
     auth_token: Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")] | None = None
@@ -106,6 +107,7 @@ ENVIRONMENT: dict[str, str] = {
     "SERVICE_PORT": "service.port",
     "SERVICE_WORKERS": "service.workers",
     "SERVICE_MAX_BODY_BYTES": "service.max_body_bytes",
+    "SERVICE_MAX_CONNECTIONS": "service.max_connections",
     "SERVICE_MAX_CLOCK_SKEW": "service.max_clock_skew",
     "SERVICE_ACK_TIMEOUT": "service.ack_timeout",
     "SERVICE_AUTH_TOKEN": "service.auth_token",

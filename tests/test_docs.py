@@ -169,7 +169,7 @@ def test_every_error_code_is_documented_and_every_documented_one_exists() -> Non
     codes = set(re.findall(r"Problem\(\s*\d{3},\s*\"([A-Z_]+)\"", text))
     codes |= set(re.findall(r"code=\"([A-Z_]+)\"", text)) | set(re.findall(r"\"error_code\":\"([A-Z_]+)\"", text))
     codes |= set(re.findall(r"_UNAVAILABLE_RETRY_AFTER_S, \"([A-Z_]+)\"", text)) | {reason.name for reason in Reason}
-    codes |= set(re.findall(r"_last_answer\(b\"[^\"]+\", b\"([A-Z_]+)\"", text))
+    codes |= set(re.findall(r"Refusal\(\s*b\"[^\"]+\",\s*\"([A-Z_]+)\"", text))
     documented = [cells[1].strip("`") for cells in rows(API) if re.fullmatch(r"\d{3}", cells[0])]
     assert sorted(documented) == sorted(codes)
 

@@ -122,7 +122,9 @@ def scope_of(path: str, method: str, client: Any, headers: dict[str, str]) -> di
         "path": path,
         "method": method,
         "client": client,
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        "headers": [
+            (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "h", **headers}.items()
+        ],
         "query_string": b"",
         "http_version": "1.1",
         "raw_path": path.encode(),
@@ -352,38 +354,109 @@ def test_a_refusal_without_a_body_keeps_the_connection() -> None:
 # ---- room for all bodies at once
 
 
+SMALL = guard.SMALL_BODY_BYTES
+
+
 def test_bodies_under_way_have_a_bound_together_and_room_comes_back() -> None:
-    guarded = Guarded(max_reading_bytes=150)
+    guarded = Guarded(max_reading_bytes=3 * SMALL, max_body_bytes=2 * SMALL)
 
     async def main() -> None:
-        release = asyncio.Event()
-        first = Exchange([])
-
-        async def slow() -> Any:
-            await release.wait()
-            return part(b"x" * 100)
-
-        reading = asyncio.ensure_future(
-            guarded.guard(scope_of(BATCH, "POST", LOCAL, {"content-length": "100"}), slow, first.send)
-        )
-        await asyncio.sleep(0)
-        refused = await ask({"content-length": "51"}, [part(b"x" * 51)])
+        first = Slow(guarded, 2 * SMALL, part(b"x" * (SMALL + 1), more=True), part(b"x" * (SMALL - 1)))
+        await first.reach(1)
+        # What it has announced and not sent takes no room.
+        assert (await ask(2 * SMALL - 1)).status == 200
+        # What is announced and can't fit is refused unread; the other goes on.
+        refused = await ask(2 * SMALL)
         assert (refused.status, refused.code) == (503, "TOO_MANY_BYTES_IN_FLIGHT")
         assert refused.headers[b"retry-after"] == b"1"
-        assert (await ask({"content-length": "50"}, [part(b"x" * 50)])).status == 200
-        # A chunked body counts with the most that it may be.
-        assert (await ask({"transfer-encoding": "chunked"}, [part(b"x")])).status == 503
-        release.set()
-        await reading
-        assert first.status == 200
-        assert (await ask({"content-length": "100"}, [part(b"x" * 100)])).status == 200
+        await first.reach(2)
+        assert (await ask(SMALL + 1)).status == 503
+        # A small one has room at any time.
+        assert (await ask(SMALL)).status == 200
+        assert (await first.end()).status == 200
+        assert (await ask(2 * SMALL)).status == 200
 
-    async def ask(headers: dict[str, str], messages: list[dict[str, Any]]) -> Exchange:
-        exchange = Exchange(messages)
-        await guarded.guard(scope_of(BATCH, "POST", LOCAL, headers), exchange.receive, exchange.send)
+    async def ask(size: int) -> Exchange:
+        exchange = Exchange([part(b"x" * size)])
+        await guarded.guard(
+            scope_of(BATCH, "POST", LOCAL, {"content-length": str(size)}), exchange.receive, exchange.send
+        )
         return exchange
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_body_of_unknown_length_is_refused_when_it_grows_out_of_the_room() -> None:
+    guarded = Guarded(max_reading_bytes=3 * SMALL, max_body_bytes=2 * SMALL)
+
+    async def main() -> None:
+        first = Slow(guarded, 2 * SMALL, part(b"x" * 2 * SMALL))
+        await first.reach(1)
+        grown = Exchange([part(b"x" * SMALL, more=True), part(b"x", more=True), part(b"x")])
+        scope = scope_of(BATCH, "POST", LOCAL, {"transfer-encoding": "chunked"})
+        await guarded.guard(scope, grown.receive, grown.send)
+        assert grown.code == "TOO_MANY_BYTES_IN_FLIGHT"
+        assert guarded.guard._reading_bytes == 2 * SMALL
+        assert (await first.end()).status == 200
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_unpacked_body_takes_the_room_of_its_unpacked_size() -> None:
+    guarded = Guarded(max_reading_bytes=3 * SMALL, max_body_bytes=2 * SMALL)
+    packed = gzip.compress(b"x" * 2 * SMALL)
+
+    async def main() -> None:
+        first = Slow(guarded, 2 * SMALL, part(b"x" * 2 * SMALL))
+        await first.reach(1)
+        second = Exchange([part(packed)])
+        scope = scope_of(BATCH, "POST", LOCAL, {"content-encoding": "gzip", "content-length": str(len(packed))})
+        await guarded.guard(scope, second.receive, second.send)
+        assert second.code == "TOO_MANY_BYTES_IN_FLIGHT"
+        assert (await first.end()).status == 200
+        assert guarded.guard._reading_bytes == 0
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class Slow(Exchange):
+    """A request that sends its parts one by one, as the test goes on; the application has the last one when
+    reach(all of them) returns, and answers at end()."""
+
+    def __init__(self, guarded: Guarded, declared: int, *messages: dict[str, Any]) -> None:
+        super().__init__(messages)
+        self._allowed = asyncio.Semaphore(0)
+        self._answer = asyncio.Event()
+        self._taken = asyncio.Semaphore(0)
+        app = guarded.app
+
+        async def wait_and_answer(scope: Any, receive: Any, send: Any) -> None:
+            if scope.get("slow"):
+                self._taken.release()
+                await self._answer.wait()
+            await app(scope, receive, send)
+
+        scope = {**scope_of(BATCH, "POST", LOCAL, {"content-length": str(declared)}), "slow": True}
+        guarded.guard._app = wait_and_answer
+        self._reached = 0
+        self._task = asyncio.ensure_future(guarded.guard(scope, self.receive_slowly, self.send))
+
+    async def receive_slowly(self) -> dict[str, Any]:
+        if self.received:
+            self._taken.release()
+        await self._allowed.acquire()
+        return await self.receive()
+
+    async def reach(self, count: int) -> None:
+        for _ in range(count - self._reached):
+            self._allowed.release()
+            await self._taken.acquire()
+        self._reached = count
+
+    async def end(self) -> Exchange:
+        self._answer.set()
+        await self._task
+        return self
 
 
 @pytest.mark.parametrize(
@@ -441,8 +514,22 @@ def test_gunzip_stops_at_the_limit() -> None:
     assert raised.value.status == 413
 
 
-def test_gunzip_unpacks_no_more_of_a_bomb_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    unpacked: list[int] = []
+@pytest.mark.parametrize(
+    ("says", "status", "unpacked"),
+    [
+        (10_000_000, 413, []),  # the truth: not even begun
+        (1001, 413, []),
+        (1000, 413, [1001]),
+        (999, 400, [1000]),
+        (7, 400, [8]),
+        (0, 400, [1]),
+        (2**32 - 1, 413, [1001]),  # more than so few bytes can hold
+    ],
+)
+def test_a_bomb_is_refused_by_what_it_says_or_at_the_first_byte_more(
+    says: int, status: int, unpacked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
 
     class Watched:
         def __init__(self) -> None:
@@ -450,7 +537,7 @@ def test_gunzip_unpacks_no_more_of_a_bomb_than_it_must(monkeypatch: pytest.Monke
 
         def decompress(self, data: bytes, most: int) -> bytes:
             result = self._unpacker.decompress(data, most)
-            unpacked.append(len(result))
+            found.append(len(result))
             return result
 
     class FakeZlib:
@@ -462,16 +549,18 @@ def test_gunzip_unpacks_no_more_of_a_bomb_than_it_must(monkeypatch: pytest.Monke
             return Watched()
 
     monkeypatch.setattr(guard, "zlib", FakeZlib)
-    with pytest.raises(Problem):
-        gunzip(gzip.compress(bytes(10_000_000)), 1000)
-    assert unpacked == [1001]
+    bomb = gzip.compress(bytes(10_000_000))[:-4] + says.to_bytes(4, "little")
+    with pytest.raises(Problem) as raised:
+        gunzip(bomb, 1000)
+    assert raised.value.status == status
+    assert found == unpacked
 
 
 def test_gzip_cut_at_any_position_is_refused() -> None:
     packed = gzip.compress(b'{"tasks":[]}')
     for at in range(len(packed)):
         with pytest.raises(Problem) as raised:
-            gunzip(packed[:at], 100)
+            gunzip(packed[:at], 1_000_000)
         assert raised.value.status == 400
 
 
