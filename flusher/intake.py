@@ -24,7 +24,7 @@ from flusher.journal import (
 )
 from flusher.stats import Figures
 from flusher.syncer import Syncer, Waiter
-from shared.wire import Ack, Committed, Reason, Reject, Submit, encode
+from shared.wire import Committed, Reason, Reject, Submit, acks, encode
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Intake:
         admitted = self._reserve(submits, reply)
         if not admitted:
             return
-        entries = [Entry(one.kind, one.count, one.arrival or self._stamp(), one.body) for one in admitted]
+        entries = self._stamp(admitted)
         try:
             segment = self._open_segment()
             start = segment.size
@@ -72,19 +72,20 @@ class Intake:
             return
         counted = self._count(entries, segment.size)
         self._syncer.appended(segment, sum(entry.count for entry in entries))
-        acks = b"".join([encode(Ack(one.seq, entry.arrival)) for one, entry in zip(admitted, entries, strict=True)])
+        answers = acks([one.seq for one in admitted], [entry.arrival for entry in entries])
+        ack = b"".join(map(encode, answers))
         if self._syncer.holds_acks():
             self._syncer.wait(
                 Waiter(
                     segment,
                     start,
                     segment.size,
-                    synced=lambda: reply(acks),
+                    synced=lambda: reply(ack),
                     failed=lambda: self._unaccept(admitted, entries, counted, reply),
                 )
             )
         else:
-            reply(acks)
+            reply(ack)
         for one, entry in zip(admitted, entries, strict=True):
             if one.want_commit:
                 self._notify_committed(one.seq, segment.sequence, entry.arrival, reply)
@@ -123,11 +124,19 @@ class Intake:
         self._flush.hasten()
         return admitted
 
-    def _stamp(self) -> int:
-        """The arrival in µs since 1970 UTC, strictly rising even when the clock steps back."""
-        self._last_arrival = max(self._wall_ns() // 1000, self._last_arrival + 1)
-        self._flush.floor = self._last_arrival
-        return self._last_arrival
+    def _stamp(self, submits: Sequence[Submit]) -> list[Entry]:
+        """Gives arrivals in µs since 1970 UTC, strictly rising even when the clock steps back; a replayed dead letter
+        keeps its own."""
+        arrival = max(self._wall_ns() // 1000, self._last_arrival + 1)
+        entries = []
+        for one in submits:
+            if one.arrival:
+                entries.append(Entry(one.kind, one.count, one.arrival, one.body))
+            else:
+                entries.append(Entry(one.kind, one.count, arrival, one.body))
+                self._last_arrival = self._flush.floor = arrival
+                arrival += 1
+        return entries
 
     def _open_segment(self) -> SegmentFile:
         """Usually one is open; not after the disk refused it. Raises: JournalWriteFailed."""

@@ -11,8 +11,9 @@ import falcon
 import falcon.asgi
 
 from ingest import openapi, resources
+from ingest.cycle import App
 from ingest.forwarder import Forwarder
-from ingest.guard import App, Guard
+from ingest.guard import Guard
 from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
 from shared.config import Service
@@ -68,7 +69,6 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
         auth_token=service.auth_token,
         protected_mode=service.protected_mode,
         max_body_bytes=service.max_body_bytes,
-        observe=metrics.observe,
     )
 
 

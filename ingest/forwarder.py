@@ -11,12 +11,13 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from shared.wire import (
+    SUBMIT_BYTES,
     Ack,
     Committed,
     Decoder,
@@ -52,14 +53,13 @@ class Rejected(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Pending(msgspec.Struct, gc=True):
-    """A request under way. `parts` are its bytes, kept to be sent again; `committed` is asked for by some submits."""
+class Pending(msgspec.Struct):
+    """A request under way. `parts` are its bytes, kept to be sent again."""
 
     parts: tuple[bytes, ...]
     size: int
     deadline: float
     answer: asyncio.Future[Any]
-    committed: asyncio.Future[bool] | None = None
 
 
 class Forwarder:
@@ -95,10 +95,7 @@ class Forwarder:
             self._runner.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for pending in list(self._pending.values()):
-            if not pending.answer.done():
-                pending.answer.set_exception(FlusherUnavailable("ingest is stopping"))
-        self._pending.clear()
+        self._give_up(list(self._pending), "ingest is stopping")
         if self._transport is not None:
             self._transport.close()
 
@@ -108,16 +105,15 @@ class Forwarder:
         Returns: its arrival in µs since 1970 UTC, and the number to ask committed() about.
         Raises: Rejected, FlusherUnavailable.
         """
-        size = len(body) + 26
+        size = len(body) + SUBMIT_BYTES
         if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:
             await self._window(size)
-        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        seq = self._next_seq()
         head = encode_submit_header(seq, kind, count, len(body), want_commit=want_commit)
         parts = (head + body,) if size < _SMALL_BODY_BYTES else (head, body)
         if want_commit:
             self._committing[seq] = self._loop.create_future()
-        arrival: int = await self._ask(seq, parts, size, self._ack_timeout_s)
-        return arrival, seq
+        return await self._ask(seq, parts, size, self._ack_timeout_s), seq
 
     async def committed(self, seq: int, timeout_s: float) -> bool:
         """Whether the records of a submit with want_commit are in the database, after at most `timeout_s`."""
@@ -133,7 +129,7 @@ class Forwarder:
 
     async def flush(self, timeout_s: float) -> bytes:
         """Returns: the flusher's JSON, after at most `timeout_s` there. Raises: FlusherUnavailable."""
-        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        seq = self._next_seq()
         frame = encode(Flush(seq, timeout_s))
         result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s + 2.0)
         return result
@@ -142,12 +138,17 @@ class Forwarder:
         """Returns: the flusher's JSON. Raises: FlusherUnavailable, at once where there is no connection."""
         if self._transport is None:
             raise FlusherUnavailable("the flusher is not connected")
-        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        seq = self._next_seq()
         frame = encode(Stats(seq))
         result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s)
         return result
 
-    async def _ask(self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float) -> Any:
+    def _next_seq(self) -> int:
+        self._seq = (self._seq + 1) & 0xFFFFFFFF
+        return self._seq
+
+    def _ask(self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float) -> asyncio.Future[Any]:
+        """The future is done by answer, deadline or close(); until then the frame is sent to whoever is there."""
         answer = self._loop.create_future()
         self._pending[seq] = Pending(parts, size, self._loop.time() + timeout_s, answer)
         self._in_flight_bytes += size
@@ -155,12 +156,23 @@ class Forwarder:
             if not self._unsent:
                 self._loop.call_soon(self._send)
             self._unsent += parts
-        try:
-            return await answer
-        finally:
-            if self._pending.pop(seq, None) is not None:
-                self._in_flight_bytes -= size
-                self._admit()
+        return answer
+
+    def _settle(self, seq: int) -> asyncio.Future[Any] | None:
+        """Takes a request out. Returns: its future; None where nobody waits for it any more."""
+        pending = self._pending.pop(seq, None)
+        if pending is None:
+            return None  # its deadline was first
+        self._in_flight_bytes -= pending.size
+        if self._waiting:
+            self._admit()
+        return None if pending.answer.done() else pending.answer
+
+    def _give_up(self, seqs: Sequence[int], why: str) -> None:
+        for seq in seqs:
+            answer = self._settle(seq)
+            if answer is not None:
+                answer.set_exception(FlusherUnavailable(why))
 
     def _send(self) -> None:
         """What one turn of the loop has brought goes with one system call, and wakes the flusher once."""
@@ -179,10 +191,13 @@ class Forwarder:
             try:
                 await asyncio.wait_for(turn, deadline - self._loop.time())
             except asyncio.TimeoutError:
-                raise FlusherUnavailable("too much waits for the flusher's answer") from None
+                pass
             finally:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
+            if self._loop.time() >= deadline:
+                self._admit()
+                raise FlusherUnavailable("too much waits for the flusher's answer")
         self._admit()
 
     def _admit(self) -> None:
@@ -194,9 +209,8 @@ class Forwarder:
     def _sweep(self) -> None:
         """Ends what has waited too long. One timer for all: a timer a request would cost as much as the request."""
         now = self._loop.time()
-        for pending in [pending for pending in self._pending.values() if pending.deadline <= now]:
-            if not pending.answer.done():
-                pending.answer.set_exception(FlusherUnavailable("the flusher did not answer in time"))
+        late = [seq for seq, pending in self._pending.items() if pending.deadline <= now]
+        self._give_up(late, "the flusher did not answer in time")
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     async def _keep_connected(self) -> None:
@@ -235,22 +249,25 @@ class Forwarder:
         self._lost.set()
 
     def answered(self, message: Any) -> None:
-        if type(message) is Committed:
+        if type(message) is Ack:
+            arrival = message.arrival
+            for seq in range(message.seq, message.seq + message.count):
+                answer = self._settle(seq)
+                if answer is not None:
+                    answer.set_result(arrival)
+                arrival += 1
+        elif type(message) is Committed:
             future = self._committing.get(message.seq)
             if future is not None and not future.done():
                 future.set_result(message.written)
-            return
-        pending = self._pending.get(message.seq)
-        if pending is None or pending.answer.done():
-            return  # its deadline was first
-        if type(message) is Ack:
-            pending.answer.set_result(message.arrival)
         elif type(message) is Reject:
-            pending.answer.set_exception(Rejected(message.reason, message.retry_after_s))
-        elif type(message) is Flushed:
-            pending.answer.set_result(message.result)
-        elif type(message) is StatsIs:
-            pending.answer.set_result(message.stats)
+            answer = self._settle(message.seq)
+            if answer is not None:
+                answer.set_exception(Rejected(message.reason, message.retry_after_s))
+        elif type(message) in (Flushed, StatsIs):
+            answer = self._settle(message.seq)
+            if answer is not None:
+                answer.set_result(message.result if type(message) is Flushed else message.stats)
         else:
             raise ProtocolError(f"{type(message).__name__} is not for ingest")
 

@@ -10,19 +10,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypeAlias
 
+from ingest.cycle import App, Message, Receive, Scope, Send
 from ingest.resources import Problem
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready"))
 """Answered without a token: what load balancers and supervisors ask."""
@@ -30,6 +23,7 @@ MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
 SMALL_BODY_BYTES = 64 * 1024
 """A body that is no larger always has room: who holds the rest does not lock out everybody."""
+UNKNOWN_ROUTE = "other"
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 _JSON = b"application/json"
@@ -46,8 +40,7 @@ class ClientGone(Exception):
 
 
 class Guard:
-    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body; observe(path, status,
-    seconds): told of every answer, status 0 where the client left before it."""
+    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body."""
 
     def __init__(
         self,
@@ -59,8 +52,6 @@ class Guard:
         protected_mode: bool,
         max_body_bytes: int,
         max_reading_bytes: int = MAX_READING_BYTES,
-        observe: Callable[[str, int, float], None],
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._app = app
         self._routes = routes
@@ -69,23 +60,15 @@ class Guard:
         self._protected = protected_mode and auth_token is None
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
-        self._observe = observe
-        self._clock = clock
         self._reading_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_at = self._clock()
-        status = 0
-
-        async def send_counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        path = scope["path"]
+        # For the metrics. Paths that don't exist share a name: strangers must not be able to make new series.
+        scope["route"] = path if path in self._routes else UNKNOWN_ROUTE
         held = 0
         read = False
         headers: dict[bytes, bytes] = {}
@@ -103,7 +86,7 @@ class Guard:
             if scope["method"] == "HEAD":
                 # The server knows from its own scope, which must stay as it is, that no body may follow.
                 scope = {**scope, "method": "GET"}
-            if scope["path"] in self._posts_with_body and scope["method"] == "POST":
+            if path in self._posts_with_body and scope["method"] == "POST":
                 gzipped, declared = self._check_headers(headers)
                 body = await self._read(receive, declared)
                 held = len(body)
@@ -115,17 +98,14 @@ class Guard:
                     held = len(body)
                     self._check_room(held)
                 scope["body"] = body
-            await self._app(scope, receive, send_counted)
+            await self._app(scope, receive, send)
         except Problem as problem:
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-            await _answer(problem, receive, send_counted, unread=has_body and not read)
+            await _answer(problem, receive, send, unread=has_body and not read)
         except ClientGone:
             return
         finally:
             self._reading_bytes -= held
-            path = scope["path"]
-            # Paths that don't exist share a name: strangers must not be able to make new series.
-            self._observe(path if path in self._routes else "other", status, self._clock() - started_at)
 
     def _check_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         if self._authorization is not None:

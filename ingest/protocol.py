@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits and deadlines, and one system call for an answer instead of two.
+"""One HTTP/1.1 connection under uvicorn's server: httptools' events in, cycles out, with limits and deadlines.
 
 Rules: belongs to the loop's thread. One sweep a second looks at all connections; a timer for each request would cost
 as much as the rest of its parsing. A connection is always in one phase, and may stay in it for so long:
@@ -10,26 +10,31 @@ as much as the rest of its parsing. A connection is always in one phase, and may
     ANSWER   until the answer is written                  no deadline here: an ack has its own
     LINGER   the last answer is sent, what still comes is thrown away, so that the client gets to read it
 
-What is refused here no application has seen, or not all of it. It gets the last answer of its connection, after those
-of the requests before it, and is counted under the path "none".
+Requests that come before the answer to an earlier one wait in `_pipeline`, and nothing more is read until they had
+their turn. What is refused here no application has seen, or not all of it: it gets the last answer of its connection,
+after those of the requests before it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+from uvicorn.server import ServerState
 
+from ingest.cycle import App, Cycle
 from ingest.guard import OPEN_PATHS
 from ingest.refusals import (
     BAD_TARGET,
     CUT_SHORT,
+    FAILED,
     FULL,
     LARGE_HEADER,
     LONG_URL,
@@ -47,6 +52,8 @@ log = logging.getLogger(__name__)
 
 MAX_PIPELINED = 100
 """Requests of one connection that may wait for the answers of those before them."""
+MAX_HELD_BYTES = 64 * 1024
+"""Of a body that the application has not asked for yet; beyond, reading pauses."""
 MAX_SURPLUS = 64
 """Connections over the limit that are still listened to, each for one request; those beyond are closed at once."""
 SURPLUS_S = 2.0
@@ -55,9 +62,11 @@ UNREAD_S = 30.0
 DISCARD_BYTES = 64 * 1024 * 1024
 LINGER_S = 0.5
 """How long a connection without a request stays when the worker stops: one may be on its way."""
-
+NO_ROUTE = "none"
+"""Stands for the path of what no application has seen."""
 
 _OPEN_TARGETS = frozenset(path.encode() for path in OPEN_PATHS)
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Phase(Enum):
@@ -86,265 +95,367 @@ class NoTrailers(list[tuple[bytes, bytes]]):
 NO_TRAILERS = NoTrailers()
 
 
-class JoiningTransport:
-    """Holds the header of an answer back until its body comes, and writes both at once."""
+class Protocol(asyncio.Protocol):
+    """Made by uvicorn's server for each connection.
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held = b""
-        # Everything but write() and close() is the transport's own.
-        self.is_closing = transport.is_closing
-        self.get_extra_info = transport.get_extra_info
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-        self.set_protocol = transport.set_protocol
-        self.get_write_buffer_size = transport.get_write_buffer_size
-        self.can_write_eof = transport.can_write_eof
-        self.write_eof = transport.write_eof
-        self.abort = transport.abort
+    Args: max_connections: of this worker; observe(route, status, seconds): told of every answer, status 0 where the
+    client left before it.
+    """
 
-    def write(self, data: bytes) -> None:
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        elif data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 1"):
-            self._held = data
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """For an answer that has no body."""
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
-class Protocol(HttpToolsProtocol):
-    """Args: max_connections: of this worker; observe(path, status, seconds): told of every refusal."""
-
-    phase = Phase.FIRST
-    since = 0.0
-    stopping = False
-    surplus = False
-    header_bytes = 0
-    """Of all data that the header of a request is in."""
-    header_only_bytes = 0
-    """Of data that is nothing but a part of a header."""
-    refusal = NOT_HTTP
-    last: Refusal | None = None
-    """The last answer, once there is one; nothing is parsed any more."""
-    stalled_at = 0.0
-    discarded = 0
-    ended = False
-    """Whether the client has said that it sends no more."""
     refused: ClassVar[Counter[str]] = Counter()
     """Of all connections, since the last sweep, by error code."""
 
     def __init__(
-        self, *args: Any, max_connections: int, observe: Callable[[str, int, float], None], **kwargs: Any
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],  # noqa: ARG002 -- uvicorn's signature
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        max_connections: int,
+        observe: Callable[[str, int, float], None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.max_connections = max_connections
-        self.observe = observe
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._app = cast(App, config.loaded_app)
+        self._server = server_state
+        self._max_connections = max_connections
+        self._observe = observe
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._addresses: dict[str, Any] = {}
+        self._scheme = "http"
+        # The request that is being read
+        self._parsing: Cycle | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
+        self._started_at = 0.0
+        self._header_bytes = 0
+        """Of all data that the header of a request is in."""
+        self._header_only_bytes = 0
+        """Of data that is nothing but a part of a header."""
+        self._refusal = NOT_HTTP
+        # The one that is being answered, and those behind it
+        self._cycle: Cycle | None = None
+        self._pipeline: deque[Cycle] = deque()
+        self._last: Refusal | None = None
+        """The last answer, once there is one; nothing is parsed any more."""
+        # The connection
+        self.phase = Phase.FIRST
         self.since = Clock.now
-        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport)))
-        surplus = len(self.connections) - self.max_connections
+        self.writable: asyncio.Future[None] | None = None
+        self._stalled_at = 0.0
+        self._read_paused = False
+        self._discarded = 0
+        self._surplus = False
+        self._ended = False
+        """Whether the client has said that it sends no more."""
+        self._stopping = False
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        # Its type names uvicorn's own protocols; what its server asks of them is shutdown().
+        self._server.connections.add(self)  # type: ignore[arg-type]
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._addresses = {
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+        }
+        surplus = len(self._server.connections) - self._max_connections
         if surplus > 0:
-            self.surplus = True
+            self._surplus = True
             if surplus > MAX_SURPLUS:
                 self._refuse(FULL)
-                self.transport.close()
+                self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        self._server.connections.discard(self)
+        for cycle in (self._cycle, *self._pipeline):
+            if cycle is not None:
+                cycle.disconnect()
+                self._observed(cycle)
+        self._cycle = None
+        self._pipeline.clear()
+        self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self.last is not None:
-            self.discarded += len(data)
-            if self.discarded > DISCARD_BYTES:
-                self.transport.abort()
+        if self._last is not None:
+            self._discarded += len(data)
+            if self._discarded > DISCARD_BYTES:
+                self._transport.abort()
             return
         if self.phase is Phase.HEADER:
-            self.header_bytes += len(data)
-            self.header_only_bytes += len(data)
+            self._header_bytes += len(data)
+            self._header_only_bytes += len(data)
         else:
-            self.header_bytes = len(data)
-        while data:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # Passed over, as RFC 9110, 7.8 allows: the connection goes on as it is.
-                data = data[upgrade.args[0] :]
-            except httptools.HttpParserError:
-                self._refuse(self.refusal)
-                return
-            else:
-                break
-        if self.phase is Phase.HEADER and self.header_only_bytes > MAX_HEADER_BYTES:
-            self._refuse(LONG_URL if len(self.url) > MAX_URL_BYTES else LARGE_HEADER)
-
-    def on_message_begin(self) -> None:
-        self.phase = Phase.HEADER
-        self.since = Clock.now
-        self.header_only_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        url = self.url
-        if (
-            b"%" in url
-            or url[:1] != b"/"
-            or b"#" in url
-            or self.header_bytes > MAX_URL_BYTES
-            or len(self.headers) > MAX_HEADERS
-            or self.parser.should_upgrade()
-            or self.surplus
-            or len(self.pipeline) >= MAX_PIPELINED
-        ):
-            refusal = self._refusal_of_header()
-            if refusal is not None:
-                self.refusal = refusal
-                raise ValueError(refusal.code)
-        super().on_headers_complete()
-        self.phase = Phase.BODY
-        self.since = Clock.now
-        self.headers = cast(Any, NO_TRAILERS)
-        if self.stopping or self.surplus:
-            self.cycle.keep_alive = False
-
-    def _refusal_of_header(self) -> Refusal | None:
-        path = self.url.partition(b"?")[0]
-        if len(self.url) > MAX_URL_BYTES:
-            return LONG_URL
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if len(self.headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
-            return LARGE_HEADER
-        if not path.startswith(b"/") or b"%" in path or b"#" in self.url:
-            return BAD_TARGET
-        if self.parser.should_upgrade() and any(
-            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
-            for name, value in self.headers
-        ):
-            return UPGRADE  # the parser would take the body for the next request
-        if len(self.pipeline) >= MAX_PIPELINED:
-            return PIPELINED
-        return FULL if self.surplus and path not in _OPEN_TARGETS else None
-
-    def on_message_complete(self) -> None:
-        self.phase = Phase.IDLE if self.cycle.response_complete else Phase.ANSWER
-        self.since = Clock.now
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        cast(JoiningTransport, self.transport).flush()
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            self.since = Clock.now
+            self._header_bytes = len(data)
+        try:
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    # Passed over, as RFC 9110, 7.8 allows: the connection goes on as it is.
+                    data = data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self._refuse(self._refusal)
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-        elif self.last is not None:
-            self._send_last(self.last)
-        elif self.phase is Phase.ANSWER:
-            self.phase = Phase.IDLE
-            self.since = Clock.now
+        if self.phase is Phase.HEADER and self._header_only_bytes > MAX_HEADER_BYTES:
+            self._refuse(LONG_URL if len(self._url) > MAX_URL_BYTES else LARGE_HEADER)
 
-    def _is_answering(self) -> bool:
-        """Whether a request that was read to its end waits for its answer."""
-        if self.phase is Phase.BODY:
-            return bool(self.pipeline)
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _refuse(self, refusal: Refusal) -> None:
-        """Nothing more is parsed. The requests that were read before keep their answers."""
-        self.last = refusal
-        answering = self._is_answering()
-        if self.phase is Phase.BODY:
-            if answering:
-                self.pipeline.popleft()
-            else:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-        if answering:
-            self.phase = Phase.ANSWER
-        else:
-            self._send_last(refusal)
-
-    def _send_last(self, refusal: Refusal) -> None:
-        if self.phase is not Phase.BODY or not self.cycle.response_started:
-            self.transport.write(refusal.data)
-        self.observe("none", refusal.status, 0.0)
-        self.refused[refusal.code] += 1
-        self.phase = Phase.LINGER
-        self.since = Clock.now
-        if self.ended:
-            self.transport.close()
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.flow.resume_reading()
-
-    def pause_writing(self) -> None:
-        self.stalled_at = Clock.now
-        super().pause_writing()
-
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:
         """A client that sends no more may still read: it gets the answers that it waits for, and learns that its
-        request was cut short. Returns: whether the transport must not close by itself."""
-        self.ended = True
-        if self.last is None:
+        request was cut short. Returns: whether the transport must not close by itself; with TLS it does anyway."""
+        self._ended = True
+        if self._last is None:
             if self.phase is Phase.BODY:
                 self._refuse(CUT_SHORT)
             elif self.phase is Phase.HEADER:
                 self._refuse(NOT_HTTP)
-            elif self.phase is Phase.ANSWER:
-                self.cycle.keep_alive = False
-        return self.phase is Phase.ANSWER and self.scheme == "http"
+            elif self._cycle is not None:
+                self._newest(self._cycle).keep_alive = False
+        return self.phase is Phase.ANSWER and self._scheme == "http"
+
+    def pause_writing(self) -> None:
+        self._stalled_at = Clock.now
+        if self.writable is None:
+            self.writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self.writable is not None:
+            if not self.writable.done():
+                self.writable.set_result(None)
+            self.writable = None
+
+    # The parser's side
+
+    def on_message_begin(self) -> None:
+        self.phase = Phase.HEADER
+        self.since = Clock.now
+        self._started_at = self._clock()
+        self._header_only_bytes = 0
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        url, headers = self._url, self._headers
+        path, _, query = url.partition(b"?")
+        if (
+            b"%" in path
+            or path[:1] != b"/"
+            or b"#" in url
+            or self._header_bytes > MAX_URL_BYTES
+            or len(headers) > MAX_HEADERS
+            or parser.should_upgrade()
+            or self._surplus
+            or len(self._pipeline) >= MAX_PIPELINED
+        ):
+            refusal = self._refusal_of_header(path)
+            if refusal is not None:
+                self._refusal = refusal
+                raise ValueError(refusal.code)
+        self.phase = Phase.BODY
+        self.since = Clock.now
+        self._headers = NO_TRAILERS
+        version = parser.get_http_version()
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "scheme": self._scheme,
+            "root_path": "",
+            "method": parser.get_method().decode(),
+            "path": path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": headers,
+            **self._addresses,
+        }
+        keep_alive = version == "1.1" and parser.should_keep_alive() and not (self._stopping or self._surplus)
+        self._parsing = cycle = Cycle(self, scope, keep_alive, self._expects_continue, self._started_at)
+        if self._cycle is None:
+            self._start(cycle)
+        else:
+            self._pipeline.append(cycle)
+            self.pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self._parsing
+        if cycle is not None and not cycle.response_complete:
+            cycle.feed(body)
+            if cycle.held_bytes > MAX_HELD_BYTES:
+                self.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._parsing is not None:
+            self._parsing.end_of_body()
+        # Without a cycle its answer did not wait for its end.
+        self.phase = Phase.IDLE if self._cycle is None else Phase.ANSWER
+        self.since = Clock.now
+
+    def _refusal_of_header(self, path: bytes) -> Refusal | None:
+        if len(self._url) > MAX_URL_BYTES:
+            return LONG_URL
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if len(self._headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            return LARGE_HEADER
+        if not path.startswith(b"/") or b"%" in path or b"#" in self._url:
+            return BAD_TARGET
+        if self._parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
+            for name, value in self._headers
+        ):
+            return UPGRADE  # the parser would take the body for the next request
+        if len(self._pipeline) >= MAX_PIPELINED:
+            return PIPELINED
+        return FULL if self._surplus and path not in _OPEN_TARGETS else None
+
+    # The cycle's side
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self._read_paused:
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    def answered(self, cycle: Cycle) -> None:
+        self._server.total_requests += 1
+        self._observed(cycle)
+        self._cycle = None
+        if not cycle.keep_alive:
+            self.since = Clock.now
+            self._transport.close()
+        elif self._pipeline:
+            self._start(self._pipeline.popleft())
+        elif self._last is not None:
+            self._send_last(self._last)
+        else:
+            self.resume_reading()
+            if self.phase is Phase.ANSWER:
+                self.phase = Phase.IDLE
+                self.since = Clock.now
+
+    def failed(self) -> None:
+        """The application has not answered: a fault of ours, already logged."""
+        self._pipeline.clear()
+        if self._last is None:
+            self._last = FAILED
+            self._send_last(FAILED)
+
+    def _start(self, cycle: Cycle) -> None:
+        self._cycle = cycle
+        task = self._loop.create_task(cycle.run(self._app))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def _observed(self, cycle: Cycle) -> None:
+        route = cycle.scope.get("route", NO_ROUTE)
+        self._observe(route, cycle.status if cycle.response_complete else 0, self._clock() - cycle.started_at)
+
+    def _newest(self, cycle: Cycle) -> Cycle:
+        """Of the requests under way, beginning with `cycle`."""
+        return self._pipeline[-1] if self._pipeline else cycle
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Nothing more is parsed. The requests that were read before keep their answers."""
+        self._last = refusal
+        if self._cycle is None or self._cycle.more_body:
+            self._send_last(refusal)
+            return
+        if self.phase is Phase.BODY:
+            self._pipeline.pop()
+        self.phase = Phase.ANSWER
+
+    def _send_last(self, refusal: Refusal) -> None:
+        cycle, self._cycle = self._cycle, None
+        if cycle is None:
+            self._observe(NO_ROUTE, refusal.status, 0.0)
+        else:
+            # The application finds its client gone; what it had begun to say cannot be mended.
+            cycle.response_complete = True
+            cycle.status = cycle.status or refusal.status
+            cycle.disconnect()
+            self._observed(cycle)
+        if cycle is None or cycle.status == refusal.status:
+            self._transport.write(refusal.data)
+        self.refused[refusal.code] += 1
+        self.phase = Phase.LINGER
+        self.since = Clock.now
+        if self._ended:
+            self._transport.close()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.resume_reading()
+
+    # The server's side
 
     def shutdown(self) -> None:
         """The request under way, or the one that may have left its client before it could know, is the last.
 
-        uvicorn closes a connection without a request at once, and so resets those that were accepted but not read yet.
+        uvicorn's own protocol closes a connection without a request at once, and so resets those that were accepted but
+        not read yet.
         """
-        if self.stopping:
+        if self._stopping:
             return
-        self.stopping = True
-        if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(LINGER_S, self._close_unused)
+        self._stopping = True
+        if self._cycle is None:
+            self._loop.call_later(LINGER_S, self._close_unused)
         else:
-            self.cycle.keep_alive = False
+            self._newest(self._cycle).keep_alive = False
 
     def _close_unused(self) -> None:
         if self.phase in (Phase.FIRST, Phase.IDLE):
-            self.transport.close()
+            self._transport.close()
 
     def check_deadline(self, now: float) -> None:
         waited_s = now - self.since
-        if self.flow.write_paused or self.transport.is_closing():
+        if self.writable is not None or self._transport.is_closing():
             # Its client does not read.
-            if now - max(self.since, self.stalled_at) > UNREAD_S:
-                self.transport.abort()
+            if now - max(self.since, self._stalled_at) > UNREAD_S:
+                self._transport.abort()
             return
         phase = self.phase
-        limit_s = SURPLUS_S if self.surplus and phase in (Phase.FIRST, Phase.HEADER) else phase.value
+        limit_s = SURPLUS_S if self._surplus and phase in (Phase.FIRST, Phase.HEADER) else phase.value
         if waited_s <= limit_s:
-            if phase is Phase.IDLE and waited_s > UNREAD_S and self.transport.get_write_buffer_size():
-                self.transport.abort()
+            if phase is Phase.IDLE and waited_s > UNREAD_S and self._transport.get_write_buffer_size():
+                self._transport.abort()
         elif phase not in (Phase.HEADER, Phase.BODY):
             self.since = now
-            self.transport.close()
-        elif self._is_answering():
+            self._transport.close()
+        elif self._cycle is not None and not self._cycle.more_body:
             self.since = now  # its turn has not come
         else:
             self._refuse(TOO_SLOW)
 
 
-def sweep(connections: Any, now: float) -> None:
+def _address(name: Any) -> tuple[str, int] | None:
+    return (name[0], name[1]) if isinstance(name, tuple) else None
+
+
+def sweep(connections: Iterable[Any], now: float) -> None:
     """Closes the connections that are over their deadline. Call it about once a second."""
     Clock.now = now
     for connection in list(connections):

@@ -44,3 +44,4 @@ FULL = Refusal(
     b"too many connections (service.max_connections)",
     b"retry-after: 1\r\n",
 )
+FAILED = Refusal(b"500 Internal Server Error", "INTERNAL_ERROR", b"this is a fault of the service")

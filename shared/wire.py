@@ -5,7 +5,7 @@ The stream is a sequence of frames, little-endian:
     frame   := length:u32 version:u8 type:u8 seq:u32 payload:u8[length]
 
     submit    (1, to flusher)  := kind:u8 flags:u8 count:u32 arrival:u64 body:u8[]
-    ack       (2, to ingest)   := arrival:u64
+    ack       (2, to ingest)   := count:u32 arrival:u64
     reject    (3, to ingest)   := reason:u8 retry_after_ms:u32
     flush     (4, to flusher)  := timeout_ms:u32
     flushed   (5, to ingest)   := JSON
@@ -14,7 +14,8 @@ The stream is a sequence of frames, little-endian:
     committed (8, to ingest)   := written:u8
 
 `seq` is the asker's number; every answer repeats it. `arrival` counts µs since 1970 UTC; in a submit it is 0
-except for a replayed dead letter, which keeps its first arrival. With flag WANT_COMMIT a submit is answered
+except for a replayed dead letter, which keeps its first arrival. One ack answers `count` submits: those numbered seq,
+seq + 1, …, which arrived at arrival, arrival + 1, …. With flag WANT_COMMIT a submit is answered
 twice: by ack, and by committed once its segment has left the journal (written = 0 where a record of that
 body went to the dead letters instead of the database).
 
@@ -26,12 +27,13 @@ are always deployed together, so there is no negotiation.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeAlias
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 SOCKET_NAME = "run/flusher.sock"
 """Under PERSISTENCE_STATE_DIR."""
 WANT_COMMIT = 1
@@ -39,11 +41,11 @@ WANT_COMMIT = 1
 _HEADER = struct.Struct("<IBBI")
 _SUBMIT = struct.Struct("<IBBIBBIQ")
 _SUBMIT_PAYLOAD = struct.Struct("<BBIQ")
-_ACK = struct.Struct("<IBBIQ")
+_ACK = struct.Struct("<IBBIIQ")
 _REJECT = struct.Struct("<IBBIBI")
 _FLUSH = struct.Struct("<IBBII")
 _COMMITTED = struct.Struct("<IBBIB")
-_U64 = struct.Struct("<Q")
+_ACK_PAYLOAD = struct.Struct("<IQ")
 _U32 = struct.Struct("<I")
 _REJECT_PAYLOAD = struct.Struct("<BI")
 
@@ -64,6 +66,9 @@ class FrameType(IntEnum):
     STATS = 6
     STATS_IS = 7
     COMMITTED = 8
+
+
+_SUBMIT_TYPE = int(FrameType.SUBMIT)
 
 
 class Reason(IntEnum):
@@ -89,6 +94,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 class Ack(msgspec.Struct, frozen=True, gc=False):
     seq: int
     arrival: int
+    count: int = 1
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +141,7 @@ def encode_submit_header(
 def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
     """One message as one frame."""
     if isinstance(message, Ack):
-        return _ACK.pack(8, VERSION, 2, message.seq, message.arrival)
+        return _ACK.pack(_ACK_PAYLOAD.size, VERSION, 2, message.seq, message.count, message.arrival)
     if isinstance(message, Submit):
         head = encode_submit_header(
             message.seq,
@@ -160,14 +166,27 @@ def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
     return _COMMITTED.pack(1, VERSION, 8, message.seq, message.written)
 
 
+def acks(seqs: Sequence[int], arrivals: Sequence[int]) -> list[Ack]:
+    """As few acks as answer these submits. Those of one read are numbered and stamped in a row, and need just one."""
+    found: list[Ack] = []
+    start = 0
+    for index in range(1, len(seqs) + 1):
+        if (
+            index == len(seqs)
+            or seqs[index] != seqs[start] + index - start
+            or arrivals[index] != arrivals[start] + index - start
+        ):
+            found.append(Ack(seqs[start], arrivals[start], index - start))
+            start = index
+    return found
+
+
 def _decode(kind: int, seq: int, payload: memoryview) -> Message:  # noqa: PLR0911 -- one a type
+    """Every frame but a submit. Raises: ProtocolError."""
     try:
-        if kind == FrameType.SUBMIT:
-            record_kind, flags, count, arrival = _SUBMIT_PAYLOAD.unpack_from(payload)
-            body = payload[_SUBMIT_PAYLOAD.size :]
-            return Submit(seq, record_kind, count, body, arrival, bool(flags & WANT_COMMIT))
         if kind == FrameType.ACK:
-            return Ack(seq, _U64.unpack(payload)[0])
+            count, arrival = _ACK_PAYLOAD.unpack(payload)
+            return Ack(seq, arrival, count)
         if kind == FrameType.REJECT:
             reason, retry_after_ms = _REJECT_PAYLOAD.unpack(payload)
             return Reject(seq, Reason(reason), retry_after_ms / 1000)
@@ -224,7 +243,13 @@ class Decoder:
             need = HEADER_BYTES + length
             if end - at < need:
                 break
-            messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
+            if kind == _SUBMIT_TYPE and length >= _SUBMIT_PAYLOAD.size:
+                # Nearly all that the flusher reads: unpacked in one step.
+                _, _, _, _, record_kind, flags, count, arrival = _SUBMIT.unpack_from(data, at)
+                body = view[at + SUBMIT_BYTES : at + need]
+                messages.append(Submit(seq, record_kind, count, body, arrival, flags & WANT_COMMIT == WANT_COMMIT))
+            else:
+                messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
             at += need
             need = HEADER_BYTES
         if at < end:

@@ -444,13 +444,14 @@ def test_close_gives_up_what_is_pending_and_disconnects(short_path: Path) -> Non
     run(short_path, test)
 
 
-def test_a_caller_that_is_cancelled_gives_its_room_back(short_path: Path) -> None:
+def test_a_caller_that_is_cancelled_holds_its_room_until_the_flusher_has_answered(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         first, second = soon(forwarder.submit(2, 1, b"a" * 900)), soon(forwarder.submit(2, 1, b"b" * 900))
-        await flusher.submit()
-        await barrier(flusher, forwarder)
+        sent = await flusher.submit()
         first.cancel()
-        flusher.send(Ack((await flusher.submit()).seq, 1))
-        await result(second)
+        await barrier(flusher, forwarder)
+        flusher.send(Ack(sent.seq, 1))
+        flusher.send(Ack((await flusher.submit()).seq, 2))
+        assert (await result(second))[0] == 2
 
     run(short_path, test, window_bytes=1000)

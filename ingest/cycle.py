@@ -1,0 +1,188 @@
+"""One request and its answer: ASGI's receive() and send(), as lean as they can be in Python.
+
+uvicorn's own cycle costs as much as validation and forwarding together (docs/PERFORMANCE.md). This one writes header
+and body of an answer at once, copies no body that came in one piece, and knows only what this service sends: answers
+with a Content-Length, which it adds where the whole body is at hand.
+
+Rules: belongs to the loop's thread. Its protocol feeds it, and is told when the answer is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Protocol, TypeAlias
+
+log = logging.getLogger(__name__)
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class Connection(Protocol):
+    """What a cycle asks of the connection that it belongs to."""
+
+    writable: asyncio.Future[None] | None
+    """Done when the client has read enough of what was written; None while it keeps up."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def answered(self, cycle: Cycle) -> None:
+        """The answer is complete."""
+        ...
+
+    def failed(self) -> None:
+        """There will be no answer."""
+        ...
+
+
+class Cycle:
+    """`status` is 0 until the answer begins; `disconnected` once nobody is there to read it."""
+
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_head",
+        "_left",
+        "_waiter",
+        "disconnected",
+        "expects_continue",
+        "held_bytes",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "scope",
+        "started_at",
+        "status",
+    )
+
+    def __init__(
+        self, connection: Connection, scope: Scope, keep_alive: bool, expects_continue: bool, started_at: float
+    ) -> None:
+        self._connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.started_at = started_at
+        self.more_body = True
+        self.held_bytes = 0
+        self.status = 0
+        self.response_complete = False
+        self.disconnected = False
+        self._chunks: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._head = b""
+        self._left = 0
+
+    async def run(self, app: App) -> None:
+        """The application's turn. A fault of ours is logged and ends the connection, after a 500 if there is time."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.response_complete or self.disconnected):
+                log.error("%s: the application did not answer", self.scope["path"])
+                self._connection.failed()
+        except Exception:
+            log.exception("%s failed", self.scope["path"])
+            self._connection.failed()
+
+    # Fed by the protocol
+
+    def feed(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self.held_bytes += len(chunk)
+        self._wake()
+
+    def end_of_body(self) -> None:
+        self.more_body = False
+        self._wake()
+
+    def disconnect(self) -> None:
+        self.disconnected = True
+        self._wake()
+
+    # ASGI's side
+
+    async def receive(self) -> Message:
+        if self.expects_continue:
+            self.expects_continue = False
+            if self.more_body and not self.disconnected and not self.status:
+                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while self.more_body and not self._chunks and not self.disconnected and not self.response_complete:
+            self._connection.resume_reading()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.disconnected or self.response_complete:
+            return _DISCONNECT
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._chunks = []
+        self.held_bytes = 0
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: Message) -> None:
+        if self._connection.writable is not None:
+            await asyncio.shield(self._connection.writable)
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.body":
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+            return
+        if self.status:
+            raise RuntimeError("the answer has begun already")
+        self.status = message["status"]
+        self._head = self._encode_head(message["headers"])
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if not self.status or self.response_complete:
+            raise RuntimeError("a body has no place here")
+        if self._left < 0 and not more:
+            self._left = len(body)
+            self._head = b"%bcontent-length: %d\r\n\r\n" % (self._head, len(body))
+        self._left -= len(body)
+        if self._left < 0 or (self._left and not more):
+            raise RuntimeError("an answer needs a content-length, and must have it")
+        if self.scope["method"] == "HEAD":
+            body = b""
+        if self._head or body:
+            self._connection.write(self._head + body)
+            self._head = b""
+        if not more:
+            self.response_complete = True
+            self._wake()
+            self._connection.answered(self)
+
+    def _encode_head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Status line and header; without its last, empty line where the length of the body is not known yet."""
+        self._left = -1
+        parts = [_STATUS_LINES[self.status]]
+        for name, value in headers:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection" and value == b"close":
+                self.keep_alive = False
+                continue
+            parts.append(b"%b: %b\r\n" % (name, value))
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        lines = len(parts)
+        if self._left >= 0:
+            parts.append(b"\r\n")
+            lines += 1
+        head = b"".join(parts)
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+            raise RuntimeError("a header of the answer has a line break in it")
+        return head
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
