@@ -11,7 +11,7 @@ as much as the rest of its parsing. A connection is always in one phase, and may
     LINGER   the last answer is sent, what still comes is thrown away, so that the client gets to read it
 
 What is refused here no application has seen, or not all of it. It gets the last answer of its connection, after those
-of the requests before it, and is counted under the path "none".
+of the requests before it. If no application has seen any of it, it is counted under the path "none".
 """
 
 from __future__ import annotations
@@ -276,9 +276,11 @@ class Protocol(HttpToolsProtocol):
             self._send_last(refusal)
 
     def _send_last(self, refusal: Refusal) -> None:
-        if self.phase is not Phase.BODY or not self.cycle.response_started:
+        if self.phase is not Phase.BODY:
+            self.observe("none", refusal.status, 0.0)
             self.transport.write(refusal.data)
-        self.observe("none", refusal.status, 0.0)
+        elif not self.cycle.response_started:
+            self.transport.write(refusal.data)  # and the guard counts it as one that went without an answer of its own
         self.refused[refusal.code] += 1
         self.phase = Phase.LINGER
         self.since = Clock.now

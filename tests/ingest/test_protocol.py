@@ -349,7 +349,9 @@ def test_a_broken_request_does_not_take_the_answers_of_those_before_it(name: str
         assert await client.rest() == [*expected, (400, code)]
         await front.until(lambda: not front.connections)
         assert front.seen == ["/slow"] * ahead
-        assert front.refused == [400]
+        # Counted once: here, or by the guard if its turn had come.
+        begun = name in ("bad chunk", "half a body")
+        assert front.refused == [400] or (begun and front.refused == [])
 
     play(scenario)
 
@@ -476,7 +478,7 @@ def test_a_request_that_does_not_come_in_time_is_told_so(part: bytes, phase: Pha
         assert await client.rest() == [(408, b"REQUEST_TOO_SLOW")]
         # It neither reads on nor closes: it is closed.
         assert await closed_after(front, 2) or not front.connections
-        assert front.refused == [408]
+        assert front.refused == ([] if phase is Phase.BODY else [408])
 
     play(scenario)
 
