@@ -340,7 +340,7 @@ def test_a_broken_request_does_not_take_the_answers_of_those_before_it(name: str
         await client.send(broken)
         client.send_no_more()
         (connection,) = front.connections
-        # The end of what a client sends is seen only when its turn comes, and so is what comes behind a waiting request.
+        # The end of what a client sends is seen only when its turn comes, as is what comes behind a waiting request.
         if ahead == 1 and not name.startswith("half"):
             await front.until(lambda: connection._last is not None)
         front.release.set()
