@@ -174,11 +174,10 @@ class Protocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self._server.connections.discard(self)
-        for cycle in (self._cycle, *self._pipeline):
-            if cycle is not None:
-                cycle.disconnect()
-                self._observed(cycle)
-        self._cycle = None
+        cycle, self._cycle = self._cycle, None
+        if cycle is not None:
+            cycle.disconnect()
+            self._observed(cycle)
         self._pipeline.clear()
         self.resume_writing()
 

@@ -15,7 +15,7 @@ The stream is a sequence of frames, little-endian:
 
 `seq` is the asker's number; every answer repeats it. `arrival` counts µs since 1970 UTC; in a submit it is 0
 except for a replayed dead letter, which keeps its first arrival. One ack answers `count` submits: those numbered seq,
-seq + 1, …, which arrived at arrival, arrival + 1, …. With flag WANT_COMMIT a submit is answered
+seq + 1, …, which arrived at arrival, arrival + 1, …; MAX_ACKED at most. With flag WANT_COMMIT a submit is answered
 twice: by ack, and by committed once its segment has left the journal (written = 0 where a record of that
 body went to the dead letters instead of the database).
 
@@ -33,7 +33,7 @@ from typing import TypeAlias
 
 import msgspec
 
-VERSION = 2
+VERSION = 1
 SOCKET_NAME = "run/flusher.sock"
 """Under PERSISTENCE_STATE_DIR."""
 WANT_COMMIT = 1
@@ -53,6 +53,8 @@ HEADER_BYTES = _HEADER.size
 SUBMIT_BYTES = _SUBMIT.size
 MAX_FRAME_BYTES = 65 * 1024 * 1024
 """Over the largest service.max_body_bytes (64 MiB) plus a submit's own fields."""
+
+MAX_ACKED = 65536
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -173,6 +175,7 @@ def acks(seqs: Sequence[int], arrivals: Sequence[int]) -> list[Ack]:
     for index in range(1, len(seqs) + 1):
         if (
             index == len(seqs)
+            or index - start == MAX_ACKED
             or seqs[index] != seqs[start] + index - start
             or arrivals[index] != arrivals[start] + index - start
         ):
@@ -186,6 +189,8 @@ def _decode(kind: int, seq: int, payload: memoryview) -> Message:  # noqa: PLR09
     try:
         if kind == FrameType.ACK:
             count, arrival = _ACK_PAYLOAD.unpack(payload)
+            if not 1 <= count <= MAX_ACKED:
+                raise ValueError(f"{count} submits are acknowledged")
             return Ack(seq, arrival, count)
         if kind == FrameType.REJECT:
             reason, retry_after_ms = _REJECT_PAYLOAD.unpack(payload)

@@ -109,10 +109,10 @@ def submit(seq: int, body: bytes = b"body", kind: int = 2) -> Submit:
 def test_submits_are_acknowledged_in_order_and_lie_in_the_journal(short_path: Path) -> None:
     async def test(served: Served, peer: Peer) -> None:
         peer.send(submit(7, b"one"), submit(8, b"two"))
-        answers = [await peer.next(), await peer.next()]
+        answer = await peer.next()
 
-        assert [type(answer) for answer in answers] == [Ack, Ack]
-        assert [answer.seq for answer in answers] == [7, 8]
+        assert isinstance(answer, Ack)
+        assert (answer.seq, answer.count) == (7, 2)
         assert bodies_in(short_path / "journal") == [b"one", b"two"]
 
     run(test, short_path)
@@ -134,7 +134,6 @@ def test_a_frame_that_comes_byte_by_byte_is_taken_whole(short_path: Path) -> Non
 def test_a_flush_covers_the_submits_sent_before_it_on_the_same_connection(short_path: Path) -> None:
     async def test(served: Served, peer: Peer) -> None:
         peer.send(submit(1), submit(2), Flush(3, WAIT_S))
-        assert isinstance(await peer.next(), Ack)
         assert isinstance(await peer.next(), Ack)
         flushed = await peer.next()
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shared import wire
 from shared.wire import (
     HEADER_BYTES,
+    MAX_ACKED,
     MAX_FRAME_BYTES,
     SUBMIT_BYTES,
     Ack,
@@ -21,6 +22,7 @@ from shared.wire import (
     Stats,
     StatsIs,
     Submit,
+    acks,
     encode,
     encode_submit_header,
 )
@@ -36,7 +38,8 @@ FRAMES: list[tuple[Message, str]] = [
         "0f000000 01 01 ffffffff  ff 01 ffffffff ffffffffffffffff  78",
     ),
     (Submit(1, 1, 0, b""), "0e000000 01 01 01000000  01 00 00000000 0000000000000000"),
-    (Ack(7, 0x0102030405060708), "08000000 01 02 07000000  0807060504030201"),
+    (Ack(7, 0x0102030405060708), "0c000000 01 02 07000000  01000000 0807060504030201"),
+    (Ack(7, 1, 65536), "0c000000 01 02 07000000  00000100 0100000000000000"),
     (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 01 03 08000000  01 dc050000"),
     (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 01 03 08000000  02 00000000"),
     (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 01 03 08000000  01 60ea0000"),
@@ -63,7 +66,7 @@ messages = st.one_of(
         st.integers(0, U64),
         st.booleans(),
     ),
-    st.builds(Ack, u32, st.integers(0, U64)),
+    st.builds(Ack, u32, st.integers(0, U64), st.integers(1, MAX_ACKED)),
     st.builds(Reject, u32, st.sampled_from(Reason), seconds),
     st.builds(Flush, u32, seconds),
     st.builds(Flushed, u32, st.binary(max_size=40)),
@@ -232,3 +235,23 @@ def test_a_flipped_byte_never_raises_anything_but_a_protocol_error(sent: list[Me
         Decoder().feed(bytes(stream))
     except ProtocolError:
         pass
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30, unique_by=lambda pair: pair[0]))
+def test_acks_answer_every_submit_with_its_own_arrival_however_they_run(submits: list[tuple[int, int]]) -> None:
+    found = acks([seq for seq, _ in submits], [arrival for _, arrival in submits])
+    assert [(ack.seq + at, ack.arrival + at) for ack in found for at in range(ack.count)] == submits
+
+
+def test_submits_numbered_and_stamped_in_a_row_need_one_ack_up_to_the_limit() -> None:
+    seqs = list(range(7, 7 + MAX_ACKED + 2))
+    assert acks(seqs, [seq + 100 for seq in seqs]) == [Ack(7, 107, MAX_ACKED), Ack(7 + MAX_ACKED, 107 + MAX_ACKED, 2)]
+    assert acks([1, 2, 4], [5, 6, 8]) == [Ack(1, 5, 2), Ack(4, 8, 1)]
+    assert acks([1, 2, 3], [5, 5, 6]) == [Ack(1, 5, 1), Ack(2, 5, 2)]
+    assert acks([], []) == []
+
+
+@pytest.mark.parametrize("count", [0, MAX_ACKED + 1, 0xFFFFFFFF])
+def test_an_ack_of_none_or_of_too_many_is_a_protocol_error(count: int) -> None:
+    with pytest.raises(ProtocolError):
+        Decoder().feed(encode(Ack(1, 1, count)))

@@ -214,13 +214,13 @@ class Node:
             await asyncio.sleep(0)
 
     def acked(self) -> list[int]:
-        return [answer.seq for answer in self.answers if isinstance(answer, Ack)]
+        return [answer.seq + at for answer in self.answers if isinstance(answer, Ack) for at in range(answer.count)]
 
     def rejected(self) -> list[Reject]:
         return [answer for answer in self.answers if isinstance(answer, Reject)]
 
     def arrivals(self) -> list[int]:
-        return [answer.arrival for answer in self.answers if isinstance(answer, Ack)]
+        return [answer.arrival + at for answer in self.answers if isinstance(answer, Ack) for at in range(answer.count)]
 
     def ask_flush(self, timeout_s: float = WAIT_S) -> asyncio.Future[FlushResult]:
         result: asyncio.Future[FlushResult] = asyncio.get_running_loop().create_future()
