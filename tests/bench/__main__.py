@@ -9,13 +9,29 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.bench import machine, ratios, report
-from tests.bench.bench import Bench, cells, say
+from tests.bench.bench import Bench, cells
+from tests.bench.counts import lifecycle, statements
 from tests.bench.database import Database
+from tests.bench.figures import median
+from tests.bench.landing import landing
+from tests.bench.latency import flushing, locked, locked_open_loop
 from tests.bench.plan import CELLS_OF, FULL, MATRIX, NAMES, QUICK, Cell
+from tests.bench.recovery import recovery
+
+PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
+    "locked": ({"p99_locked_vs_idle"}, locked),
+    "flushing": ({"p99_flushing_vs_idle"}, flushing),
+    "landing": ({"landing_vs_load_data", "landing_vs_seed_design", "rss_mb"}, landing),
+    "statements": ({"statements_per_1000"}, statements),
+    "lifecycle": ({"rows_per_record_lifecycle"}, lifecycle),
+    "recovery": ({"recover_records_per_s"}, recovery),
+}
+"""Where a measurement's raw figures stand, and the keys that are made of them."""
 
 
 def main() -> None:
@@ -52,7 +68,14 @@ def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
             wanted += [(cell, plan.rounds, plan.cell_s) for cell in its_cells]
     if MATRIX in only:
         wanted += [(cell, 1, plan.matrix_s) for cell in plan.matrix(bench.peers)]
-    return {"cells": cells(bench, wanted)}
+    raw: dict[str, Any] = {"cells": cells(bench, wanted)}
+    for part, (keys, measurement) in PARTS.items():
+        if keys & set(only):
+            raw[part] = measurement(bench)
+    if "locked" in raw:
+        highest = median(raw["locked"]["idle"], "requests_per_s")
+        raw["locked_open_loop"] = locked_open_loop(bench, (highest or 500) / 2)
+    return raw
 
 
 def _options() -> argparse.Namespace:
@@ -60,7 +83,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under 60 s; too short to be judged")
     parser.add_argument("--json", metavar="FILE", help="every raw figure, and the ratios")
     parser.add_argument(
-        "--peer", metavar="NAME=URL", action="append", default=[], help="a running service with the same API, measured too"
+        "--peer",
+        metavar="NAME=URL",
+        action="append",
+        default=[],
+        help="a running service with the same API, measured too",
     )
     parser.add_argument(
         "--only",

@@ -24,7 +24,7 @@ _START = {
 _BODY = {"type": "http.response.body", "body": ANSWER}
 
 
-async def bare(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 -- ASGI's signature
+async def bare(scope: Any, receive: Any, send: Any) -> None:
     """Reads the body, answers 202."""
     while (await receive()).get("more_body"):
         pass

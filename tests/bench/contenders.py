@@ -74,6 +74,10 @@ class Ours(Contender):
         assert self.service is not None
         return int(self.service.stats()["accepted"]["tasks"])
 
+    def rows_per_flush(self) -> float:
+        assert self.service is not None
+        return float(self.service.stats()["performance"]["average_batch_size"])
+
     def stop(self) -> None:
         """Ends it at once: what still waits in the journal is thrown away with it."""
         service, self.service = self.service, None

@@ -18,6 +18,7 @@ OPTIONS = (
     "--local-infile=1",  # for LOAD DATA LOCAL
     "--performance-schema=OFF",
 )
+COUNTERS = ("Com_begin", "Com_commit", "Com_insert", "Com_load", "Com_replace", "Com_rollback", "Com_set_option")
 TABLES = ("translation_sessions", "translation_tasks")
 
 
@@ -59,9 +60,14 @@ class Database:
             f"SELECT COUNT(*) FROM information_schema.processlist WHERE db='{self.name}' AND id<>CONNECTION_ID()"
         )
 
-    def tasks(self) -> int:
-        """Committed rows; reading them takes the server milliseconds per 100,000."""
-        return self._number("SELECT COUNT(*) FROM translation_tasks")
+    def tasks(self, where: str = "") -> int:
+        """Committed rows; counting them takes the server milliseconds per 100,000."""
+        return self._number(f"SELECT COUNT(*) FROM translation_tasks {where}")
+
+    def counters(self) -> dict[str, int]:
+        """What the server counts of the statements that write."""
+        self._db.query(f"SHOW GLOBAL STATUS WHERE variable_name IN ({', '.join(map(repr, COUNTERS))})")
+        return {name: int(value) for name, value in self._db.store_result().fetch_row(0)}
 
     def statements(self) -> int:
         """Statements that clients have sent since the server's start, those of this connection taken out."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 OURS, NEVER, ALWAYS, TWO_WORKERS = "ours", "ours-never", "ours-always", "ours-2-workers"
 ASGI, FALCON, SEED = "ceiling-asgi", "ceiling-falcon", "seed-design"
 
+LOAD_DATA, STATEMENTS = "limit-load-data", "limit-statements"
+PROCESSES = ("ingest worker", "flusher", "writer")
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -31,7 +34,7 @@ KEYS = (
     Key("statements_per_1000", "statements for 1000 distinct records", at_most=2),
     Key("rows_per_record_lifecycle", "rows written by records of 10,000 tasks with 3 states each", at_most=0.4),
     Key("workers2_vs_1", "requests/s with 2 ingest workers, of 1's, unpinned"),
-    Key("rss_mb", "most memory held", at_most={"ingest worker": 60, "flusher": 60, "writer": 150}),
+    Key("rss_mb", "most memory held", at_most=dict(zip(PROCESSES, (60, 60, 150), strict=True))),
     Key("recover_records_per_s", "of a journal read back and decoded", at_least=200_000),
     Key("always_vs_interval", "requests/s, fsync always of interval's, batch 1, 64 connections", at_least=0.3),
 )

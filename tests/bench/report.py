@@ -14,7 +14,9 @@ def text(raw: dict[str, Any]) -> str:
     for one in raw.get("cells", ()):
         rps = median(one["rounds"], "requests_per_s")
         p50, p99 = (median(one["rounds"], "latency_us", name) for name in ("p50", "p99"))
-        lines.append(f"{one['contender']:16} {one['batch']:5} {one['connections']:4} {rps} {p50} {p99} {[r.get('requests_per_s') for r in one['rounds']]}")
+        lines.append(
+            f"{one['contender']:16} {one['batch']:5} {one['connections']:4} {rps} {p50} {p99} {[r.get('requests_per_s') for r in one['rounds']]}"
+        )
     for key in KEYS:
         if key.name in raw["ratios"]:
             value = raw["ratios"][key.name]

@@ -53,7 +53,9 @@ def run(
             *(str(pool_file), str(batch), str(tasks.BODIES), str(tasks.STRIDE), tasks.new_run()),
             *("time" if latencies else "count", str(result), host, path),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds + GRACE_S, stdin=subprocess.DEVNULL
+        )
         if done.returncode or not result.exists():
             return {"problems": [f"wrk failed: {(done.stdout + done.stderr).strip()[-500:]}"]}
         return parse(result.read_text(), batch)
