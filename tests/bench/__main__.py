@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import machine, ratios, report
-from tests.bench.bench import Bench, cells
+from tests.bench.bench import Bench, cells, say
 from tests.bench.counts import lifecycle, statements
 from tests.bench.database import Database
 from tests.bench.figures import median
@@ -22,7 +23,9 @@ from tests.bench.landing import landing
 from tests.bench.latency import flushing, locked, locked_open_loop
 from tests.bench.plan import CELLS_OF, FULL, MATRIX, NAMES, QUICK, Cell
 from tests.bench.recovery import recovery
+from tests.support.service import ROOT
 
+PICTURE = ROOT / "docs" / "img" / "latency-locked.png"
 PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
     "locked": ({"p99_locked_vs_idle"}, locked),
     "flushing": ({"p99_flushing_vs_idle"}, flushing),
@@ -47,6 +50,8 @@ def main() -> None:
     try:
         database.start()
         raw |= measure(bench, options.only)
+        if "locked_open_loop" in raw:
+            draw(raw["locked_open_loop"], bench, directory)
     finally:
         database.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -55,7 +60,7 @@ def main() -> None:
     raw["problems"] = ratios.problems(raw)
     raw["ratios"] = ratios.ratios(raw, options.only)
     if options.json:
-        Path(options.json).write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(options.json).write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8")
     print(report.text(raw))
     sys.exit(1 if raw["problems"] else 0)
 
@@ -78,6 +83,16 @@ def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
     return raw
 
 
+def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> None:
+    """The picture of docs/PERFORMANCE.md; a quick run's is drawn too, but not kept."""
+    figures = directory / "figures.json"
+    figures.write_text(json.dumps(measured))
+    picture = PICTURE if bench.plan is FULL else directory / PICTURE.name
+    picture.parent.mkdir(exist_ok=True)
+    subprocess.run([bench.seed_python, Path(__file__).with_name("plot.py"), figures, picture], check=True)
+    say(f"latency over time: {picture}")
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.sh", description="Measures the service beside its limits.")
     parser.add_argument("--quick", action="store_true", help="under 60 s; too short to be judged")
@@ -87,7 +102,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME=URL",
         action="append",
         default=[],
-        help="a running service with the same API, measured too",
+        help="measure a running service with the same API too",
     )
     parser.add_argument(
         "--only",

@@ -13,7 +13,7 @@ from tests.bench import tasks, wrk
 from tests.bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
 from tests.bench.database import Database
 from tests.bench.machine import ALL, LOAD, PINS, SERVICE
-from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, TWO_WORKERS, Cell, Plan
+from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
 
 WARM_UP_RECORDS = 2000
 WARM_UP_REQUESTS = (5, 200)
@@ -42,6 +42,7 @@ class Bench:
             ASGI: lambda: Ceiling("asgi"),
             FALCON: lambda: Ceiling("falcon"),
             SEED: lambda: SeedDesign(self.database, self.seed_python),
+            SEED_NO_LOG: lambda: SeedDesign(self.database, self.seed_python, access_log=False),
             OURS: lambda: Ours(self.database, **settings),
             NEVER: lambda: Ours(self.database, NEVER, JOURNAL_FSYNC="never"),
             ALWAYS: lambda: Ours(self.database, ALWAYS, JOURNAL_FSYNC="always"),

@@ -100,7 +100,7 @@ class Process(Contender):
     def __init__(self) -> None:
         super().__init__()
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as this object
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -117,8 +117,8 @@ class Process(Contender):
                 cwd=self.directory,
                 env=self.environ(),
                 stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
+                stdout=self._output,
+                stderr=self._output,
             )
         wait_until(self._answers, 20, f"{self.name} answers")
 
@@ -135,8 +135,8 @@ class Process(Contender):
     def _answers(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            self._errors.seek(0)
-            raise AssertionError(f"{self.name} ended: {self._errors.read().decode(errors='replace')[-2000:]}")
+            self._output.seek(0)
+            raise AssertionError(f"{self.name} ended: {self._output.read().decode(errors='replace')[-2000:]}")
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
             connection.request("GET", "/ready")
@@ -160,17 +160,20 @@ class Ceiling(Process):
 
 
 class SeedDesign(Process):
-    name = "seed-design"
+    """With uvicorn's defaults, as its users run it; or without its access log, which is about a quarter faster."""
+
     directory = Path(__file__).with_name("seed")
 
-    def __init__(self, database: Database, python: str) -> None:
+    def __init__(self, database: Database, python: str, *, access_log: bool = True) -> None:
         super().__init__()
+        self.name = "seed-design" if access_log else "seed-design-no-log"
         self._database = database
         self._python = python
+        self._options = [] if access_log else ["--no-access-log"]
 
     def command(self) -> list[str]:
         server = [self._python, "-m", "uvicorn", "app:app", "--host", "127.0.0.1", "--port", str(self.port)]
-        return [*server, "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+        return [*server, *self._options]
 
     def environ(self) -> dict[str, str]:
         return {**os.environ, "DB_SOCKET": self._database.mariadb.socket, "DB_DATABASE": self._database.name}

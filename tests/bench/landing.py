@@ -19,7 +19,7 @@ CONNECTIONS = 64
 
 
 def landing(bench: Bench, contenders: Sequence[str] = (OURS, SEED)) -> dict[str, Any]:
-    """Each contender is sent as much as LOAD DATA lands, and less; where most lands, it must go on for the full time."""
+    """Each contender is sent what LOAD DATA lands, and less; the rate at which most lands is kept for the full time."""
     found: dict[str, Any] = {LOAD_DATA: [], STATEMENTS: []}
     _limit(bench, found, FLUSH_ROWS)
     limit = found[LOAD_DATA][0].get("rows_per_s")

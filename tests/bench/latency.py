@@ -20,7 +20,7 @@ def locked(bench: Bench) -> dict[str, Any]:
     """p99 with the table locked for as long as wrk runs, and not locked; in turns."""
     rounds: dict[str, list[dict[str, Any]]] = {"idle": [], "locked": []}
     for _ in range(bench.plan.lock_rounds):
-        for state in rounds:
+        for state, measurements in rounds.items():
             say(f"batch 10, 16 connections, {state}")
             contender = bench.contender(OURS)
             try:
@@ -31,7 +31,7 @@ def locked(bench: Bench) -> dict[str, Any]:
                 else:
                     measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
                 measured["problems"] = problems + measured["problems"]
-                rounds[state].append(measured)
+                measurements.append(measured)
             finally:
                 bench.stop(contender, f"batch 10, 16 connections, {state}")
     return rounds
@@ -69,7 +69,7 @@ def flushing(bench: Bench) -> dict[str, Any]:
     rate = round(highest["requests_per_s"] / 2, 1)
     rounds: dict[str, list[dict[str, Any]]] = {"flushing": [], "away": []}
     for _ in range(bench.plan.flushing_rounds):
-        for state in rounds:
+        for state, measurements in rounds.items():
             say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
             settings = {"DB_SOCKET": AWAY} if state == "away" else {}
             contender = bench.contender(OURS, **settings)
@@ -83,7 +83,7 @@ def flushing(bench: Bench) -> dict[str, Any]:
                 measured.pop("latencies")
                 share = (_flush_seconds(contender) - before) / (time.monotonic() - wanted.begin_at)
                 measured["flushing_share"] = round(share, 3)
-                rounds[state].append(measured)
+                measurements.append(measured)
             finally:
                 if sender is not None:
                     sender.kill()

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 OURS, NEVER, ALWAYS, TWO_WORKERS = "ours", "ours-never", "ours-always", "ours-2-workers"
-ASGI, FALCON, SEED = "ceiling-asgi", "ceiling-falcon", "seed-design"
+ASGI, FALCON = "ceiling-asgi", "ceiling-falcon"
+SEED, SEED_NO_LOG = "seed-design", "seed-design-no-log"
 
 LOAD_DATA, STATEMENTS = "limit-load-data", "limit-statements"
 PROCESSES = ("ingest worker", "flusher", "writer")
@@ -85,6 +86,8 @@ class Plan:
     matrix_connections: tuple[int, ...]
     matrix_contenders: tuple[str, ...]
     matrix_s: int
+    latency_loads: tuple[tuple[int, int], ...]
+    """Batch sizes and connections under which raw latencies of all are measured."""
     lock_s: int
     lock_rounds: int
     lock_plot_s: tuple[float, float, float]
@@ -101,14 +104,16 @@ class Plan:
 
     def matrix(self, peers: Iterable[str]) -> list[Cell]:
         contenders = (*self.matrix_contenders, *peers)
+        usual = tuple(name for name in contenders if name not in (NEVER, ALWAYS))
         cells: list[Cell] = []
         for batch in self.matrix_batches:
             for connections in self.matrix_connections:
                 cells += _cells(contenders, batch, connections)
-        cells += _cells((ASGI, FALCON, SEED, OURS, *peers), 1, 16, pinned=False)
-        for connections in self.matrix_connections:
-            cells += _cells((ASGI, FALCON, SEED, OURS, *peers), 1, connections, pinned=False, latencies=True)
-        cells += _cells((ASGI, FALCON, SEED, OURS, *peers), 100, 16, pinned=False, latencies=True)
+        cells += _cells(usual, 1, 16, pinned=False)
+        for batch, connections in self.latency_loads:
+            cells += _cells(usual, batch, connections, pinned=False, latencies=True)
+        if SEED in contenders:
+            cells += _cells((SEED_NO_LOG,), 1, 16)
         return cells
 
 
@@ -120,6 +125,7 @@ FULL = Plan(
     matrix_connections=(1, 16, 64),
     matrix_contenders=(ASGI, FALCON, SEED, OURS, NEVER, ALWAYS),
     matrix_s=1,
+    latency_loads=((1, 1), (1, 16), (1, 64), (10, 16), (100, 16)),
     lock_s=10,
     lock_rounds=2,
     lock_plot_s=(4, 10, 6),
@@ -138,8 +144,9 @@ QUICK = Plan(
     rounds=1,
     matrix_batches=(1000,),
     matrix_connections=(16,),
-    matrix_contenders=(FALCON, OURS, NEVER),
+    matrix_contenders=(OURS, NEVER),
     matrix_s=1,
+    latency_loads=(),
     lock_s=1,
     lock_rounds=1,
     lock_plot_s=(0.5, 1, 0.5),

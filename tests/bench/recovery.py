@@ -1,7 +1,7 @@
 """A journal that a crash has left: how fast it is read back and decoded, and how fast the service accepts again.
 
-The first is measured in a process of its own, `python -m tests.bench.recovery DIRECTORY`, with what a writer does before
-it needs the database: read, decode, coalesce.
+The first is measured in a process of its own, `python -m tests.bench.recovery DIRECTORY`, with what a writer does
+before it needs the database: read, decode, coalesce.
 """
 
 from __future__ import annotations

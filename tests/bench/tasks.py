@@ -17,6 +17,8 @@ from uuid import UUID
 
 import orjson
 
+from shared.records import Task
+
 POOL = 2000
 """Distinct tasks."""
 BODIES = 250
@@ -28,137 +30,18 @@ NUMBER_BYTES = 14
 MARK = "\x01"
 """Stands for the number in pool files; no JSON text contains it unescaped."""
 
-_ENGLISH = [
-    "the",
-    "player",
-    "must",
-    "find",
-    "a",
-    "hidden",
-    "key",
-    "before",
-    "sunrise",
-    "and",
-    "open",
-    "gate",
-    "of",
-    "old",
-    "tower",
-    "while",
-    "enemies",
-    "guard",
-    "every",
-    "road",
-    "collect",
-    "ten",
-    "silver",
-    "coins",
-    "to",
-    "upgrade",
-    "your",
-    "sword",
-    "or",
-    "trade",
-    "them",
-    "with",
-    "merchant",
-    "quest",
-    "completed",
-    "reward",
-    "received",
-    "warning",
-    "this",
-    "item",
-    "cannot",
-    "be",
-    "sold",
-    "after",
-    "binding",
-    "press",
-    "any",
-    "button",
-    "to",
-    "continue",
-    "loading",
-    "please",
-    "wait",
-    "new",
-    "level",
-]
-_CHINESE = [
-    "玩家",
-    "必须",
-    "在",
-    "日出",
-    "之前",
-    "找到",
-    "隐藏",
-    "的",
-    "钥匙",
-    "并",
-    "打开",
-    "古塔",
-    "大门",
-    "收集",
-    "十枚",
-    "银币",
-    "升级",
-    "你的",
-    "宝剑",
-    "或者",
-    "与",
-    "商人",
-    "交换",
-    "任务",
-    "完成",
-    "获得",
-    "奖励",
-    "警告",
-    "该",
-    "道具",
-    "绑定",
-    "后",
-    "无法",
-    "出售",
-    "按",
-    "任意",
-    "键",
-    "继续",
-    "正在",
-    "加载",
-    "请",
-    "稍候",
-    "新",
-    "等级",
-    "已",
-    "解锁",
-    "敌人",
-    "守卫",
-    "着",
-    "每",
-    "一条",
-    "道路",
-]
+_ENGLISH_TEXT = """
+the player must find a hidden key before sunrise and open gate of old tower while enemies guard every road
+collect ten silver coins to upgrade your sword or trade them with merchant quest completed reward received
+warning this item cannot be sold after binding press any button to continue loading please wait new level
+"""
+_CHINESE_TEXT = """
+玩家 必须 在 日出 之前 找到 隐藏 的 钥匙 并 打开 古塔 大门 收集 十枚 银币 升级 你的 宝剑 或者 与 商人 交换 任务 完成
+获得 奖励 警告 该 道具 绑定 后 无法 出售 按 任意 键 继续 正在 加载 请 稍候 新 等级 已 解锁 敌人 守卫 着 每 一条 道路
+"""
+_ENGLISH, _CHINESE = _ENGLISH_TEXT.split(), _CHINESE_TEXT.split()
 _STATUSES = ("pending", "processing", "completed", "completed")
-COLUMNS = [
-    "task_id",
-    "batch_id",
-    "session_id",
-    "sheet_name",
-    "column_name",
-    "row_index",
-    "source_text",
-    "status",
-    "target_text",
-    "context",
-    "error_message",
-    "confidence",
-    "retry_count",
-    "start_time",
-    "end_time",
-    "duration_ms",
-    "updated_at",
-]
+COLUMNS = tuple(Task.__struct_fields__)
 _TIMES = {"start_time", "end_time", "updated_at"}
 
 
@@ -236,21 +119,21 @@ def write(path: Path, tasks: Sequence[dict[str, Any]]) -> None:
 
 def bodies(tasks: Sequence[dict[str, Any]], batch: int, count: int = BODIES) -> list[list[bytes]]:
     """Bodies as pieces: `number.join(pieces)` is one."""
-    return _joined([_json(task) for task in tasks], batch, count, b'{"tasks":[', b",", b"]}")
+    return _joined([_json(task) for task in tasks], batch, count, head=b'{"tasks":[', separator=b",", tail=b"]}")
 
 
 def files(tasks: Sequence[dict[str, Any]], rows: int, count: int) -> list[list[bytes]]:
     """The same tasks as files for LOAD DATA, as pieces."""
-    return _joined([_tsv(task) for task in tasks], rows, count, b"", b"\n", b"\n")
+    return _joined([_tsv(task) for task in tasks], rows, count, head=b"", separator=b"\n", tail=b"\n")
 
 
 def statements(tasks: Sequence[dict[str, Any]], rows: int, count: int, head: bytes, tail: bytes) -> list[list[bytes]]:
     """The same tasks as multi-row statements, as pieces."""
-    return _joined([_sql(task) for task in tasks], rows, count, head, b",", tail)
+    return _joined([_sql(task) for task in tasks], rows, count, head=head, separator=b",", tail=tail)
 
 
 def _joined(
-    texts: Sequence[bytes], batch: int, count: int, head: bytes, separator: bytes, tail: bytes
+    texts: Sequence[bytes], batch: int, count: int, *, head: bytes, separator: bytes, tail: bytes
 ) -> list[list[bytes]]:
     """Runs of neighbours: a run longer than the pool would repeat ids, so it is refused."""
     if batch > len(texts):

@@ -2,7 +2,7 @@
 
 FastAPI and pydantic take a batch, two lists are the buffer, and a task of the same process writes them with aiomysql's
 executemany when 1000 records are in or 30 s have passed. What is in the lists is lost when the process dies. Run as its
-users would: `uvicorn app:app`, one worker, uvloop and httptools, no access log.
+users would: `uvicorn app:app`, one worker, with the uvloop and httptools that `uvicorn[standard]` brings.
 """
 
 from __future__ import annotations
@@ -80,14 +80,15 @@ UPSERT_TASKS = upsert("translation_tasks", Task, "task_id")
 
 
 def values(record: BaseModel) -> tuple[Any, ...]:
-    row = []
-    for value in record.__dict__.values():
-        if isinstance(value, datetime):
-            value = value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
-        elif isinstance(value, dict):
-            value = json.dumps(value, ensure_ascii=False)
-        row.append(value)
-    return tuple(row)
+    return tuple(column(value) for value in record.__dict__.values())
+
+
+def column(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return value
 
 
 class Buffer:
