@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import machine, ratios, report
-from tests.bench.bench import Bench, cells, say
+from tests.bench.bench import FAULTS, Bench, cells, say
 from tests.bench.counts import lifecycle, statements
 from tests.bench.database import Database
 from tests.bench.figures import median
@@ -50,8 +50,10 @@ def main() -> None:
     try:
         database.start()
         raw |= measure(bench, options.only)
-        if "locked_open_loop" in raw:
+        if raw.get("locked_open_loop", {}).get("latencies"):
             draw(raw["locked_open_loop"], bench, directory)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was measured to its end")
     finally:
         database.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -76,11 +78,18 @@ def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
     raw: dict[str, Any] = {"cells": cells(bench, wanted)}
     for part, (keys, measurement) in PARTS.items():
         if keys & set(only):
-            raw[part] = measurement(bench)
-    if "locked" in raw:
-        highest = median(raw["locked"]["idle"], "requests_per_s")
-        raw["locked_open_loop"] = locked_open_loop(bench, (highest or 500) / 2)
+            raw[part] = guarded(measurement, bench)
+    highest = median(raw.get("locked", {}).get("idle", ()), "requests_per_s")
+    if highest is not None:
+        raw["locked_open_loop"] = guarded(locked_open_loop, bench, highest / 2)
     return raw
+
+
+def guarded(measurement: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    try:
+        return measurement(*arguments)
+    except FAULTS as error:
+        return {"problems": [repr(error)]}
 
 
 def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from tests.bench.database import Database
 from tests.bench.machine import ALL, LOAD, PINS, SERVICE
 from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
 
+FAULTS = (AssertionError, OSError, RuntimeError, subprocess.SubprocessError, HTTPException)
+"""What a contender's fault looks like here. It spoils its own figures, not the whole run's."""
 WARM_UP_RECORDS = 2000
 WARM_UP_REQUESTS = (5, 200)
 """At least, at most."""
@@ -87,6 +91,8 @@ class Bench:
                 answered = measured.get("requests", 0) * cell.batch
                 if after - before < answered:
                     measured["problems"].append(f"{answered} records were answered, {after - before} accepted")
+        except FAULTS as error:
+            return {"problems": [repr(error)]}
         finally:
             self.stop(contender, where)
         return measured

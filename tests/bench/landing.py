@@ -35,8 +35,7 @@ def landing(bench: Bench, contenders: Sequence[str] = (OURS, SEED)) -> dict[str,
         found[name] = {"tries": tries, "rounds": [_land(bench, name, best, bench.plan.landing_s)]}
         if name == OURS:
             # The limit again, in batches as large as the service has made them under this load.
-            rows = round(found[name]["rounds"][0]["rows_per_flush"])
-            _limit(bench, found, max(FLUSH_ROWS, rows))
+            _limit(bench, found, max(FLUSH_ROWS, round(found[name]["rounds"][0]["rows_per_flush"])))
     return found
 
 

@@ -82,12 +82,12 @@ class Sender:
         while sent < self._total:
             due_at = job.begin_at + sent / job.rate
             now = time.monotonic()
-            if now >= end_at:
-                break
             if now >= due_at and (connection := self._take()) is not None:
                 self._send(connection, sent, due_at)
                 sent += 1
                 self._receive(0)
+            elif now >= end_at:
+                break
             else:
                 # Without a free connection only an answer helps.
                 self._receive((due_at if now < due_at else end_at) - now)

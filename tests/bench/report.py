@@ -103,12 +103,12 @@ def _landed(raw: Raw, name: str) -> str:
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
     (
         "p99 in µs, batch 10, 16 connections: idle / locked",
-        ("locked",),
+        ("locked.idle",),
         lambda raw: f"{_p99(raw, 'locked', 'idle')} / {_p99(raw, 'locked', 'locked')}",
     ),
     (
         "p99 in µs, open loop, batch 100: flushing / database away",
-        ("flushing",),
+        ("flushing.flushing",),
         lambda raw: f"{_p99(raw, 'flushing', 'flushing')} / {_p99(raw, 'flushing', 'away')}",
     ),
     (

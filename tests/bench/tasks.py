@@ -81,8 +81,9 @@ def pool(size: int = POOL, seed: int = 4) -> list[dict[str, Any]]:
             "status": status,
             "updated_at": started_at.isoformat(),
         }
-        if status != "pending":
+        if index % 4 == 0:
             task["context"] = text(random)
+        if status != "pending":
             task["start_time"] = started_at.isoformat()
         if status == "completed":
             task |= {
