@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -59,6 +60,7 @@ class Bench:
         self.database.move_to(LOAD if pinned else ALL)
         if not contender.keeps_nothing:
             self.database.empty()
+        os.sync()  # what the one before has left to be written to the disk is not this one's burden
         contender.start(SERVICE if pinned else ALL)
         least, most = WARM_UP_REQUESTS
         requests = min(most, max(least, WARM_UP_RECORDS // batch))

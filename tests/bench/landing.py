@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,7 @@ def _limit(bench: Bench, found: dict[str, Any], rows: int) -> None:
         say(f"{what}, {rows} rows each")
         bench.database.move_to(LOAD)
         bench.database.empty()
+        os.sync()
         mariadb = bench.database.mariadb
         found[what].append(
             limits.measure(
@@ -67,6 +69,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             rate=records_per_s / BATCH,
             seconds=seconds,
             most_connections=CONNECTIONS,
+            send_late=False,
         )
         sender = Running(wanted, LOAD, priority=False)
         time.sleep(wanted.begin_at - time.monotonic())

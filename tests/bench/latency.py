@@ -94,7 +94,7 @@ def flushing(bench: Bench) -> dict[str, Any]:
 def _result(sender: Running, problems: list[str]) -> dict[str, Any]:
     measured = sender.result()
     if measured["unsent"]:
-        problems.append(f"{measured['unsent']} requests could not be sent: the rate was not kept up")
+        problems.append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
     return {**measured, "problems": problems + measured["problems"]}
 
 
