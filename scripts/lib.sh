@@ -100,3 +100,27 @@ running() { # whether a supervisord of this state directory is alive
     pid=$(cat "$STATE/supervisord.pid" 2>/dev/null) || return 1
     [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$SUPERVISOR_CONF"
 }
+
+BENCH_PYTHON=$STATE/bench-venv/bin/python
+
+need_bench_python() { # an environment of its own for the seed design and for plots: none of it is the product's
+    local requirements=tests/bench/seed/requirements.txt venv=$STATE/bench-venv stamp log
+    stamp=$venv/.installed-$(sha256sum <"$requirements" | cut -c1-16)
+    [ ! -f "$stamp" ] || return 0
+    mkdir -p "$STATE"
+    log=$(mktemp)
+    (
+        set -e
+        flock 9
+        if [ -f "$stamp" ]; then exit 0; fi
+        [ -x "$venv/bin/pip" ] || "$PYTHON" -m venv "$venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check -r "$requirements"
+        touch "$stamp"
+    ) 9>"$STATE/bench-venv.lock" >"$log" 2>&1 </dev/null || {
+        tail -n 15 "$log" >&2
+        rm -f "$log"
+        die "could not install the Python packages of $requirements"
+    }
+    rm -f "$log"
+    step "installed the seed design's packages into $venv"
+}

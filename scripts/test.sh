@@ -2,11 +2,12 @@
 # On a fresh machine: installs what is missing, then lint, types, layers, all tests. Arguments go to pytest.
 . "$(dirname "$0")/lib.sh"
 
-need_packages mariadb-server-core mariadb-client-core
+need_packages mariadb-server-core mariadb-client-core wrk util-linux
 for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
 need_python client dev
+need_bench_python
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy

@@ -1,0 +1,140 @@
+"""`python -m tests.bench`: measures, prints a table, writes every figure as JSON. Started by scripts/bench.sh."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench import machine, ratios, report
+from tests.bench.bench import FAULTS, Bench, cells, say
+from tests.bench.counts import lifecycle, statements
+from tests.bench.database import Database
+from tests.bench.figures import median
+from tests.bench.landing import landing
+from tests.bench.latency import flushing, locked, locked_open_loop
+from tests.bench.plan import CELLS_OF, FULL, MATRIX, NAMES, QUICK, Cell
+from tests.bench.recovery import recovery
+from tests.support.service import ROOT
+
+PICTURE = ROOT / "docs" / "img" / "latency-locked.png"
+PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
+    "locked": ({"p99_locked_vs_idle"}, locked),
+    "flushing": ({"p99_flushing_vs_idle"}, flushing),
+    "landing": ({"landing_vs_load_data", "landing_vs_seed_design", "rss_mb"}, landing),
+    "statements": ({"statements_per_1000"}, statements),
+    "lifecycle": ({"rows_per_record_lifecycle"}, lifecycle),
+    "recovery": ({"recover_records_per_s"}, recovery),
+}
+"""Where a measurement's raw figures stand, and the keys that are made of them."""
+
+
+def main() -> None:
+    options = _options()
+    # SIGTERM ends it like Ctrl-C: whatever was started goes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+    (directory / "db").mkdir()
+    database = Database(directory / "db")
+    bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
+    began_at = time.monotonic()
+    raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description()}
+    try:
+        database.start()
+        raw |= measure(bench, options.only)
+        if raw.get("locked_open_loop", {}).get("latencies"):
+            draw(raw["locked_open_loop"], bench, directory)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was measured to its end")
+    finally:
+        database.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+    raw["seconds"] = round(time.monotonic() - began_at, 1)
+    raw["rss_mb"] = bench.rss_mb
+    raw["problems"] = ratios.problems(raw)
+    raw["ratios"] = ratios.ratios(raw, options.only)
+    if options.json:
+        Path(options.json).write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(report.text(raw))
+    sys.exit(1 if raw["problems"] else 0)
+
+
+def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
+    plan = bench.plan
+    wanted: list[tuple[Cell, int, int]] = []
+    for key, its_cells in CELLS_OF.items():
+        if key in only:
+            wanted += [(cell, plan.rounds, plan.cell_s) for cell in its_cells]
+    if MATRIX in only:
+        wanted += [(cell, 1, plan.matrix_s) for cell in plan.matrix(bench.peers)]
+    raw: dict[str, Any] = {"cells": cells(bench, wanted)}
+    for part, (keys, measurement) in PARTS.items():
+        if keys & set(only):
+            raw[part] = guarded(measurement, bench)
+    highest = median(raw.get("locked", {}).get("idle", ()), "requests_per_s")
+    if highest is not None:
+        raw["locked_open_loop"] = guarded(locked_open_loop, bench, highest / 2)
+    return raw
+
+
+def guarded(measurement: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    try:
+        return measurement(*arguments)
+    except FAULTS as error:
+        return {"problems": [repr(error)]}
+
+
+def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> None:
+    """The picture of docs/PERFORMANCE.md; a quick run's is drawn too, but not kept."""
+    figures = directory / "figures.json"
+    figures.write_text(json.dumps(measured))
+    picture = PICTURE if bench.plan is FULL else directory / PICTURE.name
+    picture.parent.mkdir(exist_ok=True)
+    subprocess.run([bench.seed_python, Path(__file__).with_name("plot.py"), figures, picture], check=True)
+    say(f"latency over time: {picture}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.sh", description="Measures the service beside its limits.")
+    parser.add_argument("--quick", action="store_true", help="under 60 s; too short to be judged")
+    parser.add_argument("--json", metavar="FILE", help="every raw figure, and the ratios")
+    parser.add_argument(
+        "--peer",
+        metavar="NAME=URL",
+        action="append",
+        default=[],
+        help="measure a running service with the same API too",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="KEY,KEY",
+        help=f"measure only what these need: {', '.join((*NAMES, MATRIX))}",
+    )
+    parser.add_argument("--bench-python", required=True, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = (*NAMES, MATRIX)
+    options.only = options.only.split(",") if options.only else list(names)
+    for name in options.only:
+        if name not in names:
+            parser.error(f"--only {name}: one of {', '.join(names)}")
+    peers = {}
+    for peer in options.peer:
+        name, _, url = peer.partition("=")
+        if not name or not url.startswith("http://"):
+            parser.error(f"--peer {peer}: NAME=http://HOST:PORT is wanted")
+        peers[name] = url
+    options.peer = peers
+    options.bench_python = str(Path(options.bench_python).absolute())
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What every measurement needs: the plan, the database, the tasks, the contenders; and one round of a cell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from tests.bench import tasks, wrk
+from tests.bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
+from tests.bench.database import Database
+from tests.bench.machine import ALL, LOAD, PINS, SERVICE
+from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
+
+FAULTS = (AssertionError, OSError, RuntimeError, subprocess.SubprocessError, HTTPException)
+"""What a contender's fault looks like here. It spoils its own figures, not the whole run's."""
+WARM_UP_RECORDS = 2000
+WARM_UP_REQUESTS = (5, 200)
+"""At least, at most."""
+
+
+@dataclass
+class Bench:
+    plan: Plan
+    database: Database
+    directory: Path
+    seed_python: str
+    """An interpreter that has the seed design's packages, and matplotlib."""
+    peers: dict[str, str]
+    tasks: list[dict[str, Any]] = field(default_factory=tasks.pool)
+    rss_mb: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The most that each kind of our processes held in any cell, and in which."""
+
+    def __post_init__(self) -> None:
+        self.pool_file = self.directory / "pool"
+        tasks.write(self.pool_file, self.tasks)
+
+    def contender(self, name: str, **settings: object) -> Contender:
+        """A new one, not started."""
+        made: dict[str, Callable[[], Contender]] = {
+            ASGI: lambda: Ceiling("asgi"),
+            FALCON: lambda: Ceiling("falcon"),
+            SEED: lambda: SeedDesign(self.database, self.seed_python),
+            SEED_NO_LOG: lambda: SeedDesign(self.database, self.seed_python, access_log=False),
+            OURS: lambda: Ours(self.database, **settings),
+            NEVER: lambda: Ours(self.database, NEVER, JOURNAL_FSYNC="never"),
+            ALWAYS: lambda: Ours(self.database, ALWAYS, JOURNAL_FSYNC="always"),
+            TWO_WORKERS: lambda: Ours(self.database, TWO_WORKERS, SERVICE_WORKERS=2),
+        }
+        return made[name]() if name in made else Peer(name, self.peers[name])
+
+    def start(self, contender: Contender, *, pinned: bool, batch: int) -> list[str]:
+        """Starts it with empty tables, where it belongs, and warms it up. Returns: problems."""
+        self.database.move_to(LOAD if pinned else ALL)
+        if not contender.keeps_nothing:
+            self.database.empty()
+        os.sync()  # what the one before has left to be written to the disk is not this one's burden
+        contender.start(SERVICE if pinned else ALL)
+        least, most = WARM_UP_REQUESTS
+        requests = min(most, max(least, WARM_UP_RECORDS // batch))
+        return [f"warm-up: {odd}" for odd in post(contender, self.bodies(batch, requests))]
+
+    def stop(self, contender: Contender, where: str) -> None:
+        contender.stop()
+        if isinstance(contender, Ours):
+            for process, peak in contender.rss_mb.items():
+                if peak > self.rss_mb.get(process, {"mb": 0})["mb"]:
+                    self.rss_mb[process] = {"mb": peak, "where": where}
+
+    def bodies(self, batch: int, requests: int) -> list[bytes]:
+        """Whole bodies with ids that nobody else uses."""
+        run = tasks.new_run()
+        pieces = tasks.bodies(self.tasks, batch, min(requests, tasks.BODIES))
+        return [tasks.number(run, count).join(pieces[count % len(pieces)]) for count in range(requests)]
+
+    def round(self, cell: Cell, seconds: int) -> dict[str, Any]:
+        """One measurement with wrk of one contender, freshly started."""
+        contender = self.contender(cell.contender)
+        where = f"{cell.contender}, batch {cell.batch}, {cell.connections} connections"
+        try:
+            problems = self.start(contender, pinned=cell.pinned, batch=cell.batch)
+            before = contender.accepted()
+            measured = self.load(contender, cell, seconds)
+            measured["problems"] = problems + measured["problems"]
+            after = contender.accepted()
+            if before is not None and after is not None:
+                answered = measured.get("requests", 0) * cell.batch
+                if after - before < answered:
+                    measured["problems"].append(f"{answered} records were answered, {after - before} accepted")
+        except FAULTS as error:
+            return {"problems": [repr(error)]}
+        finally:
+            self.stop(contender, where)
+        return measured
+
+    def load(self, contender: Contender, cell: Cell, seconds: int) -> dict[str, Any]:
+        """wrk against a contender that runs."""
+        return wrk.run(
+            contender.address,
+            contender.path,
+            self.pool_file,
+            batch=cell.batch,
+            connections=cell.connections,
+            seconds=seconds,
+            latencies=cell.latencies,
+            cores=LOAD if cell.pinned else ALL,
+        )
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+def pinned(cell: Cell) -> str:
+    return "" if cell.pinned and PINS else " unpinned"
+
+
+def name_of(cell: Cell) -> str:
+    how = ", latencies" if cell.latencies else ""
+    return f"batch {cell.batch}, {cell.connections} connections{pinned(cell)}{how}"
+
+
+def cells(bench: Bench, wanted: Sequence[tuple[Cell, int, int]]) -> list[dict[str, Any]]:
+    """Measures cells in groups; in a group the contenders take turns, so that a noisy minute hits all alike.
+
+    Args:
+        wanted: cell, rounds, seconds.
+    """
+    most: dict[Cell, tuple[int, int]] = {}
+    for cell, rounds, seconds in wanted:
+        most[cell] = max(most.get(cell, (0, 0)), (rounds, seconds))
+    rounds_of: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in most}
+    for group in dict.fromkeys(cell.group for cell in most):
+        members = [cell for cell in most if cell.group == group]
+        say(f"{name_of(members[0])}: {', '.join(cell.contender for cell in members)}")
+        for number in range(max(most[cell][0] for cell in members)):
+            for cell in members:
+                rounds, seconds = most[cell]
+                if number < rounds:
+                    rounds_of[cell].append(bench.round(cell, seconds))
+    return [
+        {
+            "contender": cell.contender,
+            "batch": cell.batch,
+            "connections": cell.connections,
+            "asked_pinned": cell.pinned,
+            "pinned": cell.pinned and PINS,
+            "latencies": cell.latencies,
+            "rounds": rounds,
+        }
+        for cell, rounds in rounds_of.items()
+    ]

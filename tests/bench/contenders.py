@@ -1,0 +1,223 @@
+"""Who is measured. Each starts with nothing stored, on the cores that a cell gives it, and is gone after stop()."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from shared.records import TASKS
+from tests.bench.database import Database
+from tests.bench.machine import on_cores, peak_rss_mb
+from tests.support.service import ROOT, Service, alive, free_port, wait_until
+
+JOURNAL_MAX_BYTES = 32 * 1024**3
+"""A cell sends more than the database takes; a full journal is not what is measured."""
+
+
+class Contender:
+    """`name` in tables. start() returns when it answers; `rss_mb` is filled by stop()."""
+
+    name = ""
+    keeps_nothing = False
+    """Nothing to empty between cells, and so it need not be started again."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.rss_mb: dict[str, float] = {}
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    path = TASKS.path
+
+    def start(self, cores: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def accepted(self) -> int | None:
+        """Records that it says it has accepted since its start; None if it does not count."""
+        return None
+
+
+class Ours(Contender):
+    """Flusher, ingest and writers with the defaults of config.yaml, everything switched on."""
+
+    def __init__(self, database: Database, name: str = "ours", **settings: object) -> None:
+        super().__init__()
+        self.name = name
+        self._database = database
+        self._settings = {"JOURNAL_MAX_BYTES": JOURNAL_MAX_BYTES, **settings}
+        self.service: Service | None = None
+
+    def start(self, cores: Sequence[int]) -> None:
+        directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        service = self.service = Service(directory, self._database.mariadb, self._database.name, **self._settings)
+        self.port = service.port
+        with on_cores(cores):
+            service.start()
+        if "DB_SOCKET" not in self._settings:
+            wait_until(lambda: service.get("/health").json["database"] == "healthy", 20, "it has found its database")
+
+    def accepted(self) -> int | None:
+        assert self.service is not None
+        return int(self.service.stats()["accepted"]["tasks"])
+
+    def rows_per_flush(self) -> float:
+        assert self.service is not None
+        return float(self.service.stats()["performance"]["average_batch_size"])
+
+    def stop(self) -> None:
+        """Ends it at once: what still waits in the journal is thrown away with it."""
+        service, self.service = self.service, None
+        if service is None:
+            return
+        workers, writers = service.workers(), service.writers()
+        flusher = [service.flusher.pid] if service.flusher is not None else []
+        for name, pids in (("ingest worker", workers), ("flusher", flusher), ("writer", writers)):
+            peaks = [peak for pid in pids if (peak := peak_rss_mb(pid)) is not None]
+            if peaks:
+                self.rss_mb[name] = max(peaks)
+        service.kill()
+        wait_until(lambda: not any(map(alive, (*workers, *writers))), 40, "workers and writers have ended")
+        shutil.rmtree(service.directory)
+
+
+class Process(Contender):
+    """One process that is started with its port and stopped by a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as this object
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environ(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    directory = ROOT
+
+    def start(self, cores: Sequence[int]) -> None:
+        with on_cores(cores):
+            self._process = subprocess.Popen(
+                self.command(),
+                cwd=self.directory,
+                env=self.environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+            )
+        wait_until(self._answers, 20, f"{self.name} answers")
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        peak = peak_rss_mb(process.pid)
+        if peak is not None:
+            self.rss_mb[self.name] = peak
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            self._output.seek(0)
+            raise AssertionError(f"{self.name} ended: {self._output.read().decode(errors='replace')[-2000:]}")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            connection.request("GET", "/ready")
+            connection.getresponse().read()
+            connection.close()
+        except OSError:
+            return False
+        return True
+
+
+class Ceiling(Process):
+    keeps_nothing = True
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.name = f"ceiling-{kind}"
+        self._kind = kind
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.bench.ceilings", self._kind, str(self.port)]
+
+
+class SeedDesign(Process):
+    """With uvicorn's defaults, as its users run it; or without its access log, which is about a quarter faster."""
+
+    directory = Path(__file__).with_name("seed")
+
+    def __init__(self, database: Database, python: str, *, access_log: bool = True) -> None:
+        super().__init__()
+        self.name = "seed-design" if access_log else "seed-design-no-log"
+        self._database = database
+        self._python = python
+        self._options = [] if access_log else ["--no-access-log"]
+
+    def command(self) -> list[str]:
+        server = [self._python, "-m", "uvicorn", "app:app", "--host", "127.0.0.1", "--port", str(self.port)]
+        return [*server, *self._options]
+
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "DB_SOCKET": self._database.mariadb.socket, "DB_DATABASE": self._database.name}
+
+
+class Peer(Contender):
+    """A service of somebody else's that speaks the same API and runs already; it stays as it is."""
+
+    keeps_nothing = True
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__()
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"--peer {name}={url}: http://HOST:PORT is wanted")
+        self.name = name
+        self.path = parts.path.rstrip("/") + TASKS.path
+        self._address = (parts.hostname, parts.port or 80)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._address
+
+    def start(self, cores: Sequence[int]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def post(contender: Contender, bodies: Sequence[bytes]) -> list[str]:
+    """Sends bodies one after the other on one connection: to warm up, and to see that it takes them.
+
+    Returns: what was answered instead of 2xx.
+    """
+    odd: list[str] = []
+    host, port = contender.address
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    for body in bodies:
+        connection.request("POST", contender.path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text: Any = answer.read()
+        if not 200 <= answer.status <= 299:
+            odd.append(f"{answer.status} {text[:200]!r}")
+            break
+    connection.close()
+    return odd

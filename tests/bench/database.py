@@ -1,0 +1,82 @@
+"""The database that every contender and every limit writes to: one private MariaDB, set up as for production."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench.machine import pin
+from tests.support.mariadb import MariaDB
+
+OPTIONS = (
+    "--innodb-buffer-pool-size=1G",
+    "--innodb-log-file-size=512M",
+    "--innodb-flush-log-at-trx-commit=1",  # a commit is on the disk
+    "--max-allowed-packet=64M",
+    "--local-infile=1",  # for LOAD DATA LOCAL
+    "--performance-schema=OFF",
+)
+COUNTERS = ("Com_begin", "Com_commit", "Com_insert", "Com_load", "Com_replace", "Com_rollback", "Com_set_option")
+TABLES = ("translation_sessions", "translation_tasks")
+
+
+class Database:
+    """start(), then empty() between contenders, then stop()."""
+
+    def __init__(self, directory: Path) -> None:
+        self.mariadb = MariaDB(directory, *OPTIONS)
+        self.name = ""
+        self._db: Any = None
+
+    def start(self) -> None:
+        self.mariadb.install()
+        self.mariadb.start()
+        self.name = self.mariadb.create_database()
+        self._db = self.mariadb.connect(self.name)
+
+    def stop(self) -> None:
+        if self._db is not None:
+            self._db.close()
+        if self.mariadb.process is not None and self.mariadb.process.poll() is None:
+            self.mariadb.stop()
+
+    def move_to(self, cores: Sequence[int]) -> None:
+        assert self.mariadb.process is not None
+        pin(self.mariadb.process.pid, cores)
+
+    def empty(self) -> None:
+        """Waits until nobody else uses the tables: a killed writer's transaction may still be under way."""
+        give_up_at = time.monotonic() + 60
+        while self.others():
+            assert time.monotonic() < give_up_at, "connections of an ended contender stay"
+            time.sleep(0.01)
+        for table in TABLES:
+            self._db.query(f"TRUNCATE {table}")
+
+    def others(self) -> int:
+        return self._number(
+            f"SELECT COUNT(*) FROM information_schema.processlist WHERE db='{self.name}' AND id<>CONNECTION_ID()"
+        )
+
+    def tasks(self, where: str = "") -> int:
+        """Committed rows; counting them takes the server milliseconds per 100,000."""
+        return self._number(f"SELECT COUNT(*) FROM translation_tasks {where}")
+
+    def counters(self) -> dict[str, int]:
+        """What the server counts of the statements that write."""
+        self._db.query(f"SHOW GLOBAL STATUS WHERE variable_name IN ({', '.join(map(repr, COUNTERS))})")
+        return {name: int(value) for name, value in self._db.store_result().fetch_row(0)}
+
+    def statements(self) -> int:
+        """Statements that clients have sent since the server's start, those of this connection taken out."""
+        self._db.query("SELECT variable_value FROM information_schema.session_status WHERE variable_name='QUESTIONS'")
+        own = int(self._db.store_result().fetch_row()[0][0])
+        return self._number(
+            "SELECT variable_value FROM information_schema.global_status WHERE variable_name='QUESTIONS'"
+        ) - (own + 1)
+
+    def _number(self, statement: str) -> int:
+        self._db.query(statement)
+        return int(self._db.store_result().fetch_row()[0][0])

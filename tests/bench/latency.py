@@ -1,0 +1,105 @@
+"""Latency while something is going on in the database: a lock, flushes without a pause, nothing at all."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.bench.bench import Bench, say
+from tests.bench.contenders import Contender, Ours
+from tests.bench.machine import ALL
+from tests.bench.open_loop import Running, job
+from tests.bench.plan import OURS, Cell
+
+LOCKED_CELL = Cell(OURS, 10, 16, pinned=False, latencies=True)
+FLUSHING_CELL = Cell(OURS, 100, 16, pinned=False)
+AWAY = "/nonexistent/mysqld.sock"
+
+
+def locked(bench: Bench) -> dict[str, Any]:
+    """p99 with the table locked for as long as wrk runs, and not locked; in turns."""
+    rounds: dict[str, list[dict[str, Any]]] = {"idle": [], "locked": []}
+    for _ in range(bench.plan.lock_rounds):
+        for state, measurements in rounds.items():
+            say(f"batch 10, 16 connections, {state}")
+            contender = bench.contender(OURS)
+            try:
+                problems = bench.start(contender, pinned=False, batch=10)
+                if state == "locked":
+                    with bench.database.mariadb.locked(bench.database.name):
+                        measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
+                else:
+                    measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
+                measured["problems"] = problems + measured["problems"]
+                measurements.append(measured)
+            finally:
+                bench.stop(contender, f"batch 10, 16 connections, {state}")
+    return rounds
+
+
+def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
+    """Latency over time at a fixed rate, before, while, and after the table is locked."""
+    before_s, lock_s, after_s = bench.plan.lock_plot_s
+    say(f"open loop, batch 10, {rate:.0f} requests/s, locked for {lock_s:g} s")
+    contender = bench.contender(OURS)
+    sender: Running | None = None
+    try:
+        problems = bench.start(contender, pinned=False, batch=10)
+        wanted = job(contender.address, contender.path, batch=10, rate=rate, seconds=before_s + lock_s + after_s)
+        sender = Running(wanted, ALL, priority=True)
+        time.sleep(wanted.begin_at + before_s - time.monotonic())
+        with bench.database.mariadb.locked(bench.database.name):
+            locked_at = time.monotonic() - wanted.begin_at
+            time.sleep(lock_s)
+            unlocked_at = time.monotonic() - wanted.begin_at
+        measured = _result(sender, problems)
+    finally:
+        if sender is not None:
+            sender.kill()
+        bench.stop(contender, "open loop, batch 10, locked")
+    return {**measured, "locked_at_s": round(locked_at, 3), "unlocked_at_s": round(unlocked_at, 3)}
+
+
+def flushing(bench: Bench) -> dict[str, Any]:
+    """p99 at half the highest rate, while flushes run without a pause and with the database away; in turns."""
+    say("batch 100, 16 connections unpinned: the highest rate")
+    highest = bench.round(FLUSHING_CELL, bench.plan.cell_s)
+    if highest["problems"]:
+        return {"highest": highest, "flushing": [], "away": []}
+    rate = round(highest["requests_per_s"] / 2, 1)
+    rounds: dict[str, list[dict[str, Any]]] = {"flushing": [], "away": []}
+    for _ in range(bench.plan.flushing_rounds):
+        for state, measurements in rounds.items():
+            say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
+            settings = {"DB_SOCKET": AWAY} if state == "away" else {}
+            contender = bench.contender(OURS, **settings)
+            sender: Running | None = None
+            try:
+                problems = bench.start(contender, pinned=False, batch=100)
+                before = _flush_seconds(contender)
+                wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
+                sender = Running(wanted, ALL, priority=True)
+                measured = _result(sender, problems)
+                measured.pop("latencies")
+                share = (_flush_seconds(contender) - before) / (time.monotonic() - wanted.begin_at)
+                measured["flushing_share"] = round(share, 3)
+                measurements.append(measured)
+            finally:
+                if sender is not None:
+                    sender.kill()
+                bench.stop(contender, f"open loop, batch 100, {state}")
+    return {"highest": highest, **rounds}
+
+
+def _result(sender: Running, problems: list[str]) -> dict[str, Any]:
+    measured = sender.result()
+    if measured["unsent"]:
+        problems.append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
+    return {**measured, "problems": problems + measured["problems"]}
+
+
+def _flush_seconds(contender: Contender) -> float:
+    """Time that writers have spent on finished flushes."""
+    assert isinstance(contender, Ours)
+    assert contender.service is not None
+    return float(contender.service.stats()["flush_info"]["total_flush_duration_seconds"])

@@ -1,0 +1,76 @@
+"""The machine: who runs on which core, how much memory a process took, what to call it all in a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ALL = tuple(sorted(os.sched_getaffinity(0)))
+PINS = len(ALL) >= 2
+SERVICE = ALL[:1]
+"""Ingest, flusher and writers, or whichever contender is measured, in pinned cells."""
+LOAD = ALL[1:2] or ALL
+"""Load and database in pinned cells."""
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Processes started meanwhile by this thread, and their children, run on `cores` only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """Moves all threads of a running process."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            os.sched_setaffinity(int(thread.name), cores)
+        except ProcessLookupError:
+            pass  # a thread that has just ended
+
+
+def peak_rss_mb(pid: int) -> float | None:
+    """The most memory that the process has held (VmHWM); None if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return None
+
+
+def description() -> dict[str, Any]:
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory_kb = int(Path("/proc/meminfo").read_text().split()[1])
+    return {
+        "processor": model or platform.machine(),
+        "cores": len(ALL),
+        "memory_gib": round(memory_kb / 2**20, 1),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "mariadb": _first_line("mariadbd", "--version"),
+        "wrk": _first_line("wrk", "--version"),
+    }
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _PATH})
+    return (done.stdout or done.stderr).partition("\n")[0].strip()
+
+
+_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"

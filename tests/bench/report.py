@@ -1,0 +1,161 @@
+"""The printed tables: cells side by side, what was measured besides, and every ratio with its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.bench.figures import median
+from tests.bench.plan import KEYS, LOAD_DATA, OURS, SEED, STATEMENTS, Key
+from tests.bench.ratios import verdict
+
+Raw = dict[str, Any]
+INVALID = "invalid"
+
+
+def text(raw: Raw) -> str:
+    machine = raw["machine"]
+    ran_on = (
+        f"{raw['plan']} run, {raw['seconds']:.0f} s, on {machine['cores']} cores of {machine['processor']},"
+        f" {machine['memory_gib']:g} GiB; {machine['kernel']}; Python {machine['python']}\n"
+        f"{machine['mariadb']}; {machine['wrk'].partition(' Copyright')[0]}"
+    )
+    parts = [
+        ran_on,
+        _cells(raw, "requests/s, pinned: the contender on one core, load and database on the other", pinned=True),
+        _cells(raw, "requests/s, not pinned", pinned=False),
+        _cells(
+            raw, "latency in µs, p50 / p99, raw, not pinned, load at real-time priority", pinned=False, latency=True
+        ),
+        _others(raw),
+        _ratios(raw),
+    ]
+    if raw["problems"]:
+        parts.append("NOT VALID:\n" + "\n".join(f"  {problem}" for problem in raw["problems"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they must be, in Markdown, so that it can be pasted."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    lines = [head, ["-" * (width - 1) + ":" if at else "-" * width for at, width in enumerate(widths)], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:{'>' if at else '<'}{widths[at]}}" for at, cell in enumerate(line)) + " |"
+        for line in lines
+    )
+
+
+def _cells(raw: Raw, title: str, *, pinned: bool, latency: bool = False) -> str:
+    found = [one for one in raw["cells"] if one["asked_pinned"] == pinned and one["latencies"] == latency]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(one["contender"] for one in found))
+    show = _latency if latency else _rate
+    loads = sorted({(one["batch"], one["connections"]) for one in found})
+    by_place = {(one["contender"], one["batch"], one["connections"]): show(one) for one in found}
+    rows = [
+        [f"batch {batch}, {connections} conn.", *(by_place.get((name, batch, connections), "") for name in names)]
+        for batch, connections in loads
+    ]
+    return f"{title}\n\n{table(['', *names], rows)}"
+
+
+def _rate(one: Raw) -> str:
+    rate = median(one["rounds"], "requests_per_s")
+    return INVALID if rate is None else f"{rate:,.0f}"
+
+
+def _latency(one: Raw) -> str:
+    p50, p99 = (median(one["rounds"], "latency_us", name) for name in ("p50", "p99"))
+    return INVALID if p50 is None or p99 is None else f"{p50:,.0f} / {p99:,.0f}"
+
+
+def _others(raw: Raw) -> str:
+    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) is not None for path in needs)]
+    return table(["measured besides", ""], rows) if rows else ""
+
+
+def _get(raw: Raw, path: str) -> Any:
+    value: Any = raw
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _p99(raw: Raw, part: str, state: str) -> str:
+    value = median(raw[part][state], "latency_us", "p99")
+    return INVALID if value is None else f"{value:,.0f}"
+
+
+def _fastest(rounds: Sequence[Raw]) -> str:
+    return ", ".join(
+        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({one['rows_in_one']} rows each)" for one in rounds
+    )
+
+
+def _landed(raw: Raw, name: str) -> str:
+    (one,) = raw["landing"][name]["rounds"]
+    if one["problems"]:
+        return INVALID
+    return f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered, {one['seconds']:.0f} s)"
+
+
+_OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
+    (
+        "p99 in µs, batch 10, 16 connections: idle / locked",
+        ("locked.idle",),
+        lambda raw: f"{_p99(raw, 'locked', 'idle')} / {_p99(raw, 'locked', 'locked')}",
+    ),
+    (
+        "p99 in µs, open loop, batch 100: flushing / database away",
+        ("flushing.flushing",),
+        lambda raw: f"{_p99(raw, 'flushing', 'flushing')} / {_p99(raw, 'flushing', 'away')}",
+    ),
+    (
+        "open loop, batch 10, locked in between: requests/s; p50 / p99 in µs",
+        ("locked_open_loop.latency_us.p50",),
+        lambda raw: (
+            f"{raw['locked_open_loop']['rate']:,.0f}; {raw['locked_open_loop']['latency_us']['p50']:,.0f}"
+            f" / {raw['locked_open_loop']['latency_us']['p99']:,.0f}"
+        ),
+    ),
+    (f"rows/s, {LOAD_DATA}", (f"landing.{LOAD_DATA}",), lambda raw: _fastest(raw["landing"][LOAD_DATA])),
+    (f"rows/s, {STATEMENTS}", (f"landing.{STATEMENTS}",), lambda raw: _fastest(raw["landing"][STATEMENTS])),
+    (f"rows/s landed, {OURS}", (f"landing.{OURS}",), lambda raw: _landed(raw, OURS)),
+    (f"rows/s landed, {SEED}", (f"landing.{SEED}",), lambda raw: _landed(raw, SEED)),
+    (
+        "journal read back: seconds until the service accepts, with it",
+        ("recovery.start",),
+        lambda raw: f"{raw['recovery']['start']['ready_s']:.2f}",
+    ),
+)
+"""What, the paths in the raw figures that must be there, how to show it."""
+
+
+def _ratios(raw: Raw) -> str:
+    rows = [
+        [f"**{key.name}**", key.says, _value(raw["ratios"][key.name]), _bound(key), _verdict(key, raw)]
+        for key in KEYS
+        if key.name in raw["ratios"]
+    ]
+    return table(["key", "what", "measured", "must be", ""], rows)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return INVALID
+    if isinstance(value, dict):
+        return ", ".join(f"{one:g}" for one in value.values())
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _bound(key: Key) -> str:
+    if isinstance(key.at_most, dict):
+        return "≤ " + ", ".join(f"{one:g}" for one in key.at_most.values())
+    if key.at_most is not None:
+        return f"≤ {key.at_most:g}"
+    return f"≥ {key.at_least:,g}" if key.at_least is not None else "reported"
+
+
+def _verdict(key: Key, raw: Raw) -> str:
+    return {True: "yes", False: "NO", None: ""}[verdict(key, raw["ratios"][key.name])]

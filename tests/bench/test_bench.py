@@ -1,0 +1,82 @@
+"""The benchmark runs, as a smoke test. Its figures are judged from a full run, never here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.plan import FALCON, NAMES, OURS, SEED
+from tests.support.service import ROOT
+
+
+def run(directory: Path, *options: str) -> tuple[int, str]:
+    with (directory / "output").open("w+") as output:
+        process = subprocess.Popen(
+            ["./scripts/bench.sh", *options],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(300)
+        finally:
+            if process.poll() is None:
+                # It takes with it what it has started.
+                os.kill(process.pid, signal.SIGTERM)
+                process.wait(60)
+        output.seek(0)
+        return status, output.read()
+
+
+@pytest.mark.timeout(400)
+def test_a_quick_run_measures_everything_without_an_error(short_path: Path) -> None:
+    file = short_path / "figures.json"
+
+    status, text = run(short_path, "--quick", "--json", str(file))
+
+    assert status == 0, text
+    raw: dict[str, Any] = json.loads(file.read_bytes())
+    assert raw["problems"] == []
+    assert list(raw["ratios"]) == list(NAMES)
+    assert all(value is not None for value in raw["ratios"].values()), raw["ratios"]
+    assert all(f"**{name}**" in text for name in NAMES)
+    rounds = [one for cell in raw["cells"] for one in cell["rounds"]]
+    assert all(one["requests"] > 0 for one in rounds)
+    assert {FALCON, OURS, SEED} <= {cell["contender"] for cell in raw["cells"]}
+    # Counted, not timed: these hold on any machine at any load.
+    assert raw["statements"]["rows"] == 1000
+    assert raw["lifecycle"]["records"] == 4500
+    assert 1 / 3 <= raw["ratios"]["rows_per_record_lifecycle"] <= 1
+    assert raw["recovery"]["records"] == raw["recovery"]["rows"] == 50_000
+    assert raw["locked_open_loop"]["locked_at_s"] < raw["locked_open_loop"]["unlocked_at_s"]
+
+
+def test_a_contender_that_fails_makes_its_cells_invalid_and_the_exit_status_not_0(short_path: Path) -> None:
+    file = short_path / "figures.json"
+    peer = "--peer=broken=http://127.0.0.1:1"
+
+    status, text = run(short_path, "--quick", "--only=matrix", peer, "--json", str(file))
+
+    assert status == 1, text
+    raw = json.loads(file.read_bytes())
+    broken = [cell for cell in raw["cells"] if cell["contender"] == "broken"]
+    assert broken
+    assert all(one["problems"] for cell in broken for one in cell["rounds"])
+    assert raw["problems"]
+    assert "NOT VALID" in text
+
+
+@pytest.mark.parametrize("options", [["--only", "rps"], ["--peer", "x"], ["--peer", "x=ftp://127.0.0.1"]])
+def test_a_wrong_option_ends_it_at_once(short_path: Path, options: list[str]) -> None:
+    status, text = run(short_path, *options)
+
+    assert status == 2
+    assert options[1] in text

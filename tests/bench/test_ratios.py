@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from tests.bench import report
+from tests.bench.plan import (
+    ALWAYS,
+    ASGI,
+    CELLS_OF,
+    FALCON,
+    FULL,
+    KEYS,
+    LOAD_DATA,
+    NAMES,
+    OURS,
+    QUICK,
+    SEED,
+    STATEMENTS,
+    TWO_WORKERS,
+)
+from tests.bench.ratios import problems, ratios, verdict
+
+
+def cell(contender: str, batch: int, connections: int, value: float, **how: bool) -> dict[str, Any]:
+    latencies = how.get("latencies", False)
+    figures = {"latency_us": {"p50": value, "p99": 2 * value}} if latencies else {"requests_per_s": value}
+    return {
+        "contender": contender,
+        "batch": batch,
+        "connections": connections,
+        "asked_pinned": how.get("pinned", True),
+        "latencies": latencies,
+        "rounds": [{**figures, "problems": []} for _ in range(3)],
+    }
+
+
+def p99(value: float) -> list[dict[str, Any]]:
+    return [{"latency_us": {"p50": value / 2, "p99": value}, "problems": []}]
+
+
+def rows_per_s(value: float, **more: Any) -> dict[str, Any]:
+    return {"rows_per_s": value, "rows_in_one": 1000, "offered_per_s": 9.0, "seconds": 20.0, "problems": [], **more}
+
+
+RAW: dict[str, Any] = {
+    "plan": "full",
+    "seconds": 1.0,
+    "machine": {
+        "cores": 2,
+        "processor": "P",
+        "memory_gib": 1,
+        "kernel": "K",
+        "python": "3",
+        "mariadb": "M",
+        "wrk": "W",
+    },
+    "cells": [
+        cell(FALCON, 1, 16, 20_000),
+        cell(OURS, 1, 16, 15_000),
+        cell(SEED, 1, 16, 2_000),
+        cell(FALCON, 100, 16, 10_000),
+        cell(OURS, 100, 16, 4_000),
+        cell(OURS, 1, 64, 16_000),
+        cell(ALWAYS, 1, 64, 8_000),
+        cell(OURS, 1, 16, 10_000, pinned=False),
+        cell(TWO_WORKERS, 1, 16, 11_000, pinned=False),
+        cell(ASGI, 1, 1, 100, pinned=False, latencies=True),
+        cell(OURS, 1, 1, 150, pinned=False, latencies=True),
+    ],
+    "locked": {"idle": p99(2000), "locked": p99(2200)},
+    "locked_open_loop": {"rate": 5.0, "latency_us": {"p50": 1.0, "p99": 2.0}, "problems": []},
+    "flushing": {"highest": {"requests_per_s": 9.0, "problems": []}, "flushing": p99(3000), "away": p99(1000)},
+    "landing": {
+        LOAD_DATA: [rows_per_s(50_000), rows_per_s(60_000)],
+        STATEMENTS: [rows_per_s(40_000)],
+        OURS: {"tries": [], "rounds": [rows_per_s(30_000)]},
+        SEED: {"tries": [], "rounds": [rows_per_s(10_000)]},
+    },
+    "statements": {"per_1000": 2.0, "problems": []},
+    "lifecycle": {"rows_per_record": 0.36, "problems": []},
+    "recovery": {"records_per_s": 250_000.0, "start": {"ready_s": 0.5, "counted_s": 0.6}, "problems": []},
+    "rss_mb": {
+        "ingest worker": {"mb": 50.0, "where": "a"},
+        "flusher": {"mb": 40.0, "where": "b"},
+        "writer": {"mb": 45.0, "where": "c"},
+    },
+    "problems": [],
+}
+EXPECTED = {
+    "rps_vs_ceiling_falcon": 0.75,
+    "rps_vs_seed_design": 7.5,
+    "p50_vs_ceiling_asgi": 1.5,
+    "records_vs_ceiling_falcon": 0.4,
+    "p99_locked_vs_idle": 1.1,
+    "p99_flushing_vs_idle": 3.0,
+    "landing_vs_load_data": 0.5,
+    "landing_vs_seed_design": 3.0,
+    "statements_per_1000": 2.0,
+    "rows_per_record_lifecycle": 0.36,
+    "workers2_vs_1": 1.1,
+    "rss_mb": {"ingest worker": 50.0, "flusher": 40.0, "writer": 45.0},
+    "recover_records_per_s": 250_000.0,
+    "always_vs_interval": 0.5,
+}
+
+
+def test_every_key_is_made_of_the_figures_it_names() -> None:
+    assert ratios(RAW) == EXPECTED
+    assert list(ratios(RAW)) == list(NAMES)
+
+
+def test_only_the_keys_asked_for_are_made() -> None:
+    assert ratios(RAW, ["rss_mb", "statements_per_1000"]).keys() == {"rss_mb", "statements_per_1000"}
+
+
+def test_a_run_that_measured_nothing_has_every_key_and_no_value() -> None:
+    assert ratios({}) == dict.fromkeys(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("place", "spoilt"),
+    [
+        (("cells", 0), {"rps_vs_ceiling_falcon"}),
+        (("cells", 1), {"rps_vs_ceiling_falcon", "rps_vs_seed_design"}),
+        (("cells", 2), {"rps_vs_seed_design"}),
+        (("cells", 4), {"records_vs_ceiling_falcon"}),
+        (("cells", 6), {"always_vs_interval"}),
+        (("cells", 8), {"workers2_vs_1"}),
+        (("cells", 10), {"p50_vs_ceiling_asgi"}),
+        (("locked", "locked", 0), {"p99_locked_vs_idle"}),
+        (("flushing", "away", 0), {"p99_flushing_vs_idle"}),
+        (("landing", LOAD_DATA, 0), {"landing_vs_load_data"}),
+        (("landing", OURS), {"landing_vs_load_data", "landing_vs_seed_design"}),
+        (("landing", SEED), {"landing_vs_seed_design"}),
+        (("statements",), {"statements_per_1000"}),
+        (("lifecycle",), {"rows_per_record_lifecycle"}),
+        (("recovery",), {"recover_records_per_s"}),
+    ],
+)
+def test_an_error_anywhere_makes_just_the_ratios_of_that_measurement_invalid(
+    place: tuple[Any, ...], spoilt: set[str]
+) -> None:
+    raw = copy.deepcopy(RAW)
+    part: Any = raw
+    for name in place:
+        part = part[name]
+    (part["rounds"][-1] if "rounds" in part else part)["problems"].append("3 answers with status 503")
+
+    found = ratios(raw)
+
+    assert {name for name, value in found.items() if value is None} == spoilt
+    assert {name: value for name, value in found.items() if name not in spoilt} == {
+        name: value for name, value in EXPECTED.items() if name not in spoilt
+    }
+    (problem,) = problems(raw)
+    assert problem.endswith("3 answers with status 503")
+    raw |= {"problems": [problem], "ratios": found}
+    assert "NOT VALID" in report.text(raw)
+    assert problem in report.text(raw)
+
+
+@pytest.mark.parametrize("part", ["locked", "locked_open_loop", "flushing", "landing", "statements", "recovery"])
+def test_a_measurement_that_failed_as_a_whole_is_reported_and_the_rest_is_shown(part: str) -> None:
+    raw = {**RAW, part: {"problems": ["it ended"]}}
+    raw |= {"problems": problems(raw), "ratios": ratios(raw)}
+
+    assert raw["problems"] == [f"{part}: it ended"]
+    assert f"{part}: it ended" in report.text(raw)
+
+
+def test_memory_of_a_process_that_was_never_seen_is_not_small() -> None:
+    raw = {**RAW, "rss_mb": {"flusher": {"mb": 1.0, "where": "a"}}}
+
+    assert ratios(raw)["rss_mb"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("rps_vs_ceiling_falcon", 0.75, True),
+        ("rps_vs_ceiling_falcon", 0.7499, False),
+        ("rps_vs_ceiling_falcon", None, None),
+        ("p50_vs_ceiling_asgi", 2.0, True),
+        ("p50_vs_ceiling_asgi", 2.01, False),
+        ("workers2_vs_1", 0.1, None),
+        ("rss_mb", {"ingest worker": 60, "flusher": 60, "writer": 150}, True),
+        ("rss_mb", {"ingest worker": 60, "flusher": 61, "writer": 150}, False),
+    ],
+)
+def test_a_bound_is_kept_or_not(name: str, value: Any, expected: bool | None) -> None:
+    assert verdict(next(key for key in KEYS if key.name == name), value) is expected
+
+
+def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
+    text = report.text({**RAW, "ratios": ratios(RAW)})
+
+    assert all(f"**{name}**" in text for name in NAMES)
+    assert "NOT VALID" not in text
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| **")]
+    shown = {row[0].strip("*"): row[2:] for row in cells}
+    assert shown["recover_records_per_s"] == ["250,000", "≥ 200,000", "yes"]
+    assert shown["p99_flushing_vs_idle"] == ["3", "≤ 2", "NO"]
+    assert shown["rss_mb"] == ["50, 40, 45", "≤ 60, 60, 150", "yes"]
+    assert shown["workers2_vs_1"] == ["1.1", "reported", ""]
+
+
+@pytest.mark.parametrize("plan", [FULL, QUICK], ids=lambda plan: plan.name)
+def test_the_matrix_takes_peers_and_no_cell_twice(plan: Any) -> None:
+    cells = plan.matrix(["theirs"])
+
+    assert len(set(cells)) == len(cells)
+    assert "theirs" in {one.contender for one in cells}
+
+
+def test_the_full_matrix_has_every_contender_batch_size_and_number_of_connections() -> None:
+    pinned = {(one.contender, one.batch, one.connections) for one in FULL.matrix([]) if one.pinned}
+
+    for contender in (ASGI, FALCON, SEED, OURS, "ours-never", ALWAYS):
+        for batch in (1, 10, 100, 1000):
+            for connections in (1, 16, 64):
+                assert (contender, batch, connections) in pinned
+
+
+def test_every_ratio_of_cells_names_cells_of_one_group() -> None:
+    for cells in CELLS_OF.values():
+        assert len({one.group for one in cells}) == 1
