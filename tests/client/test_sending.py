@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -33,6 +34,15 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TICK_S", 0.01)
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """What is handed over inside waits for the rest, however slow the machine is: it is one batch."""
+    age_s = module.BATCH_AGE_S
+    module.BATCH_AGE_S = 3600.0
+    yield
+    module.BATCH_AGE_S = age_s
+
+
 def settled(client: SyncPersistenceClient) -> Counters:
     wait_until(lambda: client.counters.waiting == 0, what="nothing waits")
     return client.counters
@@ -49,7 +59,8 @@ def test_records_go_to_the_path_of_their_kind_over_one_connection_with_the_token
     client = connect(f"{server.url}/", "secret")
     client.persist_session(session("s1"))
     first = server.next()
-    client.persist_tasks([task("t1"), task("t2")])
+    with together():
+        client.persist_tasks([task("t1"), task("t2")])
     second = server.next()
     assert (first.path, first.ids) == ("/api/v1/persistence/sessions/batch", ["s1"])
     assert (second.path, second.ids) == ("/api/v1/persistence/tasks/batch", ["t1", "t2"])
@@ -100,9 +111,10 @@ def test_states_that_wait_are_coalesced_and_stamped_in_the_order_of_the_calls(
     server = scripted()
     client = connect(server.url)
     before = datetime.now(timezone.utc)
-    for status in ("pending", "processing", "completed"):
-        client.persist_tasks([task("t1", status=status)])
-    client.persist_tasks([task("t2")])
+    with together():
+        for status in ("pending", "processing", "completed"):
+            client.persist_tasks([task("t1", status=status)])
+        client.persist_tasks([task("t2")])
     one, two = server.next().records
     assert (one["task_id"], one["status"], two["task_id"]) == ("t1", "completed", "t2")
     first, second = (datetime.fromisoformat(record["updated_at"]) for record in (one, two))
@@ -114,10 +126,11 @@ def test_the_callers_own_updated_at_decides_in_any_form(scripted: Scripted, conn
     early, late = "2026-11-23T10:00:00Z", datetime(2026, 11, 23, 11, 30, tzinfo=timezone(timedelta(hours=1)))
     server = scripted()
     client = connect(server.url)
-    client.persist_tasks([task("t1", status="completed", updated_at=late), task("t1", updated_at=early)])
-    client.persist_tasks([task("t2", updated_at=datetime(2026, 11, 23, 10)), task("t2", updated_at="20261123T09")])
-    # What only the service can read is not compared: it gets both.
-    client.persist_tasks([task("t3", updated_at="tomorrow"), task("t3", updated_at=early)])
+    with together():
+        client.persist_tasks([task("t1", status="completed", updated_at=late), task("t1", updated_at=early)])
+        client.persist_tasks([task("t2", updated_at=datetime(2026, 11, 23, 10)), task("t2", updated_at="20261123T09")])
+        # What only the service can read is not compared: it gets both.
+        client.persist_tasks([task("t3", updated_at="tomorrow"), task("t3", updated_at=early)])
     records = server.next().records
     assert [(one["task_id"], one["status"]) for one in records if one["task_id"] != "t2"] == [
         ("t1", "completed"),
@@ -215,14 +228,15 @@ def test_nothing_that_is_given_raises_and_what_is_unusable_is_counted(
 ) -> None:
     server = scripted()
     client = connect(server.url)
-    for one in UNUSABLE:
-        client.persist_tasks([one])  # type: ignore[list-item]
-    client.persist_session(UNUSABLE[0])  # type: ignore[arg-type]
-    assert client.counters.dropped == len(UNUSABLE) + 1
-    client.persist_tasks(None)  # type: ignore[arg-type]
-    client.persist_tasks(task())  # type: ignore[arg-type] -- one instead of several
-    client.persist_tasks(broken_off())
-    client.persist_tasks([*UNUSABLE, task("after")])  # type: ignore[list-item]
+    with together():
+        for one in UNUSABLE:
+            client.persist_tasks([one])  # type: ignore[list-item]
+        client.persist_session(UNUSABLE[0])  # type: ignore[arg-type]
+        assert client.counters.dropped == len(UNUSABLE) + 1
+        client.persist_tasks(None)  # type: ignore[arg-type]
+        client.persist_tasks(task())  # type: ignore[arg-type] -- one instead of several
+        client.persist_tasks(broken_off())
+        client.persist_tasks([*UNUSABLE, task("after")])  # type: ignore[list-item]
     assert server.next().ids == ["before", "after"]
     counters = settled(client)
     assert (counters.sent, counters.dropped) == (2, 2 * len(UNUSABLE) + 1 + 1 + len(task()) + 1)
@@ -242,7 +256,8 @@ def test_503_is_tried_again_and_not_before_the_service_asked_for(
     refused = Reply(503, {"error_code": "JOURNAL_FULL"}, {"Retry-After": str(retry_after_s)} if retry_after_s else {})
     server = scripted(refused)
     client = connect(server.url)
-    client.persist_tasks([task("t1"), task("t2")])
+    with together():
+        client.persist_tasks([task("t1"), task("t2")])
     first = server.next()
     client.persist_session(session())  # nothing else goes in the meantime either
     second = server.next()
@@ -258,7 +273,8 @@ def test_a_lost_connection_is_tried_again_with_the_newest_state_and_the_same_tim
     hold = threading.Event()
     server = scripted(Reply(lost=True, hold=hold))
     client = connect(server.url)
-    client.persist_tasks([task("t1", status="processing"), task("t2", status="processing")])
+    with together():
+        client.persist_tasks([task("t1", status="processing"), task("t2", status="processing")])
     first = server.next()
     client.persist_tasks([task("t1", status="completed")])
     hold.set()
@@ -290,7 +306,8 @@ def test_an_absent_service_is_tried_for_a_bounded_time(
 ) -> None:
     monkeypatch.setattr(module, "RETRY_FOR_S", 0.5)
     client = connect(f"http://127.0.0.1:{free_port()}")
-    client.persist_tasks([task("t1"), task("t2")])
+    with together():
+        client.persist_tasks([task("t1"), task("t2")])
     counters = settled(client)
     assert counters.dropped == 2
     assert counters.retried >= 2
@@ -306,7 +323,8 @@ def test_422_drops_only_what_is_named_and_sends_the_rest(
         refusal(("tasks[1].status", "must be one of …"), ("tasks[1].row_index", "too"), ("tasks[3]", "is no object"))
     )
     client = connect(server.url)
-    client.persist_tasks([task(f"t{number}") for number in range(5)])
+    with together():
+        client.persist_tasks([task(f"t{number}") for number in range(5)])
     assert server.next().ids == ["t0", "t1", "t2", "t3", "t4"]
     assert server.next().ids == ["t0", "t2", "t4"]
     assert settled(client) == Counters(sent=3, retried=0, dropped=2, coalesced=0, waiting=0)
