@@ -108,14 +108,15 @@ class _Queue:
     def put(self, one: _Waiting) -> None:
         """Keeps the later state of its key; the oldest records go where there is no room."""
         old = self._items.get(one.key)
+        size = len(one.body)
         if old is not None:
             self.coalesced += 1
             if old.updated_at > one.updated_at:
                 return
-            self._bytes -= len(old.body)
+            size -= len(old.body)
         self._items[one.key] = one
         self._items.move_to_end(one.key)
-        self._bytes += len(one.body)
+        self._bytes += size
         while len(self._items) > MAX_RECORDS or self._bytes > MAX_BYTES:
             self._drop_oldest("the queue is full")
 
@@ -438,18 +439,21 @@ class SyncPersistenceClient:
 
     @property
     def counters(self) -> Counters:
+        self._hook()
         with self._lock:
             figures = [(one.sent, one.retried, one.dropped, one.coalesced, len(one)) for one in self._queues]
             return Counters(*map(sum, zip(*figures, strict=True)))
 
     def start_flush(self) -> concurrent.futures.Future[dict[str, Any]]:
         """flush_all() to be waited for. Raises: OSError, RuntimeError."""
+        self._hook()
         with self._lock:
             sender = self._running()
             return asyncio.run_coroutine_threadsafe(sender.flush(), sender.loop)
 
     def start_close(self, within_s: float) -> concurrent.futures.Future[None]:
         """close() to be waited for."""
+        self._hook()
         with self._lock:
             if self._sender is not None and not self._sender.ended:
                 self._sender.close(within_s)
@@ -464,10 +468,19 @@ class SyncPersistenceClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _hook(self) -> None:
+        """Not at import, and before the lock is taken for the first time: a child would find it taken for ever."""
+        if not self._hooked:
+            atexit.register(self._at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._begin)
+            self._hooked = True
+
     def _begin(self) -> None:
         """As new. After a fork: what waited is the parent's to send, and nobody may be left to release the lock."""
         # Reentrant, for a handler of a signal that persists a record in the middle of a call.
         self._lock = threading.RLock()
+        self._start_lock = threading.Lock()
         self._sessions = _Queue("sessions", "session_id")
         self._tasks = _Queue("tasks", "task_id")
         self._queues = (self._sessions, self._tasks)
@@ -478,6 +491,7 @@ class SyncPersistenceClient:
             self._sender = None
 
     def _put(self, queue: _Queue, records: Iterable[Mapping[str, Any]]) -> None:
+        self._hook()
         try:
             for record in records:
                 try:
@@ -491,21 +505,20 @@ class SyncPersistenceClient:
                 sender = self._running()
                 if sender.idle:
                     sender.wake()
-        except (OSError, RuntimeError) as error:  # no thread, no descriptor: the next call tries again
-            with self._lock:
-                queue.note(1, f"not sent yet: {type(error).__name__}")
+        except (OSError, RuntimeError):
+            pass  # no thread or descriptor is to be had: the records wait, and the next call tries again
 
     def _running(self) -> _Sender:
         """The sender, under the lock. Raises: OSError, RuntimeError."""
         if self._sender is None or self._sender.ended:
-            url = self._url or os.environ.get("PERSISTENCE_URL") or "http://127.0.0.1:8001"
-            token = self._token or os.environ.get("PERSISTENCE_TOKEN") or ""
-            self._sender = _Sender(self._queues, self._lock, url, token.strip())
-            if not self._hooked:
-                self._hooked = True
-                atexit.register(self._at_exit)
-                if hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=self._begin)
+            if not self._start_lock.acquire(blocking=False):
+                raise RuntimeError("a signal's handler came in the middle of the start")
+            try:
+                url = self._url or os.environ.get("PERSISTENCE_URL") or "http://127.0.0.1:8001"
+                token = self._token or os.environ.get("PERSISTENCE_TOKEN") or ""
+                self._sender = _Sender(self._queues, self._lock, url, token.strip())
+            finally:
+                self._start_lock.release()
         return self._sender
 
     def _at_exit(self) -> None:
