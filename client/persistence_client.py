@@ -506,7 +506,7 @@ class SyncPersistenceClient:
                 if sender.idle:
                     sender.wake()
         except (OSError, RuntimeError):
-            pass  # no thread or descriptor is to be had: the records wait, and the next call tries again
+            pass  # no thread is to be had, or a start was interrupted: the records wait, and the next call tries again
 
     def _running(self) -> _Sender:
         """The sender, under the lock. Raises: OSError, RuntimeError."""
