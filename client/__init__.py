@@ -1,0 +1,1 @@
+"""The client library: one file, which imports nothing of the service."""

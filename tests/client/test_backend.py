@@ -1,0 +1,147 @@
+"""The client against the real service, in a backend's layout, with and without a token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.persistence_client import Counters, SyncPersistenceClient
+from tests.support import backend
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, Service, session, task, wait_until
+
+PROGRAM = (ROOT / "tests" / "client" / "backend.py").read_text()
+STATES = "SELECT task_id, status, retry_count, target_text FROM translation_tasks"
+
+pytestmark = pytest.mark.parametrize("token", ["", "a-secret"], ids=["without token", "with token"])
+
+
+@pytest.fixture
+def running(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> Service:
+    monkeypatch.delenv("PERSISTENCE_TOKEN", raising=False)
+    return start_service(mariadb, database, SERVICE_AUTH_TOKEN=token, BUFFER_FLUSH_INTERVAL=3600)
+
+
+def url_of(service: Service) -> str:
+    return f"http://127.0.0.1:{service.port}"
+
+
+def warned(process: subprocess.Popen[str], what: str) -> None:
+    """Waits for a line of its stderr."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if what in line:
+            return
+    raise AssertionError(f"it ended without a warning of {what!r}")
+
+
+@pytest.mark.timeout(150)
+def test_a_backend_of_30_lines_ends_with_every_tasks_last_state_though_the_service_is_killed(
+    running: Service, mariadb: MariaDB, database: str, token: str, short_path: Path
+) -> None:
+    directory = backend.drop_in(short_path / "backend")
+    with backend.start(directory, PROGRAM, url_of(running), token) as process:
+        try:
+            written(mariadb, database, running, token)
+            running.kill()
+            warned(process, "tasks not sent yet: Client")
+            running.start()
+            written(mariadb, database, running, token)
+            output, _ = process.communicate("", timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    flushed, last_states, calls_s, counters = json.loads(output)
+    counters = Counters(*counters)
+    assert flushed["status"] == "flushed", flushed
+    assert counters.retried > 0
+    assert (counters.dropped, counters.waiting) == (0, 0)
+    rows = {row[0]: list(row[1:]) for row in mariadb.execute(STATES, (), database)}
+    assert len(rows) > 40
+    assert rows == last_states
+    calls_s.sort()
+    slowest_ms, median_us = calls_s[-1] * 1e3, calls_s[len(calls_s) // 2] * 1e6
+    print(f"{len(calls_s)} calls: the slowest took {slowest_ms:.3f} ms, half of them under {median_us:.1f} µs")
+
+
+def written(mariadb: MariaDB, database: str, service: Service, token: str) -> None:
+    """Waits until the running service has written something new."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    before = len(mariadb.execute(STATES, (), database))
+
+    def more() -> bool:
+        service.request("POST", "/api/v1/persistence/flush", headers=headers)
+        return len(mariadb.execute(STATES, (), database)) > before + 20
+
+    wait_until(more, what="the backend's tasks are written")
+
+
+def test_flush_all_brings_every_state_into_the_tables(
+    running: Service, mariadb: MariaDB, database: str, token: str
+) -> None:
+    with SyncPersistenceClient(url_of(running), token) as client:
+        client.persist_session(session("s1", metadata={"lang": "th", "depth": [1, {"a": None}]}))
+        client.persist_tasks(task(f"t{number}", status="pending") for number in range(250))
+        client.persist_tasks(task(f"t{number}", status="completed", target_text="สวัสดี 👋") for number in range(250))
+        answer = client.flush_all()
+        assert (answer["status"], answer["sessions_written"]) == ("flushed", 1)
+        rows = mariadb.execute("SELECT DISTINCT status, target_text, count(*) FROM translation_tasks", (), database)
+        assert rows == [("completed", "สวัสดี 👋", 250)]
+        assert client.counters.sent + client.counters.coalesced == 501
+
+
+def test_the_real_services_422_drops_the_invalid_records_only(
+    running: Service, mariadb: MariaDB, database: str, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = [
+        task("w1", status="finished"),
+        task("w2", row_index=-1),
+        task("w3" * 40),
+        task(4),
+        task("w5", updated_at="tomorrow"),
+        task("w6", updated_at="2999-01-01T00:00:00Z"),
+        task("w7", source_text=""),
+        task("w8", confidence=2),
+        task("w9", start_time="0001-01-01T00:00:00", end_time="0001-01-01T00:00:00"),
+    ]
+    right = [task(f"t{number}") for number in range(60)]
+    many = [{"task_id": f"incomplete {number}"} for number in range(150)]
+    with SyncPersistenceClient(url_of(running), token) as client:
+        client.persist_tasks([*right[:7], *wrong, *right[7:], *many])
+        client.persist_session(session("s2", metadata=[]))
+        assert client.flush_all()["tasks_written"] == 60
+        counters = client.counters
+    assert len(mariadb.execute(STATES, (), database)) == 60
+    assert (counters.sent, counters.retried, counters.waiting) == (60, 0, 0)
+    assert counters.dropped == len(wrong) + len(many) + 1
+    assert "HTTP 422 INVALID_RECORD status (for example: must be one of" in caplog.text
+
+
+def test_a_wrong_token_is_a_warning(running: Service, token: str, caplog: pytest.LogCaptureFixture) -> None:
+    with SyncPersistenceClient(url_of(running), "wrong") as client:
+        client.persist_tasks([task("t1")])
+        result = client.flush_all()
+        counters = client.counters
+    if token:
+        assert (result["status"], result["error_code"]) == ("error", "TOKEN_WRONG")
+        assert counters == Counters(sent=0, retried=0, dropped=1, coalesced=0, waiting=0)
+        assert "1 tasks dropped: HTTP 403 TOKEN_WRONG" in caplog.text
+    else:
+        assert (result["status"], counters.sent) == ("flushed", 1)
+
+
+def test_a_stopped_flusher_is_waited_for(running: Service, token: str) -> None:
+    """ingest answers 503, or not in time, until the flusher is back."""
+    running.kill_flusher()
+    with SyncPersistenceClient(url_of(running), token) as client:
+        client.persist_tasks([task("t1")])
+        wait_until(lambda: client.counters.retried > 0)
+        running.start_flusher()
+        assert client.flush_all()["tasks_written"] == 1
+        assert client.counters[2:] == (0, 0, 0)
