@@ -16,6 +16,7 @@ from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
+from ingest.shortcut import Shortcut
 from shared.config import Service
 from shared.records import KINDS
 
@@ -35,15 +36,20 @@ class ForwarderLifespan:
         await self._forwarder.close()
 
 
-def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int) -> App:
-    """Every path of the contract. The forwarder starts and ends with the application's lifespan."""
+def create_app(
+    forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int
+) -> tuple[App, dict[bytes, Shortcut]]:
+    """Every path of the contract. The forwarder starts and ends with the application's lifespan.
+
+    Returns: the application, and the short ways past it, by path.
+    """
     health = resources.Health(forwarder, time.monotonic())
-    table: dict[str, object] = {
+    batches = {
         kind.path: resources.Batch(kind, forwarder, max_records=max_records, max_clock_skew_s=service.max_clock_skew)
         for kind in KINDS
     }
-    posts_with_body = frozenset(table)
-    table |= {
+    table: dict[str, object] = {
+        **batches,
         "/": resources.Liveness(),
         "/health": health,
         "/ready": resources.Ready(health),
@@ -62,14 +68,15 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
         path: frozenset(method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}"))
         for path, resource in table.items()
     }
-    return Guard(
+    guard = Guard(
         cast(App, app),
         routes=routes,
-        posts_with_body=posts_with_body,
+        posts_with_body=frozenset(batches),
         auth_token=service.auth_token,
         protected_mode=service.protected_mode,
         max_body_bytes=service.max_body_bytes,
     )
+    return guard, {path.encode(): Shortcut(batch, guard, forwarder) for path, batch in batches.items()}
 
 
 async def _problem(

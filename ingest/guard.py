@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import ipaddress
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ingest.cycle import App, Message, Receive, Scope, Send
@@ -125,6 +125,25 @@ class Guard:
                 "without a token only callers on the same machine are answered: set service.auth_token"
                 " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
             )
+
+    def is_plain(
+        self, fields: Sequence[tuple[bytes, bytes]], headers: Mapping[bytes, bytes], client: tuple[str, int] | None
+    ) -> bool:
+        """Whether a POST of a batch with this header passes all that is checked above and below, at a glance.
+
+        A no means a closer look. Args: fields: of the header; headers: the same by name.
+        """
+        if (
+            len(headers) != len(fields)
+            or b"host" not in headers
+            or b"transfer-encoding" in headers
+            or b"content-encoding" in headers
+            or headers.get(b"content-type", _JSON) != _JSON
+        ):
+            return False
+        if self._authorization is not None:
+            return hmac.compare_digest(headers.get(b"authorization", b""), self._authorization)
+        return not self._protected or (client is not None and is_loopback(client[0]))
 
     def _check_route(self, scope: Scope) -> None:
         methods = self._routes.get(scope["path"])
@@ -264,7 +283,7 @@ async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: boo
     """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
     closing with unread bytes would reset the connection, and the client would never see why."""
     headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
-    headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    headers += problem.fields
     if unread and "Connection" not in problem.headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})

@@ -52,6 +52,11 @@ class Problem(Exception):
         document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
         self.body = orjson.dumps({**(more or {}), **document})
 
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """`headers` as they go over the wire."""
+        return [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+
 
 @lru_cache(maxsize=4)
 def _second(seconds: int) -> bytes:
@@ -62,6 +67,10 @@ def timestamp(arrival: int) -> bytes:
     """µs since 1970 UTC as ISO 8601. strftime() for every answer would cost more than its validation."""
     seconds, fraction = divmod(arrival, 1_000_000)
     return b"%b.%06dZ" % (_second(seconds), fraction)
+
+
+def accepted(status: str, count: int, arrival: int) -> bytes:
+    return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
 
 
 def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
@@ -97,7 +106,7 @@ class Batch:
         max_clock_skew_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._kind = kind
+        self.kind = kind
         self._forwarder = forwarder
         self._max_records = max_records
         self._max_clock_skew_s = max_clock_skew_s
@@ -109,9 +118,9 @@ class Batch:
         timeout_s = DEFAULT_TIMEOUT_S
         if request.query_string:
             want_commit, timeout_s = self._parameters(request)
-        count = self._validate(body)
+        count = self.validate(body)
         try:
-            arrival, seq = await self._forwarder.submit(self._kind.code, count, body, want_commit=want_commit)
+            arrival, seq = await self._forwarder.submit(self.kind.code, count, body, want_commit=want_commit)
             status = "accepted"
             if want_commit:
                 try:
@@ -122,7 +131,7 @@ class Batch:
         except (FlusherUnavailable, Rejected) as error:
             raise unavailable(error) from error
         response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
-        response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
+        response.data = accepted(status, count, arrival)
 
     @staticmethod
     def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:
@@ -131,10 +140,11 @@ class Batch:
             raise Problem(400, "INVALID_PARAMETER", f"ack={ack}: journaled and committed are allowed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
 
-    def _validate(self, body: bytes) -> int:
+    def validate(self, body: bytes) -> int:
+        """Returns: the number of records. Raises: Problem."""
         try:
             records = validate(
-                self._kind,
+                self.kind,
                 body,
                 now=datetime.fromtimestamp(self._wall(), UTC),
                 max_clock_skew_s=self._max_clock_skew_s,

@@ -94,11 +94,11 @@ def main() -> None:
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
-    app = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
+    app, shortcuts = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=cast(Any, partial(Protocol, max_connections=most, observe=metrics.observe)),
+            http=cast(Any, partial(Protocol, max_connections=most, shortcuts=shortcuts, observe=metrics.observe)),
             ws="none",
             lifespan="on",
             log_config=None,
