@@ -483,7 +483,7 @@ class SyncPersistenceClient:
         self._tasks = _Queue("tasks", "task_id")
         self._queues = (self._sessions, self._tasks)
         if self._sender is not None:
-            # Kept: its loop, closed when it is collected, would unregister from the epoll set that parent and child share.
+            # Kept: its loop, closed when collected, would unregister from the epoll set that parent and child share.
             self._inherited.append(self._sender)
             self._sender = None
 
