@@ -155,7 +155,7 @@ function showTiles(newest) {
   ];
   get("tiles").replaceChildren(...tiles.map(([name, value, more, bad]) => {
     const words = (value || "–").split(" ").map((word) => (/[\d–]/.test(word) ? word : make("small", "", word)));
-    const big = make("dd", "value", ...words.flatMap((word) => [word, " "]));
+    const big = make("dd", "value", ...words.flatMap((word) => [word, " "]).slice(0, -1));
     return make("div", bad ? "tile bad" : "tile", make("dt", "", name), big, make("dd", "more", more || ""));
   }));
 }

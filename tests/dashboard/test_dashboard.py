@@ -90,7 +90,7 @@ def chart(page: Page, name: str) -> str:
     return label
 
 
-POSITIVE = re.compile(r"^[\d,.]*[1-9][\d,.]*k? /s ?$")
+POSITIVE = re.compile(r"^[\d,.]*[1-9][\d,.]*k? /s$")
 
 
 def test_a_fresh_service_is_healthy_and_has_nothing_to_show(service: Service, pages: Pages) -> None:

@@ -40,7 +40,7 @@ def get(app: App, path: str, query: bytes = b"") -> tuple[int, dict[str, str], b
         "path": path,
         "raw_path": path.encode(),
         "query_string": query,
-        "headers": [],
+        "headers": [(b"host", b"127.0.0.1:8001")],
         "scheme": "http",
         "server": ("127.0.0.1", 8001),
         "client": ("127.0.0.1", 50000),
