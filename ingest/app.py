@@ -12,8 +12,10 @@ import falcon.asgi
 
 from ingest import openapi, resources
 from ingest.cycle import App
+from ingest.dashboard import Dashboard, Points
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
+from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
 from ingest.shortcut import Shortcut
@@ -23,23 +25,26 @@ from shared.records import KINDS
 log = logging.getLogger(__name__)
 
 
-class ForwarderLifespan:
-    """Connects at startup and disconnects at shutdown (ASGI lifespan)."""
+class Lifespan:
+    """Connects and records from startup to shutdown (ASGI lifespan)."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, recorder: Recorder) -> None:
         self._forwarder = forwarder
+        self._recorder = recorder
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 -- ASGI's names
         self._forwarder.start()
+        self._recorder.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 -- ASGI's names
+        self._recorder.close()
         await self._forwarder.close()
 
 
 def create_app(
-    forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int
+    forwarder: Forwarder, metrics: RequestMetrics, history: History, service: Service, *, max_records: int
 ) -> tuple[App, dict[bytes, Shortcut]]:
-    """Every path of the contract. The forwarder starts and ends with the application's lifespan.
+    """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
 
     Returns: the application, and the short ways past it, by path.
     """
@@ -54,12 +59,15 @@ def create_app(
         "/health": health,
         "/ready": resources.Ready(health),
         "/metrics": resources.Metrics(forwarder, metrics.exposition),
+        "/dashboard": Dashboard(),
+        "/dashboard/history": Points(history),
         "/openapi.json": resources.OpenApi(openapi.document(max_records)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),
         "/api/v1/persistence/stats": resources.Stats(forwarder),
     }
     app = falcon.asgi.App()
-    app.add_middleware(ForwarderLifespan(forwarder))
+    recorder = Recorder(history, forwarder.stats, lambda: metrics.durations(posts_with_body))
+    app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
     app.add_error_handler(Problem, _problem)

@@ -17,8 +17,8 @@ from functools import lru_cache
 from ingest.cycle import App, Message, Receive, Scope, Send
 from ingest.resources import Problem
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready"))
-"""Answered without a token: what load balancers and supervisors ask."""
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
+"""Answered without a token: what load balancers and supervisors ask, and the page that asks for the token."""
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
 SMALL_BODY_BYTES = 64 * 1024

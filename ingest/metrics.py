@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from shared import VERSION
 
-_BUCKETS_S = (50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 0.1, 0.5, 1.0, 5.0, 10.0)
+BUCKETS_S = (50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 0.1, 0.5, 1.0, 5.0, 10.0)
 _PREFIX = "persistence"
 METRICS_DIRECTORY = "metrics"
 """Beside the flusher's socket."""
@@ -45,11 +45,11 @@ class RequestMetrics:
         counts = self._counts
         try:
             counts.requests[path][status] += 1
-            counts.durations[path][bisect_left(_BUCKETS_S, duration_s)] += 1
+            counts.durations[path][bisect_left(BUCKETS_S, duration_s)] += 1
             counts.seconds[path] += duration_s
         except KeyError:
             counts.requests.setdefault(path, {}).setdefault(status, 0)
-            counts.durations.setdefault(path, [0] * (len(_BUCKETS_S) + 1))
+            counts.durations.setdefault(path, [0] * (len(BUCKETS_S) + 1))
             counts.seconds.setdefault(path, 0.0)
             self.observe(path, status, duration_s)
 
@@ -64,12 +64,20 @@ class RequestMetrics:
 
     def exposition(self, stats: dict[str, Any] | None) -> bytes:
         """The text format: all workers' counts, and the flusher's `stats` (None: it does not answer)."""
-        self.publish()
-        counts = [msgspec.json.decode(path.read_bytes(), type=Counts) for path in self._directory.glob("*.json")]
         registry = CollectorRegistry()
-        registry.register(RequestCollector(counts))
+        registry.register(RequestCollector(self._everybody()))
         registry.register(FlusherCollector(stats))
         return generate_latest(registry)
+
+    def durations(self, paths: Iterable[str]) -> list[int]:
+        """How many requests to these paths lasted how long: in the buckets of BUCKETS_S, and one for longer ones."""
+        having = [counts.durations[path] for counts in self._everybody() for path in paths if path in counts.durations]
+        return [sum(counts) for counts in zip([0] * (len(BUCKETS_S) + 1), *having, strict=True)]
+
+    def _everybody(self) -> list[Counts]:
+        """The counts of all workers. Blocks for reading their files."""
+        self.publish()
+        return [msgspec.json.decode(path.read_bytes(), type=Counts) for path in self._directory.glob("*.json")]
 
 
 class RequestCollector:
@@ -90,7 +98,7 @@ class RequestCollector:
                 requests.add_metric([path, str(status)], total)
             buckets: list[tuple[str, float]] = []
             cumulated = 0
-            for index, bound in enumerate((*_BUCKETS_S, "+Inf")):
+            for index, bound in enumerate((*BUCKETS_S, "+Inf")):
                 cumulated += sum(counts.durations[path][index] for counts in having)
                 buckets.append((str(bound), cumulated))
             durations.add_metric([path], buckets, sum(counts.seconds[path] for counts in having))

@@ -192,6 +192,20 @@ class Stats:
             raise unavailable(error) from error
 
 
+def verdict(stats: dict[str, Any]) -> tuple[str, str | None]:
+    """healthy, degraded or unhealthy, and in a sentence why it is not healthy."""
+    state, usage_percent = stats["state"], stats["buffer"]["usage_percent"]
+    if state["refusing"]:
+        return "unhealthy", REASONS[Reason[state["refusing"]]]
+    if state["alarm"]:
+        return "degraded", state["alarm"]
+    if state["database"] != "healthy":
+        return "degraded", state["last_error"] or "the database has not answered yet"
+    if usage_percent > BACKLOG_DEGRADED_PERCENT:
+        return "degraded", f"the backlog takes {usage_percent} % of the journal"
+    return "healthy", None
+
+
 class Health:
     def __init__(self, forwarder: Forwarder, started_at: float) -> None:
         self._forwarder = forwarder
@@ -217,18 +231,10 @@ class Health:
                 "buffer": buffer,
                 **common,
             }
-        state = stats["state"]
         buffer = {**stats["buffer"], "last_flush": stats["flush_info"]["last_flush_time"]}
-        status, reason = "healthy", None
-        if state["refusing"]:
-            status, reason = "unhealthy", REASONS[Reason[state["refusing"]]]
-        elif state["alarm"]:
-            status, reason = "degraded", state["alarm"]
-        elif state["database"] != "healthy":
-            status, reason = "degraded", state["last_error"] or "the database has not answered yet"
-        elif stats["buffer"]["usage_percent"] > BACKLOG_DEGRADED_PERCENT:
-            status, reason = "degraded", f"the backlog takes {buffer['usage_percent']} % of the journal"
-        return {"status": status, "reason": reason, "database": state["database"], "buffer": buffer, **common}
+        status, reason = verdict(stats)
+        database = stats["state"]["database"]
+        return {"status": status, "reason": reason, "database": database, "buffer": buffer, **common}
 
 
 class Ready:

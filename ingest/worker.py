@@ -21,6 +21,7 @@ import uvloop
 
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
+from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, sweep
 from shared import logs
@@ -94,7 +95,8 @@ def main() -> None:
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
-    app, shortcuts = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
+    history = History(Path(config.state_directory, HISTORY_DIRECTORY))
+    app, shortcuts = create_app(forwarder, metrics, history, config.service, max_records=config.buffer.max_batch_size)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

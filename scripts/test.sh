@@ -3,6 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 need_packages mariadb-server-core mariadb-client-core wrk util-linux
+need_packages chromium fonts-dejavu-core # the dashboard is tested in a browser
 for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
