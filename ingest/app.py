@@ -39,7 +39,13 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
     """Every path of the contract. The forwarder starts and ends with the application's lifespan."""
     health = resources.Health(forwarder, time.monotonic())
     table: dict[str, object] = {
-        kind.path: resources.Batch(kind, forwarder, max_records=max_records, max_clock_skew_s=service.max_clock_skew)
+        kind.path: resources.Batch(
+            kind,
+            forwarder,
+            max_records=max_records,
+            max_clock_skew_s=service.max_clock_skew,
+            reject=metrics.reject,
+        )
         for kind in KINDS
     }
     posts_with_body = frozenset(table)

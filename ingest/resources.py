@@ -47,6 +47,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
+        self.code = code
         self.headers = headers or {}
         document: dict[str, Any] = {"detail": detail, "error_code": code}
         document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
@@ -95,12 +96,15 @@ class Batch:
         *,
         max_records: int,
         max_clock_skew_s: float,
+        reject: Callable[[str, str, int], None] = lambda _kind, _reason, _records: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Args: reject(kind, reason, records): told of records that are not accepted."""
         self._kind = kind
         self._forwarder = forwarder
         self._max_records = max_records
         self._max_clock_skew_s = max_clock_skew_s
+        self._reject = reject
         self._wall = wall
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
@@ -120,7 +124,9 @@ class Batch:
                 finally:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
-            raise unavailable(error) from error
+            problem = unavailable(error)
+            self._reject(self._kind.name, problem.code.lower(), count)
+            raise problem from error
         response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
         response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
 
@@ -143,6 +149,7 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
+            self._reject(self._kind.name, "invalid_record", error.records)
             detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         return len(records)

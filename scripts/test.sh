@@ -6,6 +6,8 @@ need_packages mariadb-server-core mariadb-client-core wrk util-linux
 for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
+command -v systemd-analyze >/dev/null || need_packages systemd
+need_packages prometheus nginx haproxy # deploy/ is checked by the programs that read it
 need_python client dev
 need_bench_python
 .venv/bin/ruff format --check .

@@ -38,6 +38,8 @@ VARYING = {
     "total_flush_duration_seconds",
     "uptime_seconds",
     "capacity",
+    "counts",
+    "sum",
 }
 """Compared by type, and for times by form."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
