@@ -15,6 +15,7 @@ from ingest.cycle import App
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.metrics import RequestMetrics
+from ingest.request_ids import log_problem, request_id
 from ingest.resources import Problem
 from shared.config import Service
 from shared.records import KINDS
@@ -79,16 +80,22 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
 
 
 async def _problem(
-    _request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
+    request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
 ) -> None:
+    log_problem(request.scope, problem)
+    _answer(response, problem)
+
+
+async def _bug(
+    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    extra = {"request_id": request_id(request.scope)}
+    log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
+    _answer(response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"))
+
+
+def _answer(response: falcon.asgi.Response, problem: Problem) -> None:
     response.status = problem.status
     response.data = problem.body
     for name, value in problem.headers.items():
         response.set_header(name, value)
-
-
-async def _bug(
-    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    await _problem(request, response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"), params)

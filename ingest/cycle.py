@@ -92,7 +92,8 @@ class Cycle:
                 log.error("%s: the application did not answer", self.scope["path"])
                 self._connection.failed()
         except Exception:
-            log.exception("%s failed", self.scope["path"])
+            extra = {"request_id": self.scope["request_id"]} if "request_id" in self.scope else None
+            log.exception("%s failed", self.scope["path"], extra=extra)
             self._connection.failed()
 
     # Fed by the protocol
@@ -174,6 +175,8 @@ class Cycle:
             parts.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
+        if "request_id" in self.scope:
+            parts.append(b"x-request-id: %b\r\n" % self.scope["request_id"].encode())
         lines = len(parts)
         if self._left >= 0:
             parts.append(b"\r\n")
