@@ -43,6 +43,30 @@ VARYING = {
     "sum",
 }
 """Compared by type, and for times by form."""
+RUN_BY = {
+    "./scripts/run.sh": "tests/system/test_scripts.py",
+    "PERSISTENCE_STATE_DIR=/tmp/second SERVICE_PORT=8002 LOGGING_FILE=/tmp/second/service.log"
+    " ./scripts/run.sh --detach": "tests/system/test_scripts.py",
+    "./scripts/install.sh": "tests/deploy/test_deployment.py",
+    "CREATE USER 'persistence'@'10.0.0.%' IDENTIFIED BY '...' REQUIRE SSL;": "tests/deploy/test_deployment.py",
+    "DB_HOST=db.example.org DB_USER=admin DB_PASSWORD=... .venv/bin/python -m flusher.schema": (
+        "tests/deploy/test_deployment.py"
+    ),
+    ".venv/bin/python -m shared.config": "tests/deploy/test_deployment.py",
+    ".venv/bin/supervisord -c supervisord.conf": "tests/deploy/test_deployment.py",
+    "./scripts/ctl.sh deadletters replay --all": "tests/deploy/test_deployment.py",
+}
+"""Blocks of commands without answers, by their first line, and the test that runs them."""
+NOT_RUN = {
+    "DB_HOST=db.example.org DB_USER=persistence DB_PASSWORD=... ./scripts/run.sh": (
+        "db.example.org is the reader's; tests/system/test_scripts.py runs it with DB_SOCKET"
+    ),
+    "useradd --system --home-dir /opt/persistence-service --shell /usr/sbin/nologin persistence": (
+        "changes the machine, and needs systemd to run it; tests/deploy/test_systemd.py checks the unit"
+    ),
+    "./scripts/chaos.sh --faults 1000 --seed 7": "takes eight minutes; tests/system/test_chaos.py runs sixty faults",
+}
+"""Those that no test runs, and why."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -111,6 +135,33 @@ def test_every_command_shown_prints_what_is_shown(
         got = (done.stdout + done.stderr).rstrip("\n")
         wrong += [f"{command.splitlines()[0]}\n  {text}" for text in differences(parsed(shown), parsed(got))]
     assert not wrong, "\n".join(wrong)
+
+
+def commands(document: Path) -> Iterator[str]:
+    """The first line of every block of commands, shown with their answers or without."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+        if language in ("sh", "console", "sql"):
+            yield block.splitlines()[0].removeprefix("$ ").partition("  ")[0]
+
+
+def test_every_command_is_run_by_a_test_or_said_why_not() -> None:
+    accounted = {**RUN_BY, **NOT_RUN}
+    found = set()
+    for document in DOCUMENTS:
+        if document in (README, API):
+            shown = [command.splitlines()[0].partition("  ")[0] for command, _ in examples(document)]
+        elif document.name == "OPERATIONS.md":
+            # tests/ctl/test_docs.py runs the blocks of this section.
+            section = document.read_text().partition("\n## Command line\n")[2].partition("\n## ")[0]
+            shown = re.findall(r"^\$ (.*?)(?:  .*)?$", section, re.MULTILINE)
+        else:
+            shown = []
+        left = {command for command in commands(document) if command not in shown}
+        found |= left
+        assert left <= set(accounted), f"{document.name}: {left - set(accounted)}"
+    assert found == set(accounted)
+    for name in RUN_BY.values():
+        assert (ROOT / name).exists()
 
 
 @pytest.mark.parametrize("document", [README, API], ids=lambda path: path.name)
