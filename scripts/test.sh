@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 need_packages mariadb-server-core mariadb-client-core wrk util-linux
-for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
+for program in curl git openssl; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
 command -v systemd-analyze >/dev/null || need_packages systemd

@@ -23,8 +23,9 @@ from shared.wire import Reason
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, wait_until
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = ROOT / "README.md"
+CHINESE = ROOT / "README.zh-CN.md"
+DOCUMENTS = [README, CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
 API = ROOT / "docs" / "API.md"
 DATA_MODELS = ROOT / "docs" / "DATA_MODELS.md"
 ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
@@ -55,6 +56,7 @@ RUN_BY = {
     ".venv/bin/python -m shared.config": "tests/deploy/test_deployment.py",
     ".venv/bin/supervisord -c supervisord.conf": "tests/deploy/test_deployment.py",
     "./scripts/ctl.sh deadletters replay --all": "tests/deploy/test_deployment.py",
+    "mkdir -p services/persistence": "tests/support/backend.py",
 }
 """Blocks of commands without answers, by their first line, and the test that runs them."""
 NOT_RUN = {
@@ -64,6 +66,7 @@ NOT_RUN = {
     "useradd --system --home-dir /opt/persistence-service --shell /usr/sbin/nologin persistence": (
         "changes the machine, and needs systemd to run it; tests/deploy/test_systemd.py checks the unit"
     ),
+    "./scripts/bench.sh": "takes twelve minutes; a test makes a quick run of it",
     "./scripts/chaos.sh --faults 1000 --seed 7": "takes eight minutes; tests/system/test_chaos.py runs sixty faults",
 }
 """Those that no test runs, and why."""
@@ -148,7 +151,7 @@ def test_every_command_is_run_by_a_test_or_said_why_not() -> None:
     accounted = {**RUN_BY, **NOT_RUN}
     found = set()
     for document in DOCUMENTS:
-        if document in (README, API):
+        if document in (README, CHINESE, API):
             shown = [command.splitlines()[0].partition("  ")[0] for command, _ in examples(document)]
         elif document.name == "OPERATIONS.md":
             # tests/ctl/test_docs.py runs the blocks of this section.
@@ -174,6 +177,28 @@ def test_every_endpoint_is_shown_with_a_curl(document: Path, service: Service) -
         assert called == known
     named = set(re.findall(r"`(?:GET|POST) (/[^ `]*)`", API.read_text()))
     assert named == known
+
+
+def test_the_chinese_readme_has_the_same_commands_answers_names_and_links() -> None:
+    """Whoever changes README.md changes README.zh-CN.md too."""
+
+    def blocks(text: str) -> list[str]:
+        return [re.sub(r" +# .*", "", block) for block in _CODE_BLOCK.findall(text)]
+
+    english, chinese = README.read_text(), CHINESE.read_text()
+    assert blocks(chinese) == blocks(english)
+    texts = [_CODE_BLOCK.sub("", text) for text in (english, chinese)]
+    for pattern in (
+        r"^#+(?= )",  # headings
+        r"\]\(((?!README|#)[^)]+)\)",  # links
+        r"^\| (\w+\.\w+ \| \S+ \| \S+) ",  # keys, variables, defaults
+        r"^\| `[^|]*` \|",  # paths
+    ):
+        found = [re.findall(pattern, text, re.MULTILINE) for text in texts]
+        assert found[0] == found[1]
+        assert len(found[0]) > 7
+    names = [set(re.findall(r"`[^`\n]+`", text)) for text in texts]
+    assert names[0] == names[1]
 
 
 def rows(document: Path) -> Iterator[list[str]]:
