@@ -2,12 +2,11 @@
 # On a fresh machine: installs what is missing, then lint, types, layers, all tests. Arguments go to pytest.
 . "$(dirname "$0")/lib.sh"
 
-need_packages mariadb-server-core mariadb-client-core wrk util-linux
+need_packages mariadb-server-core mariadb-client-core wrk util-linux prometheus nginx haproxy # deploy/ is for the last three
 for program in curl git openssl; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
-command -v systemd-analyze >/dev/null || need_packages systemd
-need_packages prometheus nginx haproxy # deploy/ is checked by the programs that read it
+command -v systemd-analyze >/dev/null || need_packages systemd # it checks the unit in deploy/
 need_python client dev
 need_bench_python
 .venv/bin/ruff format --check .
