@@ -108,6 +108,10 @@ class Store:
     def host(self) -> str:
         return self._server.socket or self._server.hosts[self._host]
 
+    @property
+    def connected(self) -> bool:
+        return self._db is not None
+
     def write(self, rows: Rows, *, rehearse: bool = False) -> None:
         """Upserts rows in one transaction: sessions first, then tasks. Blocks. A rehearsal is rolled back.
 

@@ -17,6 +17,7 @@ from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
+from ingest.request_ids import log_problem, request_id
 from ingest.resources import Problem
 from ingest.shortcut import Shortcut
 from shared.config import Service
@@ -50,7 +51,13 @@ def create_app(
     """
     health = resources.Health(forwarder, time.monotonic())
     batches = {
-        kind.path: resources.Batch(kind, forwarder, max_records=max_records, max_clock_skew_s=service.max_clock_skew)
+        kind.path: resources.Batch(
+            kind,
+            forwarder,
+            max_records=max_records,
+            max_clock_skew_s=service.max_clock_skew,
+            reject=metrics.reject,
+        )
         for kind in KINDS
     }
     table: dict[str, object] = {
@@ -66,7 +73,7 @@ def create_app(
         "/api/v1/persistence/stats": resources.Stats(forwarder),
     }
     app = falcon.asgi.App()
-    recorder = Recorder(history, forwarder.stats, lambda: metrics.durations(posts_with_body))
+    recorder = Recorder(history, forwarder.stats, lambda: metrics.durations(batches))
     app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
@@ -88,16 +95,22 @@ def create_app(
 
 
 async def _problem(
-    _request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
+    request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
 ) -> None:
+    log_problem(request.scope, problem)
+    _answer(response, problem)
+
+
+async def _bug(
+    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    extra = {"request_id": request_id(request.scope)}
+    log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
+    _answer(response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"))
+
+
+def _answer(response: falcon.asgi.Response, problem: Problem) -> None:
     response.status = problem.status
     response.data = problem.body
     for name, value in problem.headers.items():
         response.set_header(name, value)
-
-
-async def _bug(
-    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    await _problem(request, response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"), params)

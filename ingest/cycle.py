@@ -103,7 +103,8 @@ class Cycle(Exchange):
                 log.error("%s: the application did not answer", self.scope["path"])
                 self._connection.failed()
         except Exception:
-            log.exception("%s failed", self.scope["path"])
+            extra = {"request_id": self.scope["request_id"]} if "request_id" in self.scope else None
+            log.exception("%s failed", self.scope["path"], extra=extra)
             self._connection.failed()
 
     # Fed by the protocol
@@ -160,6 +161,8 @@ class Cycle(Exchange):
                 self.keep_alive = False
             else:
                 headers.append((name, value))
+        if "request_id" in self.scope:
+            headers.append((b"x-request-id", self.scope["request_id"].encode()))
         self._headers = headers
 
     def _send_body(self, body: bytes, *, more: bool) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ingest.cycle import App, Message, Receive, Scope, Send
+from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
@@ -74,6 +75,8 @@ class Guard:
         headers: dict[bytes, bytes] = {}
         try:
             headers = dict(scope["headers"])
+            if b"x-request-id" in headers:
+                take(scope, headers[b"x-request-id"])
             if (
                 len(headers) != len(scope["headers"])
                 or b"host" not in headers
@@ -85,6 +88,7 @@ class Guard:
             self._check_route(scope)
             if scope["method"] == "HEAD":
                 # The server knows from its own scope, which must stay as it is, that no body may follow.
+                request_id(scope)
                 scope = {**scope, "method": "GET"}
             if path in self._posts_with_body and scope["method"] == "POST":
                 gzipped, declared = self._check_headers(headers)
@@ -100,6 +104,7 @@ class Guard:
                 scope["body"] = body
             await self._app(scope, receive, send)
         except Problem as problem:
+            log_problem(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
             await _answer(problem, receive, send, unread=has_body and not read)
         except ClientGone:
@@ -138,6 +143,7 @@ class Guard:
             or b"host" not in headers
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
+            or b"x-request-id" in headers
             or headers.get(b"content-type", _JSON) != _JSON
         ):
             return False

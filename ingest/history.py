@@ -25,7 +25,7 @@ import msgspec
 import orjson
 
 from ingest.forwarder import FlusherUnavailable
-from ingest.metrics import BUCKETS_S
+from ingest.exposition import BUCKETS_S
 from ingest.resources import verdict
 
 log = logging.getLogger(__name__)

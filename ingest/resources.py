@@ -47,6 +47,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
+        self.code = code
         self.headers = headers or {}
         document: dict[str, Any] = {"detail": detail, "error_code": code}
         document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
@@ -104,12 +105,16 @@ class Batch:
         *,
         max_records: int,
         max_clock_skew_s: float,
+        reject: Callable[[str, str, int], None] = lambda _kind, _reason, _records: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Args: reject(kind, reason, records): told of records that are not accepted."""
         self.kind = kind
+        self.path = kind.path
         self._forwarder = forwarder
         self._max_records = max_records
         self._max_clock_skew_s = max_clock_skew_s
+        self._reject = reject
         self._wall = wall
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
@@ -129,7 +134,7 @@ class Batch:
                 finally:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
-            raise unavailable(error) from error
+            raise self.refused(error, count) from error
         response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
         response.data = accepted(status, count, arrival)
 
@@ -139,6 +144,12 @@ class Batch:
         if ack not in (None, "journaled", "committed"):
             raise Problem(400, "INVALID_PARAMETER", f"ack={ack}: journaled and committed are allowed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
+
+    def refused(self, error: FlusherUnavailable | Rejected, count: int) -> Problem:
+        """The problem of a batch of `count` valid records that is not accepted; counts them."""
+        problem = unavailable(error)
+        self._reject(self.kind.name, problem.code.lower(), count)
+        return problem
 
     def validate(self, body: bytes) -> int:
         """Returns: the number of records. Raises: Problem."""
@@ -153,6 +164,7 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
+            self._reject(self.kind.name, "invalid_record", error.records)
             detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         return len(records)

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from ingest.cycle import JSON, Connection, Exchange, encode_head
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import SMALL_BODY_BYTES, Guard
-from ingest.resources import Batch, Problem, accepted, unavailable
+from ingest.request_ids import log_problem, request_id
+from ingest.resources import Batch, Problem, accepted
 
 _HEAD = {
     keep_alive: encode_head(202, JSON, length=0, keep_alive=keep_alive).replace(b": 0\r\n", b": %d\r\n") + b"%b"
@@ -27,18 +28,18 @@ _HEAD = {
 class PlainBatch(Exchange):
     """One request on the short way."""
 
-    __slots__ = ("_connection", "_count", "_route")
+    __slots__ = ("_batch", "_connection", "_count")
 
-    def __init__(self, connection: Connection, route: str, count: int, keep_alive: bool, started_at: float) -> None:
+    def __init__(self, connection: Connection, batch: Batch, count: int, keep_alive: bool, started_at: float) -> None:
         super().__init__(keep_alive, started_at)
         self._connection = connection
-        self._route = route
+        self._batch = batch
         self._count = count
         self.more_body = False
 
     @property
     def route(self) -> str:
-        return self._route
+        return self._batch.path
 
     def answer(self, arrival: int | Exception) -> None:
         """Args: arrival: µs since 1970 UTC, or why there is none."""
@@ -50,9 +51,11 @@ class PlainBatch(Exchange):
             answer = _HEAD[self.keep_alive] % (len(body), body)
         else:
             assert isinstance(arrival, FlusherUnavailable | Rejected)
-            problem = unavailable(arrival)
+            problem = self._batch.refused(arrival, self._count)
+            scope = {"method": "POST", "path": self.route}
+            log_problem(scope, problem)
             self.status = problem.status
-            fields = [*JSON, *problem.fields]
+            fields = [*JSON, *problem.fields, (b"x-request-id", request_id(scope).encode())]
             answer = encode_head(self.status, fields, length=len(problem.body), keep_alive=self.keep_alive)
             answer += problem.body
         self.response_complete = True
@@ -67,7 +70,7 @@ class Shortcut:
         self._batch = batch
         self._guard = guard
         self._forwarder = forwarder
-        self.route = batch.kind.path
+        self.route = batch.path
 
     def admits(self, fields: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> bool:
         """Whether a request with this header may come this way, if its body is all right."""
@@ -86,7 +89,7 @@ class Shortcut:
             count = self._batch.validate(body)
         except Problem:
             return None
-        exchange = PlainBatch(connection, self.route, count, keep_alive, started_at)
+        exchange = PlainBatch(connection, self._batch, count, keep_alive, started_at)
         if not self._forwarder.submit_now(self._batch.kind.code, count, body, exchange.answer):
             return None
         return exchange

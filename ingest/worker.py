@@ -49,6 +49,23 @@ class _Orphaned(asyncio.Protocol):
             self._server.should_exit = True
 
 
+class Server(uvicorn.Server):
+    """Publishes what the last requests have counted. Nothing behind serve() runs: uvicorn raises the signal again."""
+
+    metrics: RequestMetrics
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        publish(self.metrics, connections=0)
+
+
+def publish(metrics: RequestMetrics, connections: int) -> None:
+    try:
+        metrics.publish(connections)
+    except OSError as error:
+        log.error("metrics: %s: %s", error.filename, error.strerror)
+
+
 async def serve(server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics) -> None:
     loop = asyncio.get_running_loop()
 
@@ -58,10 +75,7 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
             # uvicorn has told all but those that were being accepted at that moment.
             for connection in list(server.server_state.connections):
                 connection.shutdown()
-        try:
-            metrics.publish()
-        except OSError as error:
-            log.error("metrics: %s: %s", error.filename, error.strerror)
+        publish(metrics, len(server.server_state.connections))
         loop.call_later(SWEEP_S, tick)
 
     tick()
@@ -97,7 +111,7 @@ def main() -> None:
     most = connection_limit(config.service.max_connections)
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
     app, shortcuts = create_app(forwarder, metrics, history, config.service, max_records=config.buffer.max_batch_size)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             http=cast(Any, partial(Protocol, max_connections=most, shortcuts=shortcuts, observe=metrics.observe)),
@@ -110,6 +124,7 @@ def main() -> None:
             timeout_graceful_shutdown=GRACEFUL_S,
         )
     )
+    server.metrics = metrics
     uvloop.run(serve(server, listener, metrics))
 
 

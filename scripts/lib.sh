@@ -23,7 +23,7 @@ step() { # step TEXT: says what was done, and how long it took since the last st
     STEP_AT=$now
 }
 
-need_packages() { # need_packages PACKAGE...: installs Debian packages that are missing, without a question
+need_packages() { # need_packages PACKAGE...: installs missing Debian packages, asks nothing, starts none of their services
     local missing=() package sudo=()
     for package in "$@"; do
         [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
@@ -34,12 +34,16 @@ need_packages() { # need_packages PACKAGE...: installs Debian packages that are 
         sudo -n true 2>/dev/null || die "needs packages; run: sudo apt-get install -y --no-install-recommends ${missing[*]}"
         sudo=(sudo -n)
     fi
-    local log
+    local log policy=/usr/sbin/policy-rc.d
     log=$(mktemp)
-    {
-        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q &&
-            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}"
-    } >"$log" 2>&1 </dev/null || {
+    (
+        if [ ! -e $policy ]; then # Debian's way to say that an installed service must not be started: invoke-rc.d(8)
+            trap '"${sudo[@]}" rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" install -m 755 /dev/stdin $policy
+        fi
+        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q </dev/null &&
+            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}" </dev/null
+    ) >"$log" 2>&1 || {
         tail -n 5 "$log" >&2
         rm -f "$log"
         die "could not install ${missing[*]}"

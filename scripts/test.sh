@@ -3,10 +3,12 @@
 . "$(dirname "$0")/lib.sh"
 
 need_packages mariadb-server-core mariadb-client-core wrk util-linux
-need_packages chromium fonts-dejavu-core # the dashboard is tested in a browser
-for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
+need_packages prometheus nginx haproxy        # deploy/ is checked and run with them
+need_packages chromium fonts-dejavu-core      # the dashboard is tested in a browser
+for program in curl git openssl; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
+command -v systemd-analyze >/dev/null || need_packages systemd # it checks the unit in deploy/
 need_python client dev
 need_bench_python
 .venv/bin/ruff format --check .

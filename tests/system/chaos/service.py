@@ -203,7 +203,7 @@ class Service:
     def tracebacks(self) -> int:
         """Errors that nobody expected, in everything that the service wrote."""
         paths = [*self.directory.glob("service.log*"), *self.directory.glob("*.stderr.log*")]
-        return sum(path.read_bytes().count(b"Traceback (most recent call last)") for path in paths)
+        return sum(path.read_bytes().count(b"Traceback (") for path in paths)
 
     def processes(self) -> dict[int, str]:
         """Everything that was started for this state directory and lives: process id -> command."""
