@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -35,8 +36,13 @@ class ForwarderLifespan:
         await self._forwarder.close()
 
 
-def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int) -> App:
-    """Every path of the contract. The forwarder starts and ends with the application's lifespan."""
+def create_app(
+    forwarder: Forwarder, metrics: RequestMetrics, service: Service, leaving: asyncio.Event, *, max_records: int
+) -> App:
+    """Every path of the contract. The forwarder starts and ends with the application's lifespan.
+
+    Args: leaving: set from when no load balancer should send more.
+    """
     health = resources.Health(forwarder, time.monotonic())
     table: dict[str, object] = {
         kind.path: resources.Batch(kind, forwarder, max_records=max_records, max_clock_skew_s=service.max_clock_skew)
@@ -46,7 +52,7 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
     table |= {
         "/": resources.Liveness(),
         "/health": health,
-        "/ready": resources.Ready(health),
+        "/ready": resources.Ready(health, leaving),
         "/metrics": resources.Metrics(forwarder, metrics.exposition),
         "/openapi.json": resources.OpenApi(openapi.document(max_records)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),

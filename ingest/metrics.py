@@ -143,6 +143,12 @@ class FlusherCollector:
         yield _counter("requests_rejected", "Requests refused by the flusher.", stats["rejected"], "reason")
         yield _counter("flushes", "Batches committed.", stats["flush_info"]["flushes_by_reason"], "reason")
         yield _counter("flush_failures", "Batches that failed and were kept.", stats["failures"], "error_class")
+        yield _counter(
+            "flush_failures_by_code",
+            "The same by the database's error number; 1213 is a deadlock, in a cluster also a conflict with another node.",
+            stats["failures_by_code"],
+            "code",
+        )
         coalesced = CounterMetricFamily(f"{_PREFIX}_records_coalesced", "Records that a newer one made unnecessary.")
         coalesced.add_metric([], stats["coalescing"]["coalesced"])
         yield coalesced

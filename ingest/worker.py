@@ -1,6 +1,7 @@
 """Composition root of one ingest worker: `python -m ingest.worker FD`, FD being the listening socket.
 
-Its stdin is a pipe from the parent: when it closes, the parent is gone, and the worker drains and ends.
+Its stdin is a pipe from the parent. A byte in it says that the node is about to stop: /ready turns 503, all else goes
+on. When it closes, the parent is gone, and the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ GRACEFUL_S = 15
 """How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
 
 
-class _Orphaned(asyncio.Protocol):
-    """Sees the end of stdin."""
+class _Parent(asyncio.Protocol):
+    """The other end of stdin."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self, server: uvicorn.Server, leaving: asyncio.Event) -> None:
         self._server = server
+        self._leaving = leaving
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 -- asyncio's signature
+        self._leaving.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         if not self._server.should_exit:
@@ -48,7 +53,9 @@ class _Orphaned(asyncio.Protocol):
             self._server.should_exit = True
 
 
-async def serve(server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics) -> None:
+async def serve(
+    server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics, leaving: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
 
     def tick() -> None:
@@ -64,7 +71,7 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
         loop.call_later(SWEEP_S, tick)
 
     tick()
-    await loop.connect_read_pipe(lambda: _Orphaned(server), sys.stdin)
+    await loop.connect_read_pipe(lambda: _Parent(server, leaving), sys.stdin)
     gc.collect()
     gc.freeze()
     await server.serve(sockets=[listener])
@@ -94,7 +101,8 @@ def main() -> None:
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
-    app = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
+    leaving = asyncio.Event()
+    app = create_app(forwarder, metrics, config.service, leaving, max_records=config.buffer.max_batch_size)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -108,7 +116,7 @@ def main() -> None:
             timeout_graceful_shutdown=GRACEFUL_S,
         )
     )
-    uvloop.run(serve(server, listener, metrics))
+    uvloop.run(serve(server, listener, metrics, leaving))
 
 
 if __name__ == "__main__":

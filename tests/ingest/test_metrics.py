@@ -24,6 +24,7 @@ STATS: dict[str, Any] = {
     "accepted": {"sessions": 13, "tasks": 14},
     "rejected": {"journal_full": 15},
     "failures": {"retry": 16},
+    "failures_by_code": {"1213": 15, "1205": 1},
     "damage": {"bytes": 17, "segments_set_aside": 18},
     "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": None, "connections": 1},
 }
@@ -121,6 +122,8 @@ def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
         ("persistence_requests_rejected_total", (("reason", "journal_full"),)): 15,
         ("persistence_flushes_total", (("reason", "age"),)): 6,
         ("persistence_flush_failures_total", (("error_class", "retry"),)): 16,
+        ("persistence_flush_failures_by_code_total", (("code", "1213"),)): 15,
+        ("persistence_flush_failures_by_code_total", (("code", "1205"),)): 1,
         ("persistence_records_coalesced_total", ()): 11,
         ("persistence_records_dead_lettered_total", ()): 19,
     }
