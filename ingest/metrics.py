@@ -145,7 +145,7 @@ class FlusherCollector:
         yield _counter("flush_failures", "Batches that failed and were kept.", stats["failures"], "error_class")
         yield _counter(
             "flush_failures_by_code",
-            "The same by the database's error number; 1213 is a deadlock, in a cluster also a conflict with another node.",
+            "The same by the database's error number; 1213: a deadlock, or a conflict with another node.",
             stats["failures_by_code"],
             "code",
         )
