@@ -57,12 +57,13 @@ def up() -> tuple[Path, Galera]:
     return directory, cluster
 
 
-def down(directory: Path) -> None:
-    """Ends all its processes and takes away all that it made."""
+def down(directory: Path, *, keep: bool = False) -> None:
+    """Ends all its processes and takes away all that it made; `keep`: but its files."""
     cluster = at(directory)
     cluster.kill_all()
     cluster.network.down()
-    shutil.rmtree(directory, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def print_status(cluster: Galera) -> bool:
