@@ -58,6 +58,7 @@ _OPTIONS = (
 )
 START_S = 60.0
 STOP_S = 30.0
+WHOLE_LOOKS = 4
 
 
 def host(number: int) -> str:
@@ -210,6 +211,28 @@ class Galera:
         """Raises: ClusterFault."""
         if not _wait(lambda: self.is_synced(number) or not self.pid(number), timeout_s) or not self.pid(number):
             raise ClusterFault(f"node {number} does not get ready, see {self._log(number)}")
+
+    def is_whole(self) -> bool:
+        """Whether all nodes take writes and agree on who belongs to the cluster.
+
+        A node alone does not know: one that was stopped or cut off believes for a moment that nothing has happened.
+        """
+        found = [self.status(number) for number in NODES]
+        return (
+            all(status.get("ready") == "ON" and status["local_state_comment"] == "Synced" for status in found)
+            and {status["cluster_size"] for status in found} == {str(len(NODES))}
+            and len({status["cluster_conf_id"] for status in found}) == 1
+        )
+
+    def wait_whole(self, timeout_s: float = START_S) -> None:
+        """Until nothing has changed for a second. Raises: ClusterFault."""
+        give_up_at = time.monotonic() + timeout_s
+        looks = 0
+        while looks < WHOLE_LOOKS:
+            looks = looks + 1 if self.is_whole() else 0
+            if time.monotonic() > give_up_at:
+                raise ClusterFault(f"the cluster does not get whole, see {self.directory}")
+            time.sleep(1 / WHOLE_LOOKS)
 
     def set_global(self, number: int, assignment: str) -> None:
         """Raises: MySQLdb.Error."""

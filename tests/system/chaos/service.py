@@ -121,7 +121,10 @@ class Service:
 
         Raises: OSError.
         """
-        info: Any = self._supervisor().getProcessInfo(program)
+        try:
+            info: Any = self._supervisor().getProcessInfo(program)
+        except Fault:
+            return 0  # supervisord itself is stopping
         return int(info["pid"]) if info["statename"] in (("STARTING", "RUNNING") if young else ("RUNNING",)) else 0
 
     def children(self, program: str) -> list[int]:

@@ -33,7 +33,7 @@ from tests.system.chaos.model import TABLES, Differences, Model, compare
 from tests.system.chaos.run import Kinds, schedule
 from tests.system.cluster import report as reports
 from tests.system.cluster import tables
-from tests.system.cluster.drain import restart_each
+from tests.system.cluster.drain import restart
 from tests.system.cluster.faults import KINDS, NEED_LINKS, Faults
 from tests.system.cluster.nodes import Balancer, Node
 from tests.system.cluster.same import same_through_any_number
@@ -104,11 +104,11 @@ async def run(directory: Path, cluster: Galera, nodes: Sequence[Node], balancer:
         unavailable=UNAVAILABLE,
     )
     figures = load.figures
-    await asyncio.to_thread(until, lambda: len(balancer.up()) == len(nodes), 30.0)
+    await asyncio.to_thread(until, balancer.all_up, 30.0)
     load.start()
     await asyncio.sleep(QUIET_S)
-    drained = await restart_each(balancer, nodes, load)
-    say(f"each node drained and restarted: {drained}")
+    drained = await restart(nodes[: options.restarts], balancer, load)
+    say(f"drained and restarted: {drained}")
 
     say("faults begin")
     figures.phase = "faults"
@@ -220,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many (60)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeats a schedule (random)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="writes the report there too")
+    parser.add_argument("--restarts", type=int, choices=(1, 2, 3), default=3, help="nodes to be drained (3)")
     parser.add_argument("--per-second", type=float, default=0.7, help="faults a second (0.7)")
     parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
     parser.add_argument("--clients", type=int, default=6, help="clients (6)")

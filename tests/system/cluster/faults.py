@@ -1,6 +1,6 @@
 """What is done to service nodes, database nodes and the links between them, and undone.
 
-One node of the database at a time, and the next only when it takes writes again: two of three must always agree, or
+One node of the database at a time, and the next only when all three agree again that it belongs to them: two of three must always agree, or
 nothing can be committed. Everything else overlaps.
 """
 
@@ -166,8 +166,8 @@ class Faults(FaultRun):
             await asyncio.to_thread(self.count_conflicts, number)
             self.hit(fault, f"database node {number}")
             yield number
-            await asyncio.to_thread(self._cluster.wait_synced, number)
-            self.note(fault, f"database node {number} takes writes again")
+            await asyncio.to_thread(self._cluster.wait_whole)
+            self.note(fault, f"database node {number} belongs to it again")
 
     async def _kill_database(self, fault: Fault) -> None:
         async with self._database_node(fault) as number:

@@ -142,12 +142,12 @@ class Balancer:
             self._process.kill()
             self._process.wait(10)
 
-    def up(self) -> set[str]:
-        """Names of the nodes to which it sends requests."""
+    def all_up(self) -> bool:
+        """Whether it sends requests to every node."""
         with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(5)
             admin.connect(str(self._socket))
             admin.sendall(b"show stat\n")
             answer = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
         rows = [line.split(",") for line in answer.splitlines() if line.startswith("nodes,")]
-        return {row[1] for row in rows if row[1] != "BACKEND" and row[17].startswith("UP")}
+        return sum(row[1] != "BACKEND" and row[17].startswith("UP") for row in rows) == len(self._nodes)
