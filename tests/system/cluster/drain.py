@@ -1,4 +1,4 @@
-"""One node after the other is stopped as systemd stops it and started again, while requests go on through the balancer."""
+"""One node after the other is stopped as systemd does it and started again, while requests go on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is done to service nodes, database nodes and the links between them, and undone.
 
-One node of the database at a time, and the next only when all three agree again that it belongs to them: two of three must always agree, or
-nothing can be committed. Everything else overlaps.
+One node of the database at a time, and the next only when all three agree again that it belongs to them: two of three
+must always agree, or nothing can be committed. Everything else overlaps.
 """
 
 from __future__ import annotations
