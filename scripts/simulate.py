@@ -204,32 +204,32 @@ def plot(found: Sequence[tuple[str, str, Course, Layout]], path: Path) -> None:
 
 
 def check(measured: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Two measured outages: how fast a backlog goes is taken from the first, the second is simulated.
+    """A measured outage beside the same one simulated. How fast a backlog goes is taken from the lock before it.
 
     Returns: by figure, measured and simulated.
     """
     rate, samples = measured["rate"], measured["samples"]
-    first, second = measured["away"]
-    normal = 1.1 * max(waiting for at, waiting, _ in samples if at < first[0])
+    usual = 1.1 * max(waiting for at, waiting, _ in samples if measured["locked"][0] - 2 < at < measured["locked"][0])
 
-    def course_of(away: Sequence[float]) -> tuple[float, float, float]:
-        seen = [one for one in samples if one[0] >= away[0]]
-        most = max((one for one in seen if one[0] < away[1] + 2 * NOTICE_S), key=lambda one: one[1])
-        done_at = next(at for at, waiting, _ in seen if at > most[0] and waiting <= normal)
-        return most[1], done_at - away[1], max(age_s for at, _, age_s in seen if at <= done_at)
+    def caught_up_at(back_at: float) -> float:
+        most_at = max((one for one in samples if back_at - 1 < one[0] < back_at + 3 * NOTICE_S), key=lambda one: one[1])
+        return next(at for at, waiting, _ in samples if at > most_at[0] and waiting <= usual)
 
-    most, caught_up_s, _ = course_of(first)
-    gone_s = first[1] - first[0] + caught_up_s
-    drain_rate = rate * gone_s / (caught_up_s - NOTICE_S)
+    locked_at, unlocked_at = measured["locked"]
+    drain_rate = rate * (1 + (unlocked_at - locked_at) / (caught_up_at(unlocked_at) - unlocked_at))
+    gone_at, back_at = measured["away"]
+    seen = [one for one in samples if one[0] >= gone_at]
     layout = Layout("measured", rate, 1, 1, database_rate=drain_rate, node_rate=drain_rate)
-    simulated = simulate(layout, [Outage("database", 0, second[0], second[1] - second[0])], samples[-1][0])
-    most, caught_up_s, oldest_s = course_of(second)
-    simulated_s = simulated.caught_up_s(second[1] + NOTICE_S, normal)
+    simulated = simulate(layout, [Outage("database", 0, gone_at, back_at - gone_at)], samples[-1][0])
+    simulated_s = simulated.caught_up_s(back_at + NOTICE_S, usual)
     return {
-        "drained, records/s": (drain_rate, drain_rate),
-        "most records waiting": (most, max(simulated.waiting)),
-        "oldest, s": (oldest_s, max(simulated.oldest_s)),
-        "caught up after, s": (caught_up_s, float("inf") if simulated_s is None else simulated_s + NOTICE_S),
+        "backlog written, records/s": (drain_rate, drain_rate),
+        "most records waiting": (max(waiting for _, waiting, _ in seen), max(simulated.waiting)),
+        "oldest, s": (max(age_s for *_, age_s in seen), max(simulated.oldest_s)),
+        "caught up after, s": (
+            caught_up_at(back_at) - back_at,
+            float("inf") if simulated_s is None else simulated_s + NOTICE_S,
+        ),
     }
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.check:
         for name, (measured, simulated) in check(json.loads(options.check.read_text())).items():
-            print(f"{name:<22} measured {measured:>10,.1f}   simulated {simulated:>10,.1f}")
+            print(f"{name:<27} measured {measured:>10,.1f}   simulated {simulated:>10,.1f}")
         return
     found = table(options.database_rate, options.node_rate)
     if options.plot:

@@ -2,7 +2,10 @@
 
 cost: CPU and bytes a record, in every process, over a fixed number of records: new tasks, then later states of the same
 tasks, a hundred in a request; then one in a request. With --galera the database is a cluster of three, written to
-through one node. outage: what waits in the journal, four times a second, while the database is away for 5 and for 15 s.
+through one node.
+
+outage: what waits in the journal, four times a second, while the tables are locked for 8 s, which shows how fast a
+backlog goes, and later the database is killed and is away for 15 s.
 """
 
 from __future__ import annotations
@@ -189,14 +192,13 @@ def costs(records: int, *, on_cluster: bool) -> list[dict[str, Any]]:
         return [cost(place, service, *one) for one in (*many, ("new, 1 a request", ones, few))]
 
 
-def outages(rate: float, lasting_s: Sequence[float], between_s: float) -> dict[str, Any]:
-    """A steady stream; the database is killed and started again, once for each of `lasting_s`.
+def outage(rate: float, locked_s: float, away_s: float, between_s: float) -> dict[str, Any]:
+    """A steady stream; the table is locked for a while, then the database is killed.
 
-    Returns: when it was away, and samples (seconds, records waiting, age of the oldest).
+    Returns: from when to when it took nothing, and samples (seconds, records waiting, age of the oldest).
     """
     with single() as (_, settings, server), service_on(server, settings) as service:
         samples: list[tuple[float, int, float]] = []
-        away: list[tuple[float, float]] = []
         stopped = threading.Event()
         began_at = time.monotonic()
 
@@ -225,17 +227,21 @@ def outages(rate: float, lasting_s: Sequence[float], between_s: float) -> dict[s
         for thread in threads:
             thread.start()
         time.sleep(between_s)
-        for seconds in lasting_s:
-            server.stop(signal.SIGKILL)
-            gone_at = now()
-            time.sleep(seconds)
-            server.start()
-            away.append((gone_at, now()))
-            time.sleep(between_s)
+        with server.locked(settings["DB_DATABASE"]):
+            locked_at = now()
+            time.sleep(locked_s)
+        locked = (locked_at, now())
+        time.sleep(between_s)
+        server.stop(signal.SIGKILL)
+        gone_at = now()
+        time.sleep(away_s)
+        server.start()
+        away = (gone_at, now())
+        time.sleep(between_s)
         stopped.set()
         for thread in threads:
             thread.join()
-        return {"rate": rate, "away": away, "samples": samples}
+        return {"rate": rate, "locked": locked, "away": away, "samples": samples}
 
 
 @contextmanager
@@ -264,7 +270,7 @@ def main() -> None:
     if options.command == "cost":
         found = costs(options.records, on_cluster=options.galera)
     else:
-        found = outages(options.rate, (5.0, 15.0), 10.0)
+        found = outage(options.rate, 8.0, 15.0, 8.0)
     print(json.dumps(found, ensure_ascii=False))
 
 
