@@ -104,30 +104,41 @@ class _Queue:
 
 
 def simulate(layout: Layout, outages: Sequence[Outage], duration_s: float) -> Course:
-    queues = [_Queue() for _ in range(layout.nodes)]
+    """Databases that nothing happens to are alike: one of them stands for all."""
+    hit = sorted({one.number if one.what == "database" else layout.database_of(one.number) for one in outages})
+    courses = [(_cell(layout, database, outages, duration_s), 1) for database in hit]
+    spared = next((database for database in range(layout.databases) if database not in hit), None)
+    if spared is not None:
+        courses.append((_cell(layout, spared, (), duration_s), layout.databases - len(hit)))
+    whole = Course(at=courses[0][0].at)
+    for step in range(len(whole.at)):
+        whole.waiting.append(sum(course.waiting[step] * times for course, times in courses))
+        whole.oldest_s.append(max(course.oldest_s[step] for course, _ in courses))
+        whole.refused.append(sum(course.refused[step] * times for course, times in courses))
+    return whole
+
+
+def _cell(layout: Layout, database: int, outages: Sequence[Outage], duration_s: float) -> Course:
+    """One database and the nodes that write to it."""
+    nodes = [node for node in range(layout.nodes) if layout.database_of(node) == database]
+    queues = {node: _Queue() for node in nodes}
     course = Course()
     limit = layout.journal_max_bytes / layout.record_bytes
+    coming = layout.rate / layout.databases * STEP_S
     for step in range(int(duration_s / STEP_S)):
         now = step * STEP_S
-        alive = [not any(one.holds("node", node, now) for one in outages) for node in range(layout.nodes)]
-        refused = 0.0
-        for database in range(layout.databases):
-            group = [node for node in range(layout.nodes) if layout.database_of(node) == database]
-            takers = [node for node in group if alive[node]]
-            coming = layout.rate / layout.databases * STEP_S
-            for node in takers:
-                share = coming / len(takers)
-                room = max(0.0, limit - queues[node].total)
-                queues[node].put(now, min(share, room))
-                refused += max(0.0, share - room)
-            if not takers:
-                refused += coming
-            if any(one.holds("database", database, now, longer_s=NOTICE_S) for one in outages):
-                continue
+        takers = [node for node in nodes if not any(one.holds("node", node, now) for one in outages)]
+        refused = 0.0 if takers else coming
+        for node in takers:
+            share = coming / len(takers)
+            room = max(0.0, limit - queues[node].total)
+            queues[node].put(now, min(share, room))
+            refused += max(0.0, share - room)
+        if not any(one.holds("database", database, now, longer_s=NOTICE_S) for one in outages):
             _write(layout, [queues[node] for node in takers], now)
         course.at.append(now)
-        course.waiting.append(sum(queue.total for queue in queues))
-        course.oldest_s.append(max(queue.oldest_s(now) for queue in queues))
+        course.waiting.append(sum(queue.total for queue in queues.values()))
+        course.oldest_s.append(max(queue.oldest_s(now) for queue in queues.values()))
         course.refused.append(refused / STEP_S)
     return course
 
