@@ -230,9 +230,8 @@ class Ready:
         self._leaving = leaving
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
-        if self._leaving.is_set():
-            reason = "stopping"
-        else:
+        reason: str | None = "stopping"
+        if not self._leaving.is_set():
             document = await self._health.document()
             reason = document["reason"] if document["status"] == "unhealthy" else None
         response.status = 503 if reason else 200
