@@ -92,7 +92,9 @@ def test_the_measured_outage_is_met_as_closely_as_the_page_says() -> None:
 
 def test_the_page_shows_what_the_commands_print() -> None:
     blocks = re.findall(
-        r"^```console\n\$ python (scripts/simulate\.py[^\n]*)\n(.*?)^```$", SCALING.read_text(), re.MULTILINE | re.DOTALL
+        r"^```console\n\$ python (scripts/simulate\.py[^\n]*)\n(.*?)^```$",
+        SCALING.read_text(),
+        re.MULTILINE | re.DOTALL,
     )
     assert len(blocks) == 2
     for command, shown in blocks:

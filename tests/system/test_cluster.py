@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -124,3 +125,21 @@ def test_clusters_side_by_side_have_names_or_addresses_of_their_own(monkeypatch:
 
 def test_without_namespaces_a_command_runs_as_it_is() -> None:
     assert Network("", "127.1.1", {"db1": 1}).command("db1", ["true"]) == ["true"]
+
+
+def test_the_systemd_template_gives_each_node_a_supervisord_of_its_own(tmp_path: Path) -> None:
+    unit = (ROOT / "deploy" / "persistence@.service").read_text(encoding="utf-8").replace("%%", "%")
+    command = unit.partition("ExecStartPre=")[2].splitlines()[0]
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env={**os.environ, "PERSISTENCE_STATE_DIR": str(tmp_path)}, timeout=20
+    )
+
+    assert done.returncode == 0
+    text = (tmp_path / "supervisord.conf").read_text()
+    assert f"file={tmp_path}/supervisor.sock" in text
+    assert f"command={ROOT}/.venv/bin/python -m flusher" in text
+    assert "%(here)s" not in text
+    delay_s = float(unit.partition("SERVICE_DRAIN_DELAY=")[2].splitlines()[0])
+    check = (ROOT / "deploy" / "haproxy-cluster.cfg").read_text().partition("default-server ")[2].splitlines()[0]
+    assert check.split() == "check inter 500ms fall 2 rise 2".split()
+    assert delay_s > 2 * 0.5 + 1  # two checks and the time that one may take
