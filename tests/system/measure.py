@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -266,6 +267,8 @@ def main() -> None:
     of_outage = commands.add_parser("outage")
     of_outage.add_argument("--rate", type=float, default=10_000, help="records a second (10000)")
     options = parser.parse_args()
+    # A polite end takes with it what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: Any
     if options.command == "cost":
         found = costs(options.records, on_cluster=options.galera)
