@@ -19,6 +19,7 @@ async def restart(nodes: Sequence[Node], balancer: Balancer, load: Load) -> dict
         await asyncio.to_thread(wait_until, balancer.all_up, 30, "all nodes are up")
         await asyncio.to_thread(node.stop)
         await asyncio.to_thread(node.start)
+        await asyncio.to_thread(node.wait_ready)  # HAProxy may not have noticed its end
         await asyncio.to_thread(wait_until, balancer.all_up, 30, f"{node.name} is back")
     after = (figures.requests, figures.refused.total(), figures.unanswered, figures.wrong.total())
     sent, refused, unanswered, wrong = (now - then for now, then in zip(after, before, strict=True))
