@@ -91,6 +91,7 @@ class Figures:
     flush_duration_s: float = 0.0
     last_flush_at: float | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    failures_by_code: dict[str, int] = field(default_factory=dict)
     last_error: str | None = None
     last_dead_letter: str | None = None
     alarm: str | None = None
@@ -196,6 +197,7 @@ def document(
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
         "rejected": figures.rejected,
         "failures": figures.failures,
+        "failures_by_code": figures.failures_by_code,
         "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
         "state": {
             "refusing": refusing,

@@ -1,7 +1,8 @@
 """Composition root of ingest: owns the listening socket, keeps `service.workers` workers alive.
 
 The socket outlives every worker, so a worker that dies or is replaced costs no connection: those that wait in the
-socket's queue are taken by the next. SIGTERM: workers finish what is under way. SIGHUP: they are replaced one by one,
+socket's queue are taken by the next. SIGTERM: for service.drain_delay all goes on but for /ready, which turns 503; then
+workers finish what is under way. SIGHUP: they are replaced one by one,
 each new one started before an old one leaves.
 
 A parent of our own instead of supervisord's fcgi-program: that one takes host, port and number of processes only from
@@ -102,6 +103,16 @@ class Workers:
             self._leaving.add(child.pid)
             child.terminate()
 
+    def announce_leaving(self) -> None:
+        """/ready turns 503."""
+        for child, _ in self._children.values():
+            assert child.stdin is not None
+            try:
+                child.stdin.write(b"\n")
+                child.stdin.flush()
+            except OSError:
+                continue  # it has just ended
+
     def terminate(self, timeout_s: float) -> None:
         """Asks all to finish, and kills those that do not within `timeout_s`. Blocks."""
         for child, _ in self._children.values():
@@ -173,6 +184,11 @@ def main() -> None:
             if len(workers) < config.service.workers:
                 time.sleep(max(0.0, RESPAWN_S - lived_s))
                 workers.start()
+    if config.service.drain_delay:
+        log.info("stopping in %g s; not ready from now on", config.service.drain_delay)
+        workers.announce_leaving()
+        # A second signal cuts it short.
+        signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), config.service.drain_delay)
     log.info("stopping")
     listener.close()
     workers.terminate(GRACEFUL_S)

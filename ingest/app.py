@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -43,10 +44,17 @@ class Lifespan:
 
 
 def create_app(
-    forwarder: Forwarder, metrics: RequestMetrics, history: History, service: Service, *, max_records: int
+    forwarder: Forwarder,
+    metrics: RequestMetrics,
+    history: History,
+    service: Service,
+    leaving: asyncio.Event,
+    *,
+    max_records: int,
 ) -> tuple[App, dict[bytes, Shortcut]]:
     """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
 
+    Args: leaving: set from when no load balancer should send more.
     Returns: the application, and the short ways past it, by path.
     """
     health = resources.Health(forwarder, time.monotonic())
@@ -64,7 +72,7 @@ def create_app(
         **batches,
         "/": resources.Liveness(),
         "/health": health,
-        "/ready": resources.Ready(health),
+        "/ready": resources.Ready(health, leaving),
         "/metrics": resources.Metrics(forwarder, metrics.exposition),
         "/dashboard": Dashboard(),
         "/dashboard/history": Points(history),

@@ -73,6 +73,14 @@ def _of_flusher(stats: dict[str, Any] | None) -> Iterator[Metric]:
     for error_class, count in stats["failures"].items():
         failures.add_metric([error_class], count)
     yield failures
+    by_code = _counters(
+        "flush_failures_by_code",
+        "The same by the database's error number; 1213: a deadlock, or a conflict with another node.",
+        "code",
+    )
+    for code, count in stats["failures_by_code"].items():
+        by_code.add_metric([code], count)
+    yield by_code
     for name, help_text, value in (
         ("records_coalesced", "Records that a newer one made unnecessary.", stats["coalescing"]["coalesced"]),
         ("records_dead_lettered", "Records that the database refused for good.", stats["dead_letters"]["total"]),

@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from ingest.forwarder import FlusherUnavailable
 from ingest.exposition import BUCKETS_S
+from ingest.forwarder import FlusherUnavailable
 from ingest.resources import verdict
 
 log = logging.getLogger(__name__)

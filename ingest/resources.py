@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
@@ -250,16 +251,19 @@ class Health:
 
 
 class Ready:
-    """Whether a load balancer may send traffic here: records are accepted."""
+    """Whether a load balancer may send traffic here: records are accepted, and will be for a while."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, leaving: asyncio.Event) -> None:
         self._health = health
+        self._leaving = leaving
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
-        document = await self._health.document()
-        ready = document["status"] != "unhealthy"
-        response.status = 200 if ready else 503
-        response.data = orjson.dumps({"ready": ready, "reason": None if ready else document["reason"]})
+        reason: str | None = "stopping"
+        if not self._leaving.is_set():
+            document = await self._health.document()
+            reason = document["reason"] if document["status"] == "unhealthy" else None
+        response.status = 503 if reason else 200
+        response.data = orjson.dumps({"ready": not reason, "reason": reason})
 
 
 class Metrics:

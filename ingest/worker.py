@@ -1,6 +1,7 @@
 """Composition root of one ingest worker: `python -m ingest.worker FD`, FD being the listening socket.
 
-Its stdin is a pipe from the parent: when it closes, the parent is gone, and the worker drains and ends.
+Its stdin is a pipe from the parent. A byte in it says that the node is about to stop: /ready turns 503, all else goes
+on. When it closes, the parent is gone, and the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ GRACEFUL_S = 15
 """How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
 
 
-class _Orphaned(asyncio.Protocol):
-    """Sees the end of stdin."""
+class _Parent(asyncio.Protocol):
+    """The other end of stdin."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self, server: uvicorn.Server, leaving: asyncio.Event) -> None:
         self._server = server
+        self._leaving = leaving
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 -- asyncio's signature
+        self._leaving.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         if not self._server.should_exit:
@@ -66,7 +71,9 @@ def publish(metrics: RequestMetrics, connections: int) -> None:
         log.error("metrics: %s: %s", error.filename, error.strerror)
 
 
-async def serve(server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics) -> None:
+async def serve(
+    server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics, leaving: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
 
     def tick() -> None:
@@ -79,7 +86,7 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
         loop.call_later(SWEEP_S, tick)
 
     tick()
-    await loop.connect_read_pipe(lambda: _Orphaned(server), sys.stdin)
+    await loop.connect_read_pipe(lambda: _Parent(server, leaving), sys.stdin)
     gc.collect()
     gc.freeze()
     await server.serve(sockets=[listener])
@@ -110,7 +117,10 @@ def main() -> None:
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
-    app, shortcuts = create_app(forwarder, metrics, history, config.service, max_records=config.buffer.max_batch_size)
+    leaving = asyncio.Event()
+    app, shortcuts = create_app(
+        forwarder, metrics, history, config.service, leaving, max_records=config.buffer.max_batch_size
+    )
     server = Server(
         uvicorn.Config(
             app,
@@ -125,7 +135,7 @@ def main() -> None:
         )
     )
     server.metrics = metrics
-    uvloop.run(serve(server, listener, metrics))
+    uvloop.run(serve(server, listener, metrics, leaving))
 
 
 if __name__ == "__main__":

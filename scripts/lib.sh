@@ -52,6 +52,32 @@ need_packages() { # need_packages PACKAGE...: installs missing Debian packages, 
     step "installed ${missing[*]}"
 }
 
+need_galera() { # what a trial cluster runs: Galera, the programs with which a node sends its data to another, HAProxy
+    need_packages mariadb-server-core mariadb-client-core galera-4 rsync iproute2 haproxy
+    if ! command -v wsrep_sst_rsync >/dev/null && [ ! -x .venv/share/galera/wsrep_sst_rsync ]; then
+        # They are scripts in mariadb-server, whose installation would start a server: only they are taken out of it.
+        local directory
+        directory=$(mktemp -d)
+        if ! (
+            cd "$directory"
+            apt-get download -q mariadb-server || { apt-get update -q && apt-get download -q mariadb-server; }
+            dpkg-deb -x mariadb-server_*.deb .
+        ) >"$directory/log" 2>&1 </dev/null; then
+            tail -n 5 "$directory/log" >&2
+            rm -rf "$directory"
+            die "could not download mariadb-server"
+        fi
+        mkdir -p .venv/share/galera
+        cp "$directory"/usr/bin/wsrep_sst_{common,rsync} .venv/share/galera/
+        rm -rf "$directory"
+        step "took wsrep_sst_rsync out of the package mariadb-server"
+    fi
+    if [ "$(id -u)" = 0 ] && ! id mysql >/dev/null 2>&1; then
+        # As root a node's data cannot be sent; Debian's mariadb-server would have made this user.
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mysql
+    fi
+}
+
 need_python() { # need_python EXTRA...: .venv with the exact versions of requirements.lock
     local extras wanted python log
     extras=$(IFS=,; echo "$*")

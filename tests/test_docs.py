@@ -225,7 +225,7 @@ def default_in_words(key: str, default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return ", ".join(default)
+        return ", ".join(default) or "none"
     return {None: "none", "": '""'}.get(default, str(default))
 
 

@@ -53,7 +53,9 @@ def get(app: App, path: str, query: bytes = b"") -> tuple[int, dict[str, str], b
 @pytest.fixture
 def app(tmp_path: Path) -> App:
     forwarder = Forwarder(str(tmp_path / "none"), ack_timeout_s=1)
-    return create_app(forwarder, RequestMetrics(tmp_path), History(tmp_path / "history"), Service(), max_records=10)[0]
+    return create_app(
+        forwarder, RequestMetrics(tmp_path), History(tmp_path / "history"), Service(), asyncio.Event(), max_records=10
+    )[0]
 
 
 def test_the_page_brings_everything_it_needs() -> None:

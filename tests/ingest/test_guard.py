@@ -200,7 +200,9 @@ def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
         (Service(protected_mode=False), STRANGER, 200),
         (Service(auth_token="x"), STRANGER, 200),
     ):
-        app, _ = create_app(forwarder, RequestMetrics(tmp_path), History(tmp_path), service, max_records=10)
+        app, _ = create_app(
+            forwarder, RequestMetrics(tmp_path), History(tmp_path), service, asyncio.Event(), max_records=10
+        )
         exchange = Exchange([part(b"")])
         asyncio.run(app(scope_of("/", "GET", client, {}), exchange.receive, exchange.send))
         assert exchange.status == status

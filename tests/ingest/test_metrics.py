@@ -30,6 +30,7 @@ STATS: dict[str, Any] = {
     "dead_letters": {"count": 12, "total": 19},
     "accepted": {"sessions": 13, "tasks": 14},
     "failures": {"retry": 16},
+    "failures_by_code": {"1213": 15, "1205": 1},
     "damage": {"bytes": 17, "segments_set_aside": 18},
     "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": None, "connections": 1},
     "histograms": {
@@ -202,6 +203,8 @@ def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
         ("persistence_records_accepted_total", (("kind", "sessions"),)): 13,
         ("persistence_rows_written_total", (("kind", "tasks"),)): 8,
         ("persistence_flush_failures_total", (("error_class", "retry"),)): 16,
+        ("persistence_flush_failures_by_code_total", (("code", "1213"),)): 15,
+        ("persistence_flush_failures_by_code_total", (("code", "1205"),)): 1,
         ("persistence_records_coalesced_total", ()): 11,
         ("persistence_records_dead_lettered_total", ()): 19,
         ("persistence_database_statements_total", ()): 9,
