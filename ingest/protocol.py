@@ -174,11 +174,14 @@ class Protocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self._server.connections.discard(self)
+        # They hold us: without them all of it goes at once, with them when the collector comes by.
+        del self._parser
+        self._parsing = None
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.disconnect()
             self._observed(cycle)
-        self._pipeline.clear()
+        self._pipeline.clear()  # nobody has looked at these
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
