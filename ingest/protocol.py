@@ -392,15 +392,17 @@ class Protocol(asyncio.Protocol):
 
     def _send_last(self, refusal: Refusal) -> None:
         cycle, self._cycle = self._cycle, None
-        if cycle is None:
-            self._observe(NO_ROUTE, refusal.status, 0.0)
-        else:
-            # The application finds its client gone; what it had begun to say cannot be mended.
+        # A request has one answer: what was said before its body went wrong cannot be mended.
+        said = self.phase is Phase.BODY if cycle is None else cycle.status > 0
+        if cycle is not None:
+            # The application finds its client gone.
             cycle.response_complete = True
             cycle.status = cycle.status or refusal.status
             cycle.disconnect()
             self._observed(cycle)
-        if cycle is None or cycle.status == refusal.status:
+        elif not said:
+            self._observe(NO_ROUTE, refusal.status, 0.0)
+        if not said:
             self._transport.write(refusal.data)
         self.refused[refusal.code] += 1
         self.phase = Phase.LINGER
