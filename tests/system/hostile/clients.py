@@ -43,8 +43,8 @@ SLOW = {
 }
 """What is sent at once, and then byte by byte."""
 AGAIN_S = 0.2
-QUICK_S = 0.1
-"""Between two connections of the kinds that don't wait."""
+PAUSE_S = {"cut": 0.1, "garbage": 0.1, "pipeline": 1.0}
+"""Between two connections of a client of the kinds that don't wait."""
 
 
 class Crowd:
@@ -94,7 +94,7 @@ class Crowd:
             except OSError:
                 pass  # its own reset, or the other side's
             self.done[kind] += 1
-            await asyncio.sleep(QUICK_S)
+            await asyncio.sleep(PAUSE_S[kind])
 
 
 class Slow(asyncio.Protocol):
@@ -110,7 +110,7 @@ class Slow(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._crowd.standing += 1
         if self._kind == "unread":
-            self._transport.pause_reading()
+            self._crowd.loop.call_soon(self._transport.pause_reading)  # here and now uvloop passes over it
         self._transport.write(SLOW[self._kind][0])
         if self._rest:
             # Spread over the second, as independent clients are.
