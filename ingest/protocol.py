@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -62,6 +62,9 @@ UNREAD_S = 30.0
 DISCARD_BYTES = 64 * 1024 * 1024
 LINGER_S = 0.5
 """How long a connection without a request stays when the worker stops: one may be on its way."""
+SWEEP_S = 1.0
+SLICE = 20
+MAX_SLICES = 50
 NO_ROUTE = "none"
 """Stands for the path of what no application has seen."""
 
@@ -460,11 +463,23 @@ def _address(name: Any) -> tuple[str, int] | None:
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:
-    """Closes the connections that are over their deadline. Call it about once a second."""
+    """Closes the connections that are over their deadline."""
     Clock.now = now
-    for connection in list(connections):
+    for connection in connections:
         if isinstance(connection, Protocol):
             connection.check_deadline(now)
-    if Protocol.refused:
-        log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
-        Protocol.refused.clear()
+
+
+async def keep_sweeping(connections: Collection[Any]) -> None:
+    """All connections once a second, for ever; some at a time, since thousands may be over their deadline together, and
+    those that are not must not wait for them."""
+    loop = asyncio.get_running_loop()
+    while True:
+        waiting = list(connections)
+        slices = min(MAX_SLICES, len(waiting) // SLICE + 1)
+        for number in range(slices):
+            sweep(waiting[number::slices], loop.time())
+            await asyncio.sleep(SWEEP_S / slices)
+        if Protocol.refused:
+            log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
+            Protocol.refused.clear()

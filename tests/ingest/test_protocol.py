@@ -99,7 +99,7 @@ class Front:
     async def sweep(self, now: float) -> None:
         """Lets that much time pass since the start. What follows from it has happened on return, as far as it does not
         depend on a client."""
-        sweep(self.state.connections, now)
+        sweep(list(self.state.connections), now)
         await asyncio.sleep(0)
 
     @property

@@ -42,7 +42,8 @@ SLOW = {
     "unread": (b"GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n" * 90, b""),
 }
 """What is sent at once, and then byte by byte."""
-AGAIN_S = 0.2
+AGAIN_S = 3.0
+"""At most; independent clients do not come back together."""
 PAUSE_S = {"cut": 0.1, "garbage": 0.1, "pipeline": 1.0}
 """Between two connections of a client of the kinds that don't wait."""
 
@@ -64,7 +65,7 @@ class Crowd:
                 self.done[f"{kind}: {type(error).__name__}"] += 1
             else:
                 await client.lost
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(random.uniform(0.0, AGAIN_S))
 
     async def quick(self, kind: str, step: int) -> None:
         """One client of a quick kind, again and again."""
