@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -63,6 +63,9 @@ UNREAD_S = 30.0
 DISCARD_BYTES = 64 * 1024 * 1024
 LINGER_S = 0.5
 """How long a connection without a request stays when the worker stops: one may be on its way."""
+SWEEP_S = 1.0
+SLICE = 20
+MAX_SLICES = 50
 
 _OPEN_TARGETS = frozenset(path.encode() for path in OPEN_PATHS)
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -178,11 +181,14 @@ class Protocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self._server.connections.discard(self)
+        # They hold us: without them all of it goes at once, with them when the collector comes by.
+        del self._parser
+        self._parsing = None
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.disconnect()
             self._observed(cycle)
-        self._pipeline.clear()
+        self._pipeline.clear()  # nobody has looked at these
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -424,15 +430,17 @@ class Protocol(asyncio.Protocol):
 
     def _send_last(self, refusal: Refusal) -> None:
         cycle, self._cycle = self._cycle, None
-        if cycle is None:
-            self._observe(self._shortcut.route if self._shortcut else NO_ROUTE, refusal.status, 0.0)
-        else:
-            # The application finds its client gone; what it had begun to say cannot be mended.
+        # A request has one answer: what was said before its body went wrong cannot be mended.
+        said = self.phase is Phase.BODY and self._shortcut is None if cycle is None else cycle.status > 0
+        if cycle is not None:
+            # The application finds its client gone.
             cycle.response_complete = True
             cycle.status = cycle.status or refusal.status
             cycle.disconnect()
             self._observed(cycle)
-        if cycle is None or cycle.status == refusal.status:
+        elif not said:
+            self._observe(self._shortcut.route if self._shortcut else NO_ROUTE, refusal.status, 0.0)
+        if not said:
             self._transport.write(refusal.data)
         self.refused[refusal.code] += 1
         self.phase = Phase.LINGER
@@ -490,11 +498,23 @@ def _address(name: Any) -> tuple[str, int] | None:
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:
-    """Closes the connections that are over their deadline. Call it about once a second."""
+    """Closes the connections that are over their deadline."""
     Clock.now = now
-    for connection in list(connections):
+    for connection in connections:
         if isinstance(connection, Protocol):
             connection.check_deadline(now)
-    if Protocol.refused:
-        log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
-        Protocol.refused.clear()
+
+
+async def keep_sweeping(connections: Collection[Any]) -> None:
+    """All connections once a second, for ever; some at a time, since thousands may be over their deadline together, and
+    those that are not must not wait for them."""
+    loop = asyncio.get_running_loop()
+    while True:
+        waiting = list(connections)
+        slices = min(MAX_SLICES, len(waiting) // SLICE + 1)
+        for number in range(slices):
+            sweep(waiting[number::slices], loop.time())
+            await asyncio.sleep(SWEEP_S / slices)
+        if Protocol.refused:
+            log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
+            Protocol.refused.clear()

@@ -24,14 +24,14 @@ from ingest.app import create_app
 from ingest.forwarder import Forwarder
 from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
-from ingest.protocol import MAX_SURPLUS, Protocol, sweep
+from ingest.protocol import MAX_SURPLUS, Protocol, keep_sweeping
 from shared import logs
 from shared.config import load_or_exit
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
 
-SWEEP_S = 1.0
+TICK_S = 1.0
 OWN_DESCRIPTORS = 36
 """Of logs, sockets and the event loop, with room to spare."""
 GRACEFUL_S = 15
@@ -77,19 +77,20 @@ async def serve(
     loop = asyncio.get_running_loop()
 
     def tick() -> None:
-        sweep(server.server_state.connections, loop.time())
         if server.should_exit:
             # uvicorn has told all but those that were being accepted at that moment.
             for connection in list(server.server_state.connections):
                 connection.shutdown()
         publish(metrics, len(server.server_state.connections))
-        loop.call_later(SWEEP_S, tick)
+        loop.call_later(TICK_S, tick)
 
     tick()
+    sweeper = loop.create_task(keep_sweeping(server.server_state.connections))
     await loop.connect_read_pipe(lambda: _Parent(server, leaving), sys.stdin)
     gc.collect()
     gc.freeze()
     await server.serve(sockets=[listener])
+    sweeper.cancel()
 
 
 def connection_limit(wanted: int) -> int:

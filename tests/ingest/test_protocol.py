@@ -100,7 +100,7 @@ class Front:
     async def sweep(self, now: float) -> None:
         """Lets that much time pass since the start. What follows from it has happened on return, as far as it does not
         depend on a client."""
-        sweep(self.state.connections, now)
+        sweep(list(self.state.connections), now)
         await asyncio.sleep(0)
 
     @property
@@ -350,6 +350,48 @@ def test_a_broken_request_does_not_take_the_answers_of_those_before_it(name: str
         await front.until(lambda: not front.connections)
         assert front.seen == ["/slow"] * ahead
         assert front.refused == [400]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b""], ids=["broken", "cut"])
+@pytest.mark.parametrize("path", ["/", "/nowhere"])
+def test_a_request_whose_body_goes_wrong_after_its_answer_gets_no_second_one(rest: bytes, path: str) -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await connect()
+        # Answered before its body is read; the second lingers over the body, the first does not.
+        header = get_with("Transfer-Encoding: chunked").replace(b"/", path.encode(), 1)
+        await client.send(header)
+        status, _ = await client.answer()
+        assert status == (200 if path == "/" else 404)
+        await client.send(rest)
+        client.send_no_more()
+        assert await client.rest() == []
+        await front.until(lambda: not front.connections)
+
+    play(scenario)
+
+
+def test_a_refusal_with_the_status_of_the_answer_that_was_begun_is_no_second_answer() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await connect()
+        await client.send(post(b"", "Host: other").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
+        assert await client.answer() == (400, b"INVALID_HTTP")
+        await client.send(b"zz\r\n")
+        assert await client.rest() == []
+
+    play(scenario)
+
+
+def test_a_slow_body_after_its_answer_is_cut_off_without_a_second_answer() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await connect()
+        await client.send(get_with("Content-Length: 5"))
+        assert await client.answer() == (200, b"-")
+        await client.send(b"1")
+        await front.sweep(31)
+        assert await client.rest() == []
+        assert front.seen == ["/"]
 
     play(scenario)
 

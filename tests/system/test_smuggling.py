@@ -132,6 +132,8 @@ REFUSED = {
     "DEL in a path": get(b"/health\x7f"),
     "space in a path": get(b"/health x"),
     "byte over 127 in a path": get(b"/health\x80"),
+    "byte over 127 in a query": get(b"/health?x=\x80"),
+    "NUL in a query": get(b"/health?x=\0"),
     "encoded NUL": get(b"/health%00"),
     "encoded CR LF": get(b"/health%0d%0aX:%20y"),
     "encoded letter": get(b"/%68ealth"),

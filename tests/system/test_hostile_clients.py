@@ -1,0 +1,81 @@
+"""Slow and broken clients in numbers: the good ones beside them notice nothing, and nothing stays of them.
+
+`python -m tests.system.hostile` is the long form, which also measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.support.mariadb import MariaDB
+from tests.support.service import Service, wait_until
+from tests.system.hostile.good import Crowd, GoodClient, descriptors, memory_bytes, worker_of
+
+CROWD = {
+    "idle": 600,
+    "header": 300,
+    "body": 200,
+    "chunks": 100,
+    "expect": 20,
+    "unread": 10,
+    "cut": 10,
+    "pipeline": 2,
+    "garbage": 5,
+}
+MIB = 1024 * 1024
+ACCEPTED = b"HTTP/1.1 202 Accepted"
+BESIDE_S = 1.5
+
+
+@pytest.fixture
+def good(service: Service) -> Iterator[GoodClient]:
+    with closing(GoodClient(service.port)) as client:
+        yield client
+
+
+def test_good_clients_go_on_beside_a_crowd_of_bad_ones_and_nothing_stays_of_it(
+    service: Service, good: GoodClient
+) -> None:
+    worker = worker_of(service)
+    for _ in range(50):
+        assert good.post(keep=True)[0] == ACCEPTED
+    descriptors_before = descriptors(worker)
+    memory_before = memory_bytes(worker)
+
+    for round_ in range(2):
+        with Crowd(service.port, CROWD) as crowd:
+            assert descriptors(worker) > 1000
+            until = time.monotonic() + BESIDE_S
+            while time.monotonic() < until:
+                assert good.post(keep=True)[0] == ACCEPTED
+                assert good.post(keep=False)[0] == ACCEPTED
+            assert service.get("/ready").status == 200
+        assert crowd.done["pipeline"] > 0
+        assert crowd.done["garbage"] > 0
+        assert crowd.done["cut"] > 0
+        wait_until(lambda: descriptors(worker) <= descriptors_before, what="every descriptor is given back")
+        if round_ == 0:
+            memory_after_one = memory_bytes(worker)
+
+    # Memory that a crowd has needed is used again by the next one. 16 KiB for each of its connections are plenty.
+    assert memory_after_one - memory_before < 1250 * 16 * 1024
+    assert memory_bytes(worker) - memory_after_one < 4 * MIB
+    assert worker_of(service) == worker
+
+
+def test_over_the_limit_of_connections_health_is_answered_and_those_that_stand_go_on(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_MAX_CONNECTIONS=50)
+    with closing(GoodClient(service.port)) as good, closing(GoodClient(service.port)) as other:
+        assert good.post(keep=True)[0] == ACCEPTED
+        with Crowd(service.port, {"idle": 49}):
+            assert other.post(keep=False)[0] == b"HTTP/1.1 503 Service Unavailable"
+            assert service.get("/ready").status == 200
+            assert service.get("/health").status == 200
+            assert good.post(keep=True)[0] == ACCEPTED
+        wait_until(lambda: other.post(keep=False)[0] == ACCEPTED, what="there is room again")
