@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from tests.bench import limits
@@ -19,14 +18,14 @@ FLUSH_ROWS = 1000
 CONNECTIONS = 64
 
 
-def landing(bench: Bench, contenders: Sequence[str] = (OURS, SEED)) -> dict[str, Any]:
+def landing(bench: Bench) -> dict[str, Any]:
     """Each contender is sent what LOAD DATA lands, and less; the rate at which most lands is kept for the full time."""
     found: dict[str, Any] = {LOAD_DATA: [], STATEMENTS: []}
     _limit(bench, found, FLUSH_ROWS)
     limit = found[LOAD_DATA][0].get("rows_per_s")
     if limit is None:
         return found
-    for name in contenders:
+    for name in (OURS, SEED):
         tries = []
         if len(bench.plan.offered) > 1:
             tries = [_land(bench, name, share * limit, bench.plan.offered_s) for share in bench.plan.offered]
@@ -95,6 +94,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
         "rows": rows,
         "rows_per_s": round(rows / took_s, 1),
         "rows_per_flush": flushes,
+        "rss_mb": contender.rss_mb,
         "statements_per_1000_rows": round(1000 * statements / rows, 3) if rows else None,
         "problems": problems,
     }

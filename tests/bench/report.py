@@ -71,7 +71,7 @@ def _latency(one: Raw) -> str:
 
 
 def _others(raw: Raw) -> str:
-    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) is not None for path in needs)]
+    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) for path in needs)]
     return table(["measured besides", ""], rows) if rows else ""
 
 
@@ -123,6 +123,11 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
     (f"rows/s, {STATEMENTS}", (f"landing.{STATEMENTS}",), lambda raw: _fastest(raw["landing"][STATEMENTS])),
     (f"rows/s landed, {OURS}", (f"landing.{OURS}",), lambda raw: _landed(raw, OURS)),
     (f"rows/s landed, {SEED}", (f"landing.{SEED}",), lambda raw: _landed(raw, SEED)),
+    (
+        "most memory in any cell, MB",
+        ("rss_mb",),
+        lambda raw: "; ".join(f"{process} {peak['mb']:g} ({peak['where']})" for process, peak in raw["rss_mb"].items()),
+    ),
     (
         "journal read back: seconds until the service accepts, with it",
         ("recovery.start",),
