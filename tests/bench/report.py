@@ -94,10 +94,10 @@ def _fastest(rounds: Sequence[Raw]) -> str:
 
 
 def _landed(raw: Raw, name: str) -> str:
-    (one,) = raw["landing"][name]["rounds"]
-    if one["problems"]:
-        return INVALID
-    return f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered, {one['seconds']:.0f} s)"
+    return ", ".join(
+        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered)"
+        for one in raw["landing"][name]["rounds"]
+    )
 
 
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (

@@ -78,7 +78,10 @@ RAW: dict[str, Any] = {
         STATEMENTS: [rows_per_s(40_000)],
         OURS: {
             "tries": [],
-            "rounds": [rows_per_s(30_000, rss_mb={"ingest worker": 50.0, "flusher": 40.0, "writer": 45.0})],
+            "rounds": [
+                rows_per_s(20_000, rss_mb={"ingest worker": 30.0, "flusher": 40.0, "writer": 45.0}),
+                rows_per_s(30_000, rss_mb={"ingest worker": 50.0, "flusher": 20.0, "writer": 25.0}),
+            ],
         },
         SEED: {"tries": [], "rounds": [rows_per_s(10_000)]},
     },
