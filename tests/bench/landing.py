@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.bench import limits
 from tests.bench.bench import Bench, say
+from tests.bench.contenders import Ours
 from tests.bench.machine import LOAD, SERVICE
 from tests.bench.open_loop import Running, job
 from tests.bench.plan import LOAD_DATA, OURS, SEED, STATEMENTS
@@ -63,10 +64,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
     """Sends at a fixed rate and counts what is committed at the moment when the time is over."""
     say(f"landing: {name}, {records_per_s:.0f} records/s offered, {seconds:g} s")
     database = bench.database
-    contender = bench.contender(name)
-    sender: Running | None = None
-    try:
-        problems = bench.start(contender, pinned=True, batch=BATCH)
+    with bench.running(name, f"landing, {seconds:g} s", pinned=True, batch=BATCH) as (contender, problems):
         wanted = job(
             contender.address,
             contender.path,
@@ -76,20 +74,16 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             most_connections=CONNECTIONS,
             send_late=False,
         )
-        sender = Running(wanted, LOAD, priority=False)
-        time.sleep(wanted.begin_at - time.monotonic())
-        rows_before, statements_before, began_at = database.tasks(), database.statements(), time.monotonic()
-        time.sleep(wanted.begin_at + seconds - time.monotonic())
-        statements = database.statements() - statements_before
-        took_s = time.monotonic() - began_at
-        rows = database.tasks() - rows_before
-        measured = sender.result()
+        with Running(wanted, LOAD, priority=False) as sender:
+            time.sleep(wanted.begin_at - time.monotonic())
+            rows_before, statements_before, began_at = database.tasks(), database.statements(), time.monotonic()
+            time.sleep(wanted.begin_at + seconds - time.monotonic())
+            statements = database.statements() - statements_before
+            took_s = time.monotonic() - began_at
+            rows = database.tasks() - rows_before
+            measured = sender.result()
         measured.pop("latencies")
-        flushes = getattr(contender, "rows_per_flush", lambda: None)()
-    finally:
-        if sender is not None:
-            sender.kill()
-        bench.stop(contender, f"landing, {seconds:g} s")
+        flushes = contender.rows_per_flush() if isinstance(contender, Ours) else None
     problems += measured["problems"]
     if not rows:
         problems.append("no row was committed")
