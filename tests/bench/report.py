@@ -143,7 +143,7 @@ def _ratios(raw: Raw) -> str:
         for key in KEYS
         if key.name in raw["ratios"]
     ]
-    return table(["key", "what", "measured", "must be", ""], rows)
+    return table(["key", "what", "measured", "must be", ""], rows) if rows else ""
 
 
 def _value(value: Any) -> str:
