@@ -135,7 +135,8 @@ async def serve(config: Config) -> None:
         syncer,
         figures,
         policy=FlushPolicy(config.buffer.max_buffer_size, config.buffer.flush_interval),
-        pool_size=database.pool_size,
+        # More writers than cores take each other's time, and that of accepting.
+        pool_size=min(database.pool_size, len(os.sched_getaffinity(0))),
         random=random.random,
     )
     intake = Intake(

@@ -124,7 +124,14 @@ class Batch:
         timeout_s = DEFAULT_TIMEOUT_S
         if request.query_string:
             want_commit, timeout_s = self._parameters(request)
-        count = self.validate(body)
+        try:
+            count = self.validate(body)
+        except InvalidBody as error:
+            raise Problem(400, error.code, error.detail) from error
+        except InvalidRecord as error:
+            self._reject(self.kind.name, "invalid_record", error.records)
+            detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
+            raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         try:
             arrival, seq = await self._forwarder.submit(self.kind.code, count, body, want_commit=want_commit)
             status = "accepted"
@@ -153,21 +160,14 @@ class Batch:
         return problem
 
     def validate(self, body: bytes) -> int:
-        """Returns: the number of records. Raises: Problem."""
-        try:
-            records = validate(
-                self.kind,
-                body,
-                now=datetime.fromtimestamp(self._wall(), UTC),
-                max_clock_skew_s=self._max_clock_skew_s,
-                max_records=self._max_records,
-            )
-        except InvalidBody as error:
-            raise Problem(400, error.code, error.detail) from error
-        except InvalidRecord as error:
-            self._reject(self.kind.name, "invalid_record", error.records)
-            detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
-            raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
+        """Returns: the number of records. Raises: InvalidBody, InvalidRecord."""
+        records = validate(
+            self.kind,
+            body,
+            now=datetime.fromtimestamp(self._wall(), UTC),
+            max_clock_skew_s=self._max_clock_skew_s,
+            max_records=self._max_records,
+        )
         return len(records)
 
 

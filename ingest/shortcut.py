@@ -16,7 +16,8 @@ from ingest.cycle import JSON, Connection, Exchange, encode_head
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import SMALL_BODY_BYTES, Guard
 from ingest.request_ids import log_problem, request_id
-from ingest.resources import Batch, Problem, accepted
+from ingest.resources import Batch, accepted
+from shared.records import InvalidBody, InvalidRecord
 
 _HEAD = {
     keep_alive: encode_head(202, JSON, length=0, keep_alive=keep_alive).replace(b": 0\r\n", b": %d\r\n") + b"%b"
@@ -87,7 +88,7 @@ class Shortcut:
         """Validates and forwards. Returns: None where it needs the long way, and then nothing has been done."""
         try:
             count = self._batch.validate(body)
-        except Problem:
+        except (InvalidBody, InvalidRecord):
             return None
         exchange = PlainBatch(connection, self._batch, count, keep_alive, started_at)
         if not self._forwarder.submit_now(self._batch.kind.code, count, body, exchange.answer):
