@@ -26,8 +26,9 @@ from ctl.output import (
 )
 from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
+from flusher.rows import Row
 from flusher.schema import FILE, create, open_store
-from flusher.store import Row, Store, StoreError
+from flusher.store import Store, StoreError
 from shared.config import Database
 from shared.records import KINDS, SESSIONS, Kind, Record, Session, Task
 

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from operator import attrgetter
 
-from flusher.store import Row
+from flusher.rows import Row
 from shared.records import Kind, Record, utc
 
 EPOCH = datetime(1970, 1, 1)

@@ -1,4 +1,4 @@
-"""The only place that talks to MySQL: connection, SQL text, row encoding, and the merge rule in SQL.
+"""The only place that talks to MySQL: connection, SQL text, and the merge rule in SQL.
 
 Rules: a Store belongs to one thread (mysqlclient refuses a connection used from two). Every failure comes out as a
 StoreError with its class; the transaction is then rolled back and, where the connection is in doubt, closed.
@@ -7,19 +7,17 @@ StoreError with its class; the transaction is then rolled back and, where the co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-import msgspec
 import MySQLdb
-import orjson
 
 from flusher.facts import Column, Facts, Index
 from flusher.facts import Table as TableFacts
 from flusher.mysql_errors import ErrorClass, Flavour, classify
-from shared.records import KINDS, Kind, Record, utc
+from flusher.rows import Row, Rows, row_encoder
+from shared.records import KINDS, Kind
 
 LOCK_WAIT_S = 10
 MAX_STATEMENT_ROWS = 10_000
@@ -37,19 +35,6 @@ RETURN_S = 30.0
 RETURN_CONNECT_S = 1
 
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
-
-
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """The winner of its key. `updated_at` is naive UTC; `entry` and `index` say where in the segment it stands."""
-
-    updated_at: datetime
-    record: Record
-    entry: int
-    index: int
-
-
-Rows = Mapping[Kind, Sequence[Row]]
-"""Rows by kind, each sequence sorted by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,46 +383,6 @@ def _upsert(kind: Kind) -> Upsert:
 
 
 UPSERTS = {kind: _upsert(kind) for kind in KINDS}
-
-
-def row_encoder(kind: Kind, literal: Callable[[str], bytes]) -> Callable[[Row], bytes]:
-    """A function from a row to its `(...)` in SQL, one encoder a column; half the cost of executemany.
-
-    Args:
-        literal: quotes and escapes a string for the connection at hand.
-    """
-    encoders = [
-        _column_encoder(field.type, literal)
-        for field in msgspec.structs.fields(kind.record)
-        if field.name != "updated_at"
-    ]
-    astuple = msgspec.structs.astuple
-    if kind.record.__struct_fields__[-1] != "updated_at":
-        raise TypeError(f"{kind.record.__name__}: updated_at must be the last field")
-
-    def encode(row: Row) -> bytes:
-        values = [
-            b"NULL" if value is None else encoder(value)
-            for encoder, value in zip(encoders, astuple(row.record), strict=False)
-        ]
-        return b"(%b,'%b')" % (b",".join(values), row.updated_at.isoformat(" ").encode())
-
-    return encode
-
-
-def _column_encoder(field_type: Any, literal: Callable[[str], bytes]) -> Callable[[Any], bytes]:
-    info = msgspec.inspect.type_info(field_type)
-    members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
-    names = {type(member) for member in members}
-    if msgspec.inspect.IntType in names:
-        return b"%d".__mod__
-    if msgspec.inspect.FloatType in names:
-        return b"%.4f".__mod__
-    if msgspec.inspect.DateTimeType in names:
-        return lambda value: b"'%b'" % utc(value).isoformat(" ").encode()
-    if msgspec.inspect.DictType in names:
-        return lambda value: literal(orjson.dumps(value).decode())
-    return literal
 
 
 def schema_statements(text: str, database: str) -> list[str]:

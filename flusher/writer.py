@@ -31,7 +31,8 @@ from flusher.answers import Alive, Failed, Written
 from flusher.coalesce import coalesce
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
-from flusher.store import Row, Rows, Server, Store, StoreError
+from flusher.rows import Row, Rows
+from flusher.store import Server, Store, StoreError
 from shared import logs
 from shared.config import Database, load_or_exit
 from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind, Record, decode, decode_raw

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from flusher.answers import Written
 from flusher.coalesce import EPOCH, coalesce
 from flusher.journal import Entry, Journal
-from flusher.store import Row, Rows, Store
+from flusher.rows import Row, Rows
+from flusher.store import Store
 from flusher.writer import Entries, Writer
 from shared.records import KINDS, SESSIONS, TASKS, Kind, decode
 from tests.support.flusher import sessions_body, task_body

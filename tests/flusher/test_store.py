@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from MySQLdb.connections import Connection
 
 from flusher.mysql_errors import ErrorClass
+from flusher.rows import Row
 from flusher.schema import FILE
-from flusher.store import MAX_STATEMENT_ROWS, RETURN_S, Row, Store, StoreError, schema_statements
+from flusher.store import MAX_STATEMENT_ROWS, RETURN_S, Store, StoreError, schema_statements
 from shared.records import KINDS, MAX_JSON_BYTES, SESSIONS, TASKS, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
 

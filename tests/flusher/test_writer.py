@@ -16,7 +16,8 @@ from flusher.answers import Alive, Failed, Written
 from flusher.dead_letters import DeadLetter
 from flusher.journal import Entry, Journal
 from flusher.mysql_errors import ErrorClass
-from flusher.store import Rows, Store, StoreError
+from flusher.rows import Rows
+from flusher.store import Store, StoreError
 from flusher.writer import Writer
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
