@@ -21,7 +21,6 @@ import logging
 import os
 import random
 import re
-import selectors
 import socket
 import threading
 import time
@@ -195,9 +194,8 @@ class _Sender:
         """Both only under the lock."""
         self.done: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.done.set_running_or_notify_cancel()
-        # Ours to close after a fork. No loop of another policy: uvloop's does not survive one.
-        self.selector = selectors.DefaultSelector()
-        self.loop = asyncio.SelectorEventLoop(self.selector)
+        # Not the policy's: uvloop's does not survive a fork.
+        self.loop = asyncio.SelectorEventLoop()
         self._queues = queues
         self._lock = lock
         self._url = url.rstrip("/") + "/api/v1/persistence/"
@@ -485,8 +483,7 @@ class SyncPersistenceClient:
         self._tasks = _Queue("tasks", "task_id")
         self._queues = (self._sessions, self._tasks)
         if self._sender is not None:
-            # The kernel shares it with the parent: what the child would unregister, the parent would wait for in vain.
-            self._sender.selector.close()
+            # Kept: its loop, closed when collected, would unregister from the epoll set that parent and child share.
             self._inherited.append(self._sender)
             self._sender = None
 

@@ -85,9 +85,20 @@ def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def node_of(url: str | None) -> Node:
     """Raises: Stop."""
     service = configuration().service
-    url = url or local_url(service)
+    return _node(url or local_url(service), service.auth_token, "--url")
+
+
+def all_nodes() -> list[Node]:
+    """Those of cluster.nodes. Raises: Stop."""
+    config = configuration()
+    if not config.cluster.nodes:
+        raise Stop("cluster.nodes is empty: it names the nodes that --all-nodes means")
+    return [_node(url, config.service.auth_token, "cluster.nodes") for url in config.cluster.nodes]
+
+
+def _node(url: str, token: str | None, where: str) -> Node:
     if "://" not in url:
         url = f"http://{url}"
     if not url.startswith(("http://", "https://")):
-        raise Stop(f"--url {url}: http:// or https:// is needed")
-    return Node(url, service.auth_token)
+        raise Stop(f"{where} {url}: http:// or https:// is needed")
+    return Node(url, token)

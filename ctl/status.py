@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
 from rich.text import Text
 
-from ctl.node import Node, node_of, url_option
+from ctl.node import Node, all_nodes, node_of, url_option
 from ctl.output import (
     ExitStatus,
+    Stop,
     age,
     console,
     emit,
@@ -113,27 +115,59 @@ def lifetime(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0, 60), default=10, show_default=True, help="Seconds it may take."
 )
+@click.option("--all-nodes", "everywhere", is_flag=True, help="Every node of cluster.nodes, side by side.")
 @url_option
 @json_option
-def flush(timeout_s: float, url: str | None, as_json: bool) -> None:
+def flush(timeout_s: float, everywhere: bool, url: str | None, as_json: bool) -> None:
     """Writes everything accepted so far.
 
-    Exit status: 0 all was written, 1 some of it still waits, 2 nobody answers or lets us in.
+    Exit status: 0 all was written, 1 some of it still waits, 2 nobody answers or lets us in; with --all-nodes the worst
+    of all nodes.
     """
+    if everywhere:
+        if url:
+            raise click.UsageError("--url names one node, --all-nodes all of cluster.nodes")
+        flush_all(all_nodes(), timeout_s, as_json)
     node = node_of(url)
     written, document = node.flush(timeout_s)
     if as_json:
         emit(document)
-    elif written:
-        rows = ", ".join(
-            f"{name.removesuffix('_written')} {count:,}"
-            for name, count in document.items()
-            if name.endswith("_written")
-        )
-        console().print(
-            f"written: {rows}; coalesced {document['coalesced']:,}, dead letters {document['dead_lettered']:,},"
-            f" {document['duration_ms']:.1f} ms"
-        )
     else:
-        console().print(printable(document["detail"]))
+        console().print(flushed(written, document))
     finish(ExitStatus.ALL_RIGHT if written else ExitStatus.WRONG)
+
+
+def flushed(written: bool, document: dict[str, Any]) -> str:
+    """The service's answer to a flush, in words."""
+    if not written:
+        return printable(document["detail"])
+    rows = ", ".join(
+        f"{name.removesuffix('_written')} {count:,}" for name, count in document.items() if name.endswith("_written")
+    )
+    return (
+        f"written: {rows}; coalesced {document['coalesced']:,}, dead letters {document['dead_lettered']:,},"
+        f" {document['duration_ms']:.1f} ms"
+    )
+
+
+def flush_all(nodes: list[Node], timeout_s: float, as_json: bool) -> None:
+    """Ends the command."""
+
+    def ask(node: Node) -> tuple[ExitStatus, dict[str, Any]]:
+        try:
+            written, document = node.flush(timeout_s)
+        except Stop as error:
+            return ExitStatus.NOT_REACHED, {"detail": error.message}
+        return ExitStatus.ALL_RIGHT if written else ExitStatus.WRONG, document
+
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        answers = list(pool.map(ask, nodes))
+    if as_json:
+        emit({"nodes": [{"url": node.url, **document} for node, (_, document) in zip(nodes, answers, strict=True)]})
+    else:
+        rows = [
+            (node.url, flushed(status is ExitStatus.ALL_RIGHT, document))
+            for node, (status, document) in zip(nodes, answers, strict=True)
+        ]
+        console().print(pairs(rows))
+    finish(max(status for status, _ in answers))

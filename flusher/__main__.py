@@ -159,6 +159,7 @@ async def serve(config: Config) -> None:
             unsynced_records=syncer.unsynced_records,
             refusing=intake.refusing(),
             writers=writers.processes,
+            database_connections=writers.connected,
             connections=len(peers),
             longest_write_s=flush.longest_write_s(time.monotonic()),
             now=time.monotonic(),

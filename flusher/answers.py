@@ -23,11 +23,12 @@ class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
-    """The segment must stay. `message` has no record content."""
+    """The segment must stay. `message` has no record content; `connected`: whether the database still is."""
 
     error_class: ErrorClass
     number: int
     message: str
+    connected: bool = False
 
 
 class Alive(msgspec.Struct, frozen=True, tag_field="answer", tag="alive"):

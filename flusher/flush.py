@@ -351,6 +351,8 @@ class Flush:
         figures = self._figures
         name = answer.error_class.value
         figures.failures[name] = figures.failures.get(name, 0) + 1
+        code = str(answer.number)
+        figures.failures_by_code[code] = figures.failures_by_code.get(code, 0) + 1
         figures.last_error = answer.message
         alarming = answer.error_class in ALARMING or answer.number in ALARMING_NUMBERS
         if alarming:

@@ -112,7 +112,8 @@ class _Connection:
         """Returns: the indexes of those that were acknowledged, and why another was not."""
         answers = self._ask([_submit(seq, letter) for seq, letter in enumerate(letters)])
         refused = [answer.reason.name for answer in answers if isinstance(answer, Reject)]
-        return {answer.seq for answer in answers if isinstance(answer, Ack)}, refused[0] if refused else None
+        acks = [answer for answer in answers if isinstance(answer, Ack)]
+        return {ack.seq + at for ack in acks for at in range(ack.count)}, refused[0] if refused else None
 
     def flush(self, timeout_s: float) -> dict[str, Any]:
         (answer,) = self._ask([encode(Flush(0, timeout_s))])
@@ -122,16 +123,20 @@ class _Connection:
         return result
 
     def _ask(self, frames: list[bytes]) -> list[Message]:
+        """One ack may answer several submits in a row."""
         answers: list[Message] = []
+        answered = 0
         try:
             self._socket.sendall(b"".join(frames))
-            while len(answers) < len(frames):
+            while answered < len(frames):
                 data = self._socket.recv(65536)
                 if not data:
                     raise NotReplayed(
                         "the flusher closed the connection (it takes only its own user's); the letters stay"
                     )
-                answers += self._decoder.feed(data)
+                new = self._decoder.feed(data)
+                answers += new
+                answered += sum(one.count if isinstance(one, Ack) else 1 for one in new)
         except (OSError, ProtocolError) as error:
             raise NotReplayed(f"the flusher: {error}; what it did not acknowledge stays, try again") from error
         return answers

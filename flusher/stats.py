@@ -5,6 +5,8 @@ Rules: belongs to the loop's thread; counters only rise. Times are given in, nev
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -14,6 +16,9 @@ from flusher.backlog import Backlog, no_records
 from flusher.journal import Journal
 from shared.records import KIND_OF_CODE, KINDS
 
+FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+FLUSH_RECORDS = (1, 10, 100, 500, 1000, 2000, 3000, 4000, 5000)
+"""Bounds of the histograms; a flush takes up to a segment, 5000 records and what the last request brings."""
 _RATE_WINDOW_S = 10.0
 _GUESSED_RECORD_BYTES = 512
 HANGING_S = 15.0
@@ -42,6 +47,26 @@ class DrainRate:
         return self._rate if idle < _RATE_WINDOW_S else self._rate * _RATE_WINDOW_S / idle
 
 
+class Histogram:
+    """Values counted by reason, in buckets: the first whose bound is not below the value, or one more."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, reason: str, value: float) -> None:
+        counts = self._counts.setdefault(reason, [0] * (len(self._bounds) + 1))
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[reason] = self._sums.get(reason, 0) + value
+
+    def document(self) -> dict[str, Any]:
+        reasons = {
+            reason: {"counts": counts, "sum": round(self._sums[reason], 6)} for reason, counts in self._counts.items()
+        }
+        return {"bounds": self._bounds, "by_reason": reasons}
+
+
 @dataclass(slots=True)
 class Figures:
     """Lifetime figures of this process."""
@@ -59,11 +84,14 @@ class Figures:
     set_aside: int = 0
     statements: int = 0
     flushes: dict[str, int] = field(default_factory=dict)
+    flush_seconds: Histogram = field(default_factory=lambda: Histogram(FLUSH_SECONDS))
+    flush_records: Histogram = field(default_factory=lambda: Histogram(FLUSH_RECORDS))
     flushed_today: int = 0
     today: str = ""
     flush_duration_s: float = 0.0
     last_flush_at: float | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    failures_by_code: dict[str, int] = field(default_factory=dict)
     last_error: str | None = None
     last_dead_letter: str | None = None
     alarm: str | None = None
@@ -90,6 +118,8 @@ class Figures:
             self.today, self.flushed_today = day, 0
         self.flushed_today += 1
         self.flushes[reason] = self.flushes.get(reason, 0) + 1
+        self.flush_seconds.observe(reason, duration_s)
+        self.flush_records.observe(reason, answer.records)
         self.flush_duration_s += duration_s
         self.last_flush_at = wall
 
@@ -104,6 +134,7 @@ def document(
     unsynced_records: int,
     refusing: str | None,
     writers: int,
+    database_connections: int,
     connections: int,
     longest_write_s: float,
     now: float,
@@ -145,6 +176,7 @@ def document(
             "uptime_seconds": round(now - figures.started_at, 3),
             "statements": figures.statements,
             "writers": writers,
+            "database_connections": database_connections,
         },
         "at_risk": {
             "unsynced_records": unsynced_records,
@@ -165,6 +197,7 @@ def document(
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
         "rejected": figures.rejected,
         "failures": figures.failures,
+        "failures_by_code": figures.failures_by_code,
         "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
         "state": {
             "refusing": refusing,
@@ -177,6 +210,10 @@ def document(
                 else figures.last_error
             ),
             "connections": connections,
+        },
+        "histograms": {
+            "flush_seconds": figures.flush_seconds.document(),
+            "flush_records": figures.flush_records.document(),
         },
     }
 

@@ -30,6 +30,12 @@ MIN_PACKET_BYTES = 16 * 1024 * 1024
 _KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA}
 """After anything else a new connection is made: rights and settings that were mended show only there."""
 
+OUTSIDE_CLUSTER = 1047
+"""A Galera node without its majority: it lets us in, and refuses everything."""
+RETURN_S = 30.0
+"""How often a store that had to move on looks whether the first host takes writes again."""
+RETURN_CONNECT_S = 1
+
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
 
@@ -48,7 +54,7 @@ Rows = Mapping[Kind, Sequence[Row]]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to reach and enter the database; `hosts` are tried in turn. Timeouts in seconds."""
+    """How to reach and enter the database; `hosts` are tried in turn, the first preferred. Timeouts in seconds."""
 
     hosts: tuple[str, ...]
     port: int
@@ -99,6 +105,8 @@ class Store:
         self._host = 0
         self._db: Any = None
         self._connected_at = 0.0
+        self._asked_at = 0.0
+        self._looked_back_at = 0.0
         self._flavour = Flavour.MARIADB
         self._max_packet_bytes = 0
         self.statements = 0
@@ -107,6 +115,10 @@ class Store:
     @property
     def host(self) -> str:
         return self._server.socket or self._server.hosts[self._host]
+
+    @property
+    def connected(self) -> bool:
+        return self._db is not None
 
     def write(self, rows: Rows, *, rehearse: bool = False) -> None:
         """Upserts rows in one transaction: sessions first, then tasks. Blocks. A rehearsal is rolled back.
@@ -119,6 +131,7 @@ class Store:
             for kind in KINDS:
                 for statement in self._statements(db, kind, rows.get(kind, ())):
                     self._query(db, statement)
+            self._asked_at = self._clock()
             self.statements += 1
             if rehearse:
                 db.rollback()
@@ -134,6 +147,7 @@ class Store:
         """Finds out whether the database answers and takes writes. Blocks. Raises: StoreError."""
         try:
             db = self._connection()
+            self._asked_at = self._clock()
             db.ping()
         except MySQLdb.Error as error:
             raise self._failed(error) from error
@@ -184,7 +198,10 @@ class Store:
                 pass  # it is gone already
 
     def _connection(self, *, database: bool = True) -> Any:
-        if self._db is not None and self._clock() - self._connected_at < self._server.recycle_s:
+        now = self._clock()
+        if self._host and now - self._looked_back_at >= RETURN_S:
+            self._look_back(database=database)
+        if self._db is not None and now - self._connected_at < self._server.recycle_s:
             return self._db
         self.close()
         hosts = len(self._server.hosts)
@@ -195,16 +212,38 @@ class Store:
             except MySQLdb.Error:
                 if attempt == hosts - 1 or self._server.socket:
                     raise
-                self._host = (self._host + 1) % hosts
+                self._move_on()
         self._connected_at = self._clock()
         return self._db
 
-    def _open(self, *, database: bool) -> Any:
+    def _move_on(self) -> None:
+        self._host = (self._host + 1) % len(self._server.hosts)
+        self._looked_back_at = self._clock()
+
+    def _look_back(self, *, database: bool) -> None:
+        """Goes back to the first host if it takes writes; else all stays as it is."""
+        before = (self._host, self.version, self._flavour, self._max_packet_bytes)
+        self._host = 0
+        try:
+            db = self._open(database=database, connect_timeout_s=RETURN_CONNECT_S)
+        except MySQLdb.Error:
+            db = None
+        if db is not None and _takes_writes(db):
+            self.close()
+            self._db = db
+            self._connected_at = self._clock()
+            return
+        if db is not None:
+            db.close()
+        self._host, self.version, self._flavour, self._max_packet_bytes = before
+        self._looked_back_at = self._clock()
+
+    def _open(self, *, database: bool, connect_timeout_s: int | None = None) -> Any:
         server = self._server
         options: dict[str, Any] = {
             "user": server.user,
             "passwd": server.password,
-            "connect_timeout": server.connect_timeout_s,
+            "connect_timeout": connect_timeout_s or server.connect_timeout_s,
             "read_timeout": server.read_timeout_s,
             "write_timeout": server.write_timeout_s,
             "charset": "utf8mb4",
@@ -243,6 +282,7 @@ class Store:
 
     def _query(self, db: Any, statement: bytes) -> None:
         self.statements += 1
+        self._asked_at = self._clock()
         db.query(statement)
 
     def _statements(self, db: Any, kind: Kind, rows: Sequence[Row]) -> Iterator[bytes]:
@@ -275,12 +315,14 @@ class Store:
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
+        silent = self._db is not None and self._clock() - self._asked_at >= self._server.read_timeout_s
         if error_class in _KEEPS_CONNECTION:
             self._rollback()
         else:
             self.close()
-        if error_class is ErrorClass.READ_ONLY and not self._server.socket:
-            self._host = (self._host + 1) % len(self._server.hosts)
+        refuses = error_class is ErrorClass.READ_ONLY or number == OUTSIDE_CLUSTER
+        if (refuses or (silent and error_class is ErrorClass.RECONNECT)) and not self._server.socket:
+            self._move_on()
         return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))
 
     def _rollback(self) -> None:
@@ -307,6 +349,16 @@ _FOREIGN_KEYS = (
     "SELECT TABLE_NAME, CONSTRAINT_NAME FROM information_schema.TABLE_CONSTRAINTS"  # noqa: S608
     f" WHERE {_OURS} AND CONSTRAINT_TYPE = 'FOREIGN KEY'"
 )
+
+
+def _takes_writes(db: Any) -> bool:
+    """Whether the host is not read-only, and inside its cluster's majority, where it gives its tables' rows."""
+    try:
+        ((read_only, _),) = _select(db, f"SELECT @@read_only, (SELECT COUNT(*) FROM {KINDS[0].table} WHERE FALSE)")  # noqa: S608 -- a constant
+        db.rollback()
+    except MySQLdb.Error:
+        return False
+    return not int(read_only)
 
 
 def _select(db: Any, statement: str) -> list[tuple[Any, ...]]:

@@ -95,11 +95,12 @@ class Writer:
             if letters:
                 dead_letters.append(self._dead_letters_path, letters, self._dead_letters_max_bytes)
         except StoreError as error:
-            return Failed(error.error_class, error.number, error.public)
+            return self._failed(error)
         except DeadLettersFull as error:
-            return Failed(ErrorClass.STORAGE, -1, str(error))
+            return Failed(ErrorClass.STORAGE, -1, str(error), self._store.connected)
         except OSError as error:
-            return Failed(ErrorClass.STORAGE, error.errno or -1, f"{error.filename or path}: {error.strerror}")
+            message = f"{error.filename or path}: {error.strerror}"
+            return Failed(ErrorClass.STORAGE, error.errno or -1, message, self._store.connected)
         dead = len(letters)
         return Written(
             rows={kind.name: count for kind, count in written.items()},
@@ -116,8 +117,11 @@ class Writer:
         try:
             self._store.ping()
         except StoreError as error:
-            return Failed(error.error_class, error.number, error.public)
+            return self._failed(error)
         return Alive(self._store.host, self._store.version)
+
+    def _failed(self, error: StoreError) -> Failed:
+        return Failed(error.error_class, error.number, error.public, self._store.connected)
 
     def _upsert(self, entries: Entries) -> tuple[dict[Kind, int], list[Refused]]:
         """Writes every row that the database takes. Where one is refused, an older state of its key gets its turn."""

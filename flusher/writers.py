@@ -10,11 +10,12 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import msgspec
 import orjson
 
-from flusher.answers import Answer
+from flusher.answers import Answer, Failed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Writers:
         self._command = command
         self._idle: list[asyncio.subprocess.Process] = []
         self._busy: set[asyncio.subprocess.Process] = set()
+        self._connected: WeakSet[asyncio.subprocess.Process] = WeakSet()
 
     @property
     def busy(self) -> int:
@@ -40,6 +42,11 @@ class Writers:
     @property
     def processes(self) -> int:
         return len(self._idle) + len(self._busy)
+
+    @property
+    def connected(self) -> int:
+        """Children that had a connection to the database at their last answer."""
+        return sum(child in self._connected for child in (*self._idle, *self._busy))
 
     async def ask(self, command: dict[str, object]) -> Answer:
         """Gives one command to an idle child, or to a new one. Raises: WriterDied."""
@@ -59,6 +66,10 @@ class Writers:
         finally:
             self._busy.discard(child)
         self._idle.append(child)
+        if isinstance(answer, Failed) and not answer.connected:
+            self._connected.discard(child)
+        else:
+            self._connected.add(child)
         return answer
 
     def shrink(self, keep: int) -> None:

@@ -1,7 +1,8 @@
 """Composition root of ingest: owns the listening socket, keeps `service.workers` workers alive.
 
 The socket outlives every worker, so a worker that dies or is replaced costs no connection: those that wait in the
-socket's queue are taken by the next. SIGTERM: workers finish what is under way. SIGHUP: they are replaced one by one,
+socket's queue are taken by the next. SIGTERM: for service.drain_delay all goes on but for /ready, which turns 503; then
+workers finish what is under way. SIGHUP: they are replaced one by one,
 each new one started before an old one leaves.
 
 A parent of our own instead of supervisord's fcgi-program: that one takes host, port and number of processes only from
@@ -21,9 +22,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from ingest.metrics import METRICS_DIRECTORY
+from ingest.metrics import METRICS_DIRECTORY, fold
 from shared import logs
 from shared.config import load_or_exit
 from shared.wire import SOCKET_NAME
@@ -66,8 +68,10 @@ def listen(host: str, port: int) -> socket.socket:
 class Workers:
     """The children, by process id. Those that were asked to finish no longer count."""
 
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]], ended: Callable[[int], None]) -> None:
+        """Args: ended(process id): told of every worker that has ended."""
         self._start = start
+        self._ended = ended
         self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
         self._leaving: set[int] = set()
 
@@ -87,6 +91,7 @@ class Workers:
                 self._leaving.discard(pid)
                 lived.append(time.monotonic() - started_at)
                 log.warning("worker %d ended, status %s", pid, child.returncode)
+                self._ended(pid)
         return lived
 
     def replace(self) -> None:
@@ -97,6 +102,16 @@ class Workers:
         for child in old:
             self._leaving.add(child.pid)
             child.terminate()
+
+    def announce_leaving(self) -> None:
+        """/ready turns 503."""
+        for child, _ in self._children.values():
+            assert child.stdin is not None
+            try:
+                child.stdin.write(b"\n")
+                child.stdin.flush()
+            except OSError:
+                continue  # it has just ended
 
     def terminate(self, timeout_s: float) -> None:
         """Asks all to finish, and kills those that do not within `timeout_s`. Blocks."""
@@ -112,11 +127,19 @@ class Workers:
                 child.wait()
 
 
-def make_metrics_directory(state_directory: Path) -> None:
+def make_metrics_directory(state_directory: Path) -> Path:
     """Emptied once here, before any worker starts: files of an earlier run would be counted again."""
     directory = (state_directory / SOCKET_NAME).parent / METRICS_DIRECTORY
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, mode=0o700)
+    return directory
+
+
+def keep_counts(metrics_directory: Path, pid: int) -> None:
+    try:
+        fold(metrics_directory, pid)
+    except OSError as error:
+        log.error("metrics: %s: %s", error.filename, error.strerror)
 
 
 def main() -> None:
@@ -133,7 +156,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = listen(config.service.host, config.service.port)
     try:
-        make_metrics_directory(Path(config.state_directory))
+        metrics_directory = make_metrics_directory(Path(config.state_directory))
     except OSError as error:
         sys.exit(f"ingest: PERSISTENCE_STATE_DIR = {config.state_directory}: {error.strerror}")
 
@@ -146,7 +169,7 @@ def main() -> None:
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for),  # noqa: PLW1509 -- no threads here
         )
 
-    workers = Workers(start)
+    workers = Workers(start, partial(keep_counts, metrics_directory))
     for _ in range(config.service.workers):
         workers.start()
     log.info("listening on %s port %d, %d workers", config.service.host, config.service.port, len(workers))
@@ -161,6 +184,11 @@ def main() -> None:
             if len(workers) < config.service.workers:
                 time.sleep(max(0.0, RESPAWN_S - lived_s))
                 workers.start()
+    if config.service.drain_delay:
+        log.info("stopping in %g s; not ready from now on", config.service.drain_delay)
+        workers.announce_leaving()
+        # A second signal cuts it short.
+        signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), config.service.drain_delay)
     log.info("stopping")
     listener.close()
     workers.terminate(GRACEFUL_S)

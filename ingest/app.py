@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -12,48 +13,76 @@ import falcon.asgi
 
 from ingest import openapi, resources
 from ingest.cycle import App
+from ingest.dashboard import Dashboard, Points
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
+from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
+from ingest.request_ids import log_problem, request_id
 from ingest.resources import Problem
+from ingest.shortcut import Shortcut
 from shared.config import Service
 from shared.records import KINDS
 
 log = logging.getLogger(__name__)
 
 
-class ForwarderLifespan:
-    """Connects at startup and disconnects at shutdown (ASGI lifespan)."""
+class Lifespan:
+    """Connects and records from startup to shutdown (ASGI lifespan)."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, recorder: Recorder) -> None:
         self._forwarder = forwarder
+        self._recorder = recorder
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 -- ASGI's names
         self._forwarder.start()
+        self._recorder.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 -- ASGI's names
+        self._recorder.close()
         await self._forwarder.close()
 
 
-def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, *, max_records: int) -> App:
-    """Every path of the contract. The forwarder starts and ends with the application's lifespan."""
+def create_app(
+    forwarder: Forwarder,
+    metrics: RequestMetrics,
+    history: History,
+    service: Service,
+    leaving: asyncio.Event,
+    *,
+    max_records: int,
+) -> tuple[App, dict[bytes, Shortcut]]:
+    """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
+
+    Args: leaving: set from when no load balancer should send more.
+    Returns: the application, and the short ways past it, by path.
+    """
     health = resources.Health(forwarder, time.monotonic())
-    table: dict[str, object] = {
-        kind.path: resources.Batch(kind, forwarder, max_records=max_records, max_clock_skew_s=service.max_clock_skew)
+    batches = {
+        kind.path: resources.Batch(
+            kind,
+            forwarder,
+            max_records=max_records,
+            max_clock_skew_s=service.max_clock_skew,
+            reject=metrics.reject,
+        )
         for kind in KINDS
     }
-    posts_with_body = frozenset(table)
-    table |= {
+    table: dict[str, object] = {
+        **batches,
         "/": resources.Liveness(),
         "/health": health,
-        "/ready": resources.Ready(health),
+        "/ready": resources.Ready(health, leaving),
         "/metrics": resources.Metrics(forwarder, metrics.exposition),
+        "/dashboard": Dashboard(),
+        "/dashboard/history": Points(history),
         "/openapi.json": resources.OpenApi(openapi.document(max_records)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),
         "/api/v1/persistence/stats": resources.Stats(forwarder),
     }
     app = falcon.asgi.App()
-    app.add_middleware(ForwarderLifespan(forwarder))
+    recorder = Recorder(history, forwarder.stats, lambda: metrics.durations(batches))
+    app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
     app.add_error_handler(Problem, _problem)
@@ -62,27 +91,34 @@ def create_app(forwarder: Forwarder, metrics: RequestMetrics, service: Service, 
         path: frozenset(method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}"))
         for path, resource in table.items()
     }
-    return Guard(
+    guard = Guard(
         cast(App, app),
         routes=routes,
-        posts_with_body=posts_with_body,
+        posts_with_body=frozenset(batches),
         auth_token=service.auth_token,
         protected_mode=service.protected_mode,
         max_body_bytes=service.max_body_bytes,
     )
+    return guard, {path.encode(): Shortcut(batch, guard, forwarder) for path, batch in batches.items()}
 
 
 async def _problem(
-    _request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
+    request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
 ) -> None:
+    log_problem(request.scope, problem)
+    _answer(response, problem)
+
+
+async def _bug(
+    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    extra = {"request_id": request_id(request.scope)}
+    log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
+    _answer(response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"))
+
+
+def _answer(response: falcon.asgi.Response, problem: Problem) -> None:
     response.status = problem.status
     response.data = problem.body
     for name, value in problem.headers.items():
         response.set_header(name, value)
-
-
-async def _bug(
-    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    await _problem(request, response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"), params)

@@ -23,6 +23,9 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+JSON = [(b"content-type", b"application/json")]
+NO_ROUTE = "none"
+"""Stands for the path of what no application has seen."""
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -37,7 +40,7 @@ class Connection(Protocol):
 
     def resume_reading(self) -> None: ...
 
-    def answered(self, cycle: Cycle) -> None:
+    def answered(self, exchange: Exchange) -> None:
         """The answer is complete."""
         ...
 
@@ -46,43 +49,51 @@ class Connection(Protocol):
         ...
 
 
-class Cycle:
-    """`status` is 0 until the answer begins; `disconnected` once nobody is there to read it."""
+class Exchange:
+    """A request and its answer, as far as its connection has to know. `status` is 0 until the answer begins;
+    `disconnected` once nobody is there to read it."""
 
-    __slots__ = (
-        "_chunks",
-        "_connection",
-        "_head",
-        "_left",
-        "_waiter",
-        "disconnected",
-        "expects_continue",
-        "held_bytes",
-        "keep_alive",
-        "more_body",
-        "response_complete",
-        "scope",
-        "started_at",
-        "status",
-    )
+    __slots__ = ("disconnected", "keep_alive", "more_body", "response_complete", "started_at", "status")
+
+    def __init__(self, keep_alive: bool, started_at: float) -> None:
+        self.keep_alive = keep_alive
+        self.started_at = started_at
+        self.more_body = True
+        self.status = 0
+        self.response_complete = False
+        self.disconnected = False
+
+    @property
+    def route(self) -> str:
+        """For the metrics."""
+        return NO_ROUTE
+
+    def disconnect(self) -> None:
+        self.disconnected = True
+
+
+class Cycle(Exchange):
+    """The long way: an ASGI application answers."""
+
+    __slots__ = ("_chunks", "_connection", "_headers", "_left", "_waiter", "expects_continue", "held_bytes", "scope")
 
     def __init__(
         self, connection: Connection, scope: Scope, keep_alive: bool, expects_continue: bool, started_at: float
     ) -> None:
+        super().__init__(keep_alive, started_at)
         self._connection = connection
         self.scope = scope
-        self.keep_alive = keep_alive
         self.expects_continue = expects_continue
-        self.started_at = started_at
-        self.more_body = True
         self.held_bytes = 0
-        self.status = 0
-        self.response_complete = False
-        self.disconnected = False
         self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._head = b""
+        self._headers: list[tuple[bytes, bytes]] | None = None
         self._left = 0
+
+    @property
+    def route(self) -> str:
+        route: str = self.scope.get("route", NO_ROUTE)
+        return route
 
     async def run(self, app: App) -> None:
         """The application's turn. A fault of ours is logged and ends the connection, after a 500 if there is time."""
@@ -92,7 +103,8 @@ class Cycle:
                 log.error("%s: the application did not answer", self.scope["path"])
                 self._connection.failed()
         except Exception:
-            log.exception("%s failed", self.scope["path"])
+            extra = {"request_id": self.scope["request_id"]} if "request_id" in self.scope else None
+            log.exception("%s failed", self.scope["path"], extra=extra)
             self._connection.failed()
 
     # Fed by the protocol
@@ -140,49 +152,57 @@ class Cycle:
         if self.status:
             raise RuntimeError("the answer has begun already")
         self.status = message["status"]
-        self._head = self._encode_head(message["headers"])
+        self._left = -1
+        headers = []
+        for name, value in message["headers"]:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection" and value == b"close":
+                self.keep_alive = False
+            else:
+                headers.append((name, value))
+        if "request_id" in self.scope:
+            headers.append((b"x-request-id", self.scope["request_id"].encode()))
+        self._headers = headers
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self.status or self.response_complete:
             raise RuntimeError("a body has no place here")
         if self._left < 0 and not more:
             self._left = len(body)
-            self._head = b"%bcontent-length: %d\r\n\r\n" % (self._head, len(body))
+        length = self._left
         self._left -= len(body)
         if self._left < 0 or (self._left and not more):
             raise RuntimeError("an answer needs a content-length, and must have it")
         if self.scope["method"] == "HEAD":
             body = b""
-        if self._head or body:
-            self._connection.write(self._head + body)
-            self._head = b""
+        if self._headers is not None:
+            head = encode_head(self.status, self._headers, length=length, keep_alive=self.keep_alive)
+            self._headers = None
+            self._connection.write(head + body)
+        elif body:
+            self._connection.write(body)
         if not more:
             self.response_complete = True
             self._wake()
             self._connection.answered(self)
 
-    def _encode_head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Status line and header; without its last, empty line where the length of the body is not known yet."""
-        self._left = -1
-        parts = [_STATUS_LINES[self.status]]
-        for name, value in headers:
-            if name == b"content-length":
-                self._left = int(value)
-            elif name == b"connection" and value == b"close":
-                self.keep_alive = False
-                continue
-            parts.append(b"%b: %b\r\n" % (name, value))
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        lines = len(parts)
-        if self._left >= 0:
-            parts.append(b"\r\n")
-            lines += 1
-        head = b"".join(parts)
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise RuntimeError("a header of the answer has a line break in it")
-        return head
-
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def encode_head(status: int, headers: list[tuple[bytes, bytes]], *, length: int, keep_alive: bool) -> bytes:
+    """Status line and header of an answer with a body of `length` bytes. Raises: RuntimeError, where a field would be
+    more than one."""
+    parts = [_STATUS_LINES[status]]
+    for name, value in headers:
+        parts.append(b"%b: %b\r\n" % (name, value))
+    if not keep_alive:
+        parts.append(b"connection: close\r\n")
+    parts.append(b"content-length: %d\r\n\r\n" % length)
+    head = b"".join(parts)
+    lines = len(parts) + 1
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        raise RuntimeError("a header of the answer has a line break in it")
+    return head

@@ -54,12 +54,13 @@ class Rejected(Exception):
 
 
 class Pending(msgspec.Struct):
-    """A request under way. `parts` are its bytes, kept to be sent again."""
+    """A request under way. `parts` are its bytes, kept to be sent again; `done` gets the answer, or the exception in
+    its place, once."""
 
     parts: tuple[bytes, ...]
     size: int
     deadline: float
-    answer: asyncio.Future[Any]
+    done: Callable[[Any], None]
 
 
 class Forwarder:
@@ -113,7 +114,20 @@ class Forwarder:
         parts = (head + body,) if size < _SMALL_BODY_BYTES else (head, body)
         if want_commit:
             self._committing[seq] = self._loop.create_future()
-        return await self._ask(seq, parts, size, self._ack_timeout_s), seq
+        return await self._answer(seq, parts, size, self._ack_timeout_s), seq
+
+    def submit_now(self, kind: int, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
+        """submit() of a small body without a task: `done` gets the arrival, Rejected or FlusherUnavailable.
+
+        Returns: False where the window is full; then nothing was sent, and `done` is not called.
+        """
+        size = len(body) + SUBMIT_BYTES
+        if self._in_flight_bytes + size > self._window_bytes:
+            return False
+        seq = self._next_seq()
+        head = encode_submit_header(seq, kind, count, len(body))
+        self._ask(seq, (head + body,), size, self._ack_timeout_s, done)
+        return True
 
     async def committed(self, seq: int, timeout_s: float) -> bool:
         """Whether the records of a submit with want_commit are in the database, after at most `timeout_s`."""
@@ -131,7 +145,7 @@ class Forwarder:
         """Returns: the flusher's JSON, after at most `timeout_s` there. Raises: FlusherUnavailable."""
         seq = self._next_seq()
         frame = encode(Flush(seq, timeout_s))
-        result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s + 2.0)
+        result: bytes = await self._answer(seq, (frame,), len(frame), timeout_s + 2.0)
         return result
 
     async def stats(self, timeout_s: float = 2.0) -> bytes:
@@ -140,39 +154,51 @@ class Forwarder:
             raise FlusherUnavailable("the flusher is not connected")
         seq = self._next_seq()
         frame = encode(Stats(seq))
-        result: bytes = await self._ask(seq, (frame,), len(frame), timeout_s)
+        result: bytes = await self._answer(seq, (frame,), len(frame), timeout_s)
         return result
 
     def _next_seq(self) -> int:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         return self._seq
 
-    def _ask(self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float) -> asyncio.Future[Any]:
-        """The future is done by answer, deadline or close(); until then the frame is sent to whoever is there."""
+    def _answer(self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float) -> asyncio.Future[Any]:
         answer = self._loop.create_future()
-        self._pending[seq] = Pending(parts, size, self._loop.time() + timeout_s, answer)
+
+        def done(result: Any) -> None:
+            if answer.done():
+                return  # whoever waited was cancelled
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        self._ask(seq, parts, size, timeout_s, done)
+        return answer
+
+    def _ask(
+        self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float, done: Callable[[Any], None]
+    ) -> None:
+        """`done` is called by answer, deadline or close(); until then the frame is sent to whoever is there."""
+        self._pending[seq] = Pending(parts, size, self._loop.time() + timeout_s, done)
         self._in_flight_bytes += size
         if self._transport is not None:
             if not self._unsent:
                 self._loop.call_soon(self._send)
             self._unsent += parts
-        return answer
 
-    def _settle(self, seq: int) -> asyncio.Future[Any] | None:
-        """Takes a request out. Returns: its future; None where nobody waits for it any more."""
+    def _settle(self, seq: int, result: Any) -> None:
+        """Takes a request out and hands it its answer, or an exception."""
         pending = self._pending.pop(seq, None)
         if pending is None:
-            return None  # its deadline was first
+            return  # its deadline was first
         self._in_flight_bytes -= pending.size
         if self._waiting:
             self._admit()
-        return None if pending.answer.done() else pending.answer
+        pending.done(result)
 
     def _give_up(self, seqs: Sequence[int], why: str) -> None:
         for seq in seqs:
-            answer = self._settle(seq)
-            if answer is not None:
-                answer.set_exception(FlusherUnavailable(why))
+            self._settle(seq, FlusherUnavailable(why))
 
     def _send(self) -> None:
         """What one turn of the loop has brought goes with one system call, and wakes the flusher once."""
@@ -252,22 +278,18 @@ class Forwarder:
         if type(message) is Ack:
             arrival = message.arrival
             for seq in range(message.seq, message.seq + message.count):
-                answer = self._settle(seq)
-                if answer is not None:
-                    answer.set_result(arrival)
+                self._settle(seq, arrival)
                 arrival += 1
         elif type(message) is Committed:
             future = self._committing.get(message.seq)
             if future is not None and not future.done():
                 future.set_result(message.written)
         elif type(message) is Reject:
-            answer = self._settle(message.seq)
-            if answer is not None:
-                answer.set_exception(Rejected(message.reason, message.retry_after_s))
-        elif type(message) in (Flushed, StatsIs):
-            answer = self._settle(message.seq)
-            if answer is not None:
-                answer.set_result(message.result if type(message) is Flushed else message.stats)
+            self._settle(message.seq, Rejected(message.reason, message.retry_after_s))
+        elif type(message) is Flushed:
+            self._settle(message.seq, message.result)
+        elif type(message) is StatsIs:
+            self._settle(message.seq, message.stats)
         else:
             raise ProtocolError(f"{type(message).__name__} is not for ingest")
 

@@ -11,14 +11,15 @@ import asyncio
 import hmac
 import ipaddress
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ingest.cycle import App, Message, Receive, Scope, Send
+from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready"))
-"""Answered without a token: what load balancers and supervisors ask."""
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
+"""Answered without a token: what load balancers and supervisors ask, and the page that asks for the token."""
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
 SMALL_BODY_BYTES = 64 * 1024
@@ -74,6 +75,8 @@ class Guard:
         headers: dict[bytes, bytes] = {}
         try:
             headers = dict(scope["headers"])
+            if b"x-request-id" in headers:
+                take(scope, headers[b"x-request-id"])
             if (
                 len(headers) != len(scope["headers"])
                 or b"host" not in headers
@@ -85,6 +88,7 @@ class Guard:
             self._check_route(scope)
             if scope["method"] == "HEAD":
                 # The server knows from its own scope, which must stay as it is, that no body may follow.
+                request_id(scope)
                 scope = {**scope, "method": "GET"}
             if path in self._posts_with_body and scope["method"] == "POST":
                 gzipped, declared = self._check_headers(headers)
@@ -100,6 +104,7 @@ class Guard:
                 scope["body"] = body
             await self._app(scope, receive, send)
         except Problem as problem:
+            log_problem(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
             await _answer(problem, receive, send, unread=has_body and not read)
         except ClientGone:
@@ -125,6 +130,26 @@ class Guard:
                 "without a token only callers on the same machine are answered: set service.auth_token"
                 " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
             )
+
+    def is_plain(
+        self, fields: Sequence[tuple[bytes, bytes]], headers: Mapping[bytes, bytes], client: tuple[str, int] | None
+    ) -> bool:
+        """Whether a POST of a batch with this header passes all that is checked above and below, at a glance.
+
+        A no means a closer look. Args: fields: of the header; headers: the same by name.
+        """
+        if (
+            len(headers) != len(fields)
+            or b"host" not in headers
+            or b"transfer-encoding" in headers
+            or b"content-encoding" in headers
+            or b"x-request-id" in headers
+            or headers.get(b"content-type", _JSON) != _JSON
+        ):
+            return False
+        if self._authorization is not None:
+            return hmac.compare_digest(headers.get(b"authorization", b""), self._authorization)
+        return not self._protected or (client is not None and is_loopback(client[0]))
 
     def _check_route(self, scope: Scope) -> None:
         methods = self._routes.get(scope["path"])
@@ -264,7 +289,7 @@ async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: boo
     """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
     closing with unread bytes would reset the connection, and the client would never see why."""
     headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
-    headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    headers += problem.fields
     if unread and "Connection" not in problem.headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})

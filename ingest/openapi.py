@@ -74,10 +74,21 @@ def document(max_records: int) -> bytes:
         "get": {
             "summary": "Prometheus text format",
             "security": _SECURED,
-            "responses": {
-                "200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
-                **_errors(401, 403, 405),
-            },
+            "responses": {"200": _text("Metrics", "text/plain"), **_errors(401, 403, 405)},
+        }
+    }
+    paths["/dashboard"] = {
+        "get": {
+            "summary": "A page for people; it asks for the token itself",
+            "responses": {"200": _text("The page", "text/html"), **_errors(403, 405)},
+        }
+    }
+    paths["/dashboard/history"] = {
+        "get": {
+            "summary": "What the page shows: the last ten minutes of the node",
+            "security": _SECURED,
+            "parameters": [{"name": "after", "in": "query", "schema": {"type": "number"}}],
+            "responses": {"200": _object("The points, oldest first"), **_errors(400, 401, 403, 405)},
         }
     }
     return orjson.dumps(
@@ -124,6 +135,10 @@ def _timeout() -> dict[str, Any]:
 
 def _object(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+def _text(description: str, content_type: str) -> dict[str, Any]:
+    return {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}
 
 
 def _errors(*statuses: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -29,7 +29,7 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from ingest.cycle import App, Cycle
+from ingest.cycle import NO_ROUTE, App, Cycle, Exchange
 from ingest.guard import OPEN_PATHS
 from ingest.refusals import (
     BAD_TARGET,
@@ -47,6 +47,7 @@ from ingest.refusals import (
     UPGRADE,
     Refusal,
 )
+from ingest.shortcut import Shortcut
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,6 @@ LINGER_S = 0.5
 SWEEP_S = 1.0
 SLICE = 20
 MAX_SLICES = 50
-NO_ROUTE = "none"
-"""Stands for the path of what no application has seen."""
 
 _OPEN_TARGETS = frozenset(path.encode() for path in OPEN_PATHS)
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -101,8 +100,8 @@ NO_TRAILERS = NoTrailers()
 class Protocol(asyncio.Protocol):
     """Made by uvicorn's server for each connection.
 
-    Args: max_connections: of this worker; observe(route, status, seconds): told of every answer, status 0 where the
-    client left before it.
+    Args: max_connections: of this worker; shortcuts: by path; observe(route, status, seconds): told of every answer,
+    status 0 where the client left before it.
     """
 
     refused: ClassVar[Counter[str]] = Counter()
@@ -116,12 +115,14 @@ class Protocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         max_connections: int,
+        shortcuts: Mapping[bytes, Shortcut],
         observe: Callable[[str, int, float], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._app = cast(App, config.loaded_app)
         self._server = server_state
         self._max_connections = max_connections
+        self._shortcuts = shortcuts
         self._observe = observe
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -131,6 +132,9 @@ class Protocol(asyncio.Protocol):
         self._scheme = "http"
         # The request that is being read
         self._parsing: Cycle | None = None
+        self._shortcut: Shortcut | None = None
+        """Where its body goes, if nothing is special about its header."""
+        self._body = b""
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
@@ -141,7 +145,7 @@ class Protocol(asyncio.Protocol):
         """Of data that is nothing but a part of a header."""
         self._refusal = NOT_HTTP
         # The one that is being answered, and those behind it
-        self._cycle: Cycle | None = None
+        self._cycle: Exchange | None = None
         self._pipeline: deque[Cycle] = deque()
         self._last: Refusal | None = None
         """The last answer, once there is one; nothing is parsed any more."""
@@ -276,6 +280,21 @@ class Protocol(asyncio.Protocol):
                 raise ValueError(refusal.code)
         self.phase = Phase.BODY
         self.since = Clock.now
+        if self._cycle is None and self.writable is None and not self._expects_continue:
+            shortcut = self._shortcuts.get(url)
+            if (
+                shortcut is not None
+                and parser.get_method() == b"POST"
+                and parser.get_http_version() == "1.1"
+                and shortcut.admits(headers, self._addresses["client"])
+            ):
+                self._shortcut = shortcut
+                self._body = b""
+                return
+        self._begin_cycle(path, query)
+
+    def _begin_cycle(self, path: bytes, query: bytes) -> None:
+        parser, headers = self._parser, self._headers
         self._headers = NO_TRAILERS
         version = parser.get_http_version()
         scope = {
@@ -291,7 +310,7 @@ class Protocol(asyncio.Protocol):
             "headers": headers,
             **self._addresses,
         }
-        keep_alive = version == "1.1" and parser.should_keep_alive() and not (self._stopping or self._surplus)
+        keep_alive = version == "1.1" and self._may_keep_alive()
         self._parsing = cycle = Cycle(self, scope, keep_alive, self._expects_continue, self._started_at)
         if self._cycle is None:
             self._start(cycle)
@@ -299,7 +318,14 @@ class Protocol(asyncio.Protocol):
             self._pipeline.append(cycle)
             self.pause_reading()
 
+    def _may_keep_alive(self) -> bool:
+        keep: bool = self._parser.should_keep_alive()
+        return keep and not (self._stopping or self._surplus)
+
     def on_body(self, body: bytes) -> None:
+        if self._shortcut is not None:
+            self._body = self._body + body if self._body else body
+            return
         cycle = self._parsing
         if cycle is not None and not cycle.response_complete:
             cycle.feed(body)
@@ -307,6 +333,15 @@ class Protocol(asyncio.Protocol):
                 self.pause_reading()
 
     def on_message_complete(self) -> None:
+        shortcut, self._shortcut = self._shortcut, None
+        if shortcut is not None:
+            self.phase = Phase.ANSWER
+            self.since = Clock.now
+            self._cycle = shortcut.take(self, self._body, self._may_keep_alive(), self._started_at)
+            if self._cycle is not None:
+                return
+            self._begin_cycle(self._url, b"")
+            self.on_body(self._body)
         if self._parsing is not None:
             self._parsing.end_of_body()
         # Without a cycle its answer did not wait for its end.
@@ -345,11 +380,11 @@ class Protocol(asyncio.Protocol):
             self._read_paused = False
             self._transport.resume_reading()
 
-    def answered(self, cycle: Cycle) -> None:
+    def answered(self, exchange: Exchange) -> None:
         self._server.total_requests += 1
-        self._observed(cycle)
+        self._observed(exchange)
         self._cycle = None
-        if not cycle.keep_alive:
+        if not exchange.keep_alive:
             self.since = Clock.now
             self._transport.close()
         elif self._pipeline:
@@ -375,13 +410,13 @@ class Protocol(asyncio.Protocol):
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
-    def _observed(self, cycle: Cycle) -> None:
-        route = cycle.scope.get("route", NO_ROUTE)
-        self._observe(route, cycle.status if cycle.response_complete else 0, self._clock() - cycle.started_at)
+    def _observed(self, exchange: Exchange) -> None:
+        status = exchange.status if exchange.response_complete else 0
+        self._observe(exchange.route, status, self._clock() - exchange.started_at)
 
-    def _newest(self, cycle: Cycle) -> Cycle:
-        """Of the requests under way, beginning with `cycle`."""
-        return self._pipeline[-1] if self._pipeline else cycle
+    def _newest(self, exchange: Exchange) -> Exchange:
+        """Of the requests under way, beginning with `exchange`."""
+        return self._pipeline[-1] if self._pipeline else exchange
 
     def _refuse(self, refusal: Refusal) -> None:
         """Nothing more is parsed. The requests that were read before keep their answers."""
@@ -396,7 +431,7 @@ class Protocol(asyncio.Protocol):
     def _send_last(self, refusal: Refusal) -> None:
         cycle, self._cycle = self._cycle, None
         # A request has one answer: what was said before its body went wrong cannot be mended.
-        said = self.phase is Phase.BODY if cycle is None else cycle.status > 0
+        said = cycle.status > 0 if cycle is not None else self.phase is Phase.BODY and self._shortcut is None
         if cycle is not None:
             # The application finds its client gone.
             cycle.response_complete = True
@@ -404,7 +439,7 @@ class Protocol(asyncio.Protocol):
             cycle.disconnect()
             self._observed(cycle)
         elif not said:
-            self._observe(NO_ROUTE, refusal.status, 0.0)
+            self._observe(self._shortcut.route if self._shortcut else NO_ROUTE, refusal.status, 0.0)
         if not said:
             self._transport.write(refusal.data)
         self.refused[refusal.code] += 1

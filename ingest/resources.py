@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
@@ -47,10 +48,16 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
+        self.code = code
         self.headers = headers or {}
         document: dict[str, Any] = {"detail": detail, "error_code": code}
         document["errors"] = [{"field": error.field, "message": error.message} for error in errors]
         self.body = orjson.dumps({**(more or {}), **document})
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """`headers` as they go over the wire."""
+        return [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
 
 
 @lru_cache(maxsize=4)
@@ -62,6 +69,10 @@ def timestamp(arrival: int) -> bytes:
     """µs since 1970 UTC as ISO 8601. strftime() for every answer would cost more than its validation."""
     seconds, fraction = divmod(arrival, 1_000_000)
     return b"%b.%06dZ" % (_second(seconds), fraction)
+
+
+def accepted(status: str, count: int, arrival: int) -> bytes:
+    return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
 
 
 def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
@@ -95,12 +106,16 @@ class Batch:
         *,
         max_records: int,
         max_clock_skew_s: float,
+        reject: Callable[[str, str, int], None] = lambda _kind, _reason, _records: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._kind = kind
+        """Args: reject(kind, reason, records): told of records that are not accepted."""
+        self.kind = kind
+        self.path = kind.path
         self._forwarder = forwarder
         self._max_records = max_records
         self._max_clock_skew_s = max_clock_skew_s
+        self._reject = reject
         self._wall = wall
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
@@ -109,9 +124,9 @@ class Batch:
         timeout_s = DEFAULT_TIMEOUT_S
         if request.query_string:
             want_commit, timeout_s = self._parameters(request)
-        count = self._validate(body)
+        count = self.validate(body)
         try:
-            arrival, seq = await self._forwarder.submit(self._kind.code, count, body, want_commit=want_commit)
+            arrival, seq = await self._forwarder.submit(self.kind.code, count, body, want_commit=want_commit)
             status = "accepted"
             if want_commit:
                 try:
@@ -120,9 +135,9 @@ class Batch:
                 finally:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
-            raise unavailable(error) from error
+            raise self.refused(error, count) from error
         response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
-        response.data = b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
+        response.data = accepted(status, count, arrival)
 
     @staticmethod
     def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:
@@ -131,10 +146,17 @@ class Batch:
             raise Problem(400, "INVALID_PARAMETER", f"ack={ack}: journaled and committed are allowed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
 
-    def _validate(self, body: bytes) -> int:
+    def refused(self, error: FlusherUnavailable | Rejected, count: int) -> Problem:
+        """The problem of a batch of `count` valid records that is not accepted; counts them."""
+        problem = unavailable(error)
+        self._reject(self.kind.name, problem.code.lower(), count)
+        return problem
+
+    def validate(self, body: bytes) -> int:
+        """Returns: the number of records. Raises: Problem."""
         try:
             records = validate(
-                self._kind,
+                self.kind,
                 body,
                 now=datetime.fromtimestamp(self._wall(), UTC),
                 max_clock_skew_s=self._max_clock_skew_s,
@@ -143,6 +165,7 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
+            self._reject(self.kind.name, "invalid_record", error.records)
             detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         return len(records)
@@ -182,6 +205,20 @@ class Stats:
             raise unavailable(error) from error
 
 
+def verdict(stats: dict[str, Any]) -> tuple[str, str | None]:
+    """healthy, degraded or unhealthy, and in a sentence why it is not healthy."""
+    state, usage_percent = stats["state"], stats["buffer"]["usage_percent"]
+    if state["refusing"]:
+        return "unhealthy", REASONS[Reason[state["refusing"]]]
+    if state["alarm"]:
+        return "degraded", state["alarm"]
+    if state["database"] != "healthy":
+        return "degraded", state["last_error"] or "the database has not answered yet"
+    if usage_percent > BACKLOG_DEGRADED_PERCENT:
+        return "degraded", f"the backlog takes {usage_percent} % of the journal"
+    return "healthy", None
+
+
 class Health:
     def __init__(self, forwarder: Forwarder, started_at: float) -> None:
         self._forwarder = forwarder
@@ -207,31 +244,26 @@ class Health:
                 "buffer": buffer,
                 **common,
             }
-        state = stats["state"]
         buffer = {**stats["buffer"], "last_flush": stats["flush_info"]["last_flush_time"]}
-        status, reason = "healthy", None
-        if state["refusing"]:
-            status, reason = "unhealthy", REASONS[Reason[state["refusing"]]]
-        elif state["alarm"]:
-            status, reason = "degraded", state["alarm"]
-        elif state["database"] != "healthy":
-            status, reason = "degraded", state["last_error"] or "the database has not answered yet"
-        elif stats["buffer"]["usage_percent"] > BACKLOG_DEGRADED_PERCENT:
-            status, reason = "degraded", f"the backlog takes {buffer['usage_percent']} % of the journal"
-        return {"status": status, "reason": reason, "database": state["database"], "buffer": buffer, **common}
+        status, reason = verdict(stats)
+        database = stats["state"]["database"]
+        return {"status": status, "reason": reason, "database": database, "buffer": buffer, **common}
 
 
 class Ready:
-    """Whether a load balancer may send traffic here: records are accepted."""
+    """Whether a load balancer may send traffic here: records are accepted, and will be for a while."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, leaving: asyncio.Event) -> None:
         self._health = health
+        self._leaving = leaving
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
-        document = await self._health.document()
-        ready = document["status"] != "unhealthy"
-        response.status = 200 if ready else 503
-        response.data = orjson.dumps({"ready": ready, "reason": None if ready else document["reason"]})
+        reason: str | None = "stopping"
+        if not self._leaving.is_set():
+            document = await self._health.document()
+            reason = document["reason"] if document["status"] == "unhealthy" else None
+        response.status = 503 if reason else 200
+        response.data = orjson.dumps({"ready": not reason, "reason": reason})
 
 
 class Metrics:

@@ -1,6 +1,7 @@
 """Composition root of one ingest worker: `python -m ingest.worker FD`, FD being the listening socket.
 
-Its stdin is a pipe from the parent: when it closes, the parent is gone, and the worker drains and ends.
+Its stdin is a pipe from the parent. A byte in it says that the node is about to stop: /ready turns 503, all else goes
+on. When it closes, the parent is gone, and the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import uvloop
 
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
+from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, keep_sweeping
 from shared import logs
@@ -36,11 +38,15 @@ GRACEFUL_S = 15
 """How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
 
 
-class _Orphaned(asyncio.Protocol):
-    """Sees the end of stdin."""
+class _Parent(asyncio.Protocol):
+    """The other end of stdin."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self, server: uvicorn.Server, leaving: asyncio.Event) -> None:
         self._server = server
+        self._leaving = leaving
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 -- asyncio's signature
+        self._leaving.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         if not self._server.should_exit:
@@ -48,7 +54,26 @@ class _Orphaned(asyncio.Protocol):
             self._server.should_exit = True
 
 
-async def serve(server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics) -> None:
+class Server(uvicorn.Server):
+    """Publishes what the last requests have counted. Nothing behind serve() runs: uvicorn raises the signal again."""
+
+    metrics: RequestMetrics
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        publish(self.metrics, connections=0)
+
+
+def publish(metrics: RequestMetrics, connections: int) -> None:
+    try:
+        metrics.publish(connections)
+    except OSError as error:
+        log.error("metrics: %s: %s", error.filename, error.strerror)
+
+
+async def serve(
+    server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics, leaving: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
 
     def tick() -> None:
@@ -56,15 +81,12 @@ async def serve(server: uvicorn.Server, listener: socket.socket, metrics: Reques
             # uvicorn has told all but those that were being accepted at that moment.
             for connection in list(server.server_state.connections):
                 connection.shutdown()
-        try:
-            metrics.publish()
-        except OSError as error:
-            log.error("metrics: %s: %s", error.filename, error.strerror)
+        publish(metrics, len(server.server_state.connections))
         loop.call_later(TICK_S, tick)
 
     tick()
     sweeper = loop.create_task(keep_sweeping(server.server_state.connections))
-    await loop.connect_read_pipe(lambda: _Orphaned(server), sys.stdin)
+    await loop.connect_read_pipe(lambda: _Parent(server, leaving), sys.stdin)
     gc.collect()
     gc.freeze()
     await server.serve(sockets=[listener])
@@ -95,11 +117,15 @@ def main() -> None:
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
-    app = create_app(forwarder, metrics, config.service, max_records=config.buffer.max_batch_size)
-    server = uvicorn.Server(
+    history = History(Path(config.state_directory, HISTORY_DIRECTORY))
+    leaving = asyncio.Event()
+    app, shortcuts = create_app(
+        forwarder, metrics, history, config.service, leaving, max_records=config.buffer.max_batch_size
+    )
+    server = Server(
         uvicorn.Config(
             app,
-            http=cast(Any, partial(Protocol, max_connections=most, observe=metrics.observe)),
+            http=cast(Any, partial(Protocol, max_connections=most, shortcuts=shortcuts, observe=metrics.observe)),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -109,7 +135,8 @@ def main() -> None:
             timeout_graceful_shutdown=GRACEFUL_S,
         )
     )
-    uvloop.run(serve(server, listener, metrics))
+    server.metrics = metrics
+    uvloop.run(serve(server, listener, metrics, leaving))
 
 
 if __name__ == "__main__":

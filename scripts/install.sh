@@ -3,5 +3,5 @@
 . "$(dirname "$0")/lib.sh"
 
 need_python
-mkdir -p var && chmod 700 var
+mkdir -p var logs && chmod 700 var
 step "installed; start with: .venv/bin/supervisord -c supervisord.conf"

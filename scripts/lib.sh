@@ -23,7 +23,7 @@ step() { # step TEXT: says what was done, and how long it took since the last st
     STEP_AT=$now
 }
 
-need_packages() { # need_packages PACKAGE...: installs Debian packages that are missing, without a question
+need_packages() { # need_packages PACKAGE...: installs missing Debian packages, asks nothing, starts none of their services
     local missing=() package sudo=()
     for package in "$@"; do
         [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
@@ -34,18 +34,48 @@ need_packages() { # need_packages PACKAGE...: installs Debian packages that are 
         sudo -n true 2>/dev/null || die "needs packages; run: sudo apt-get install -y --no-install-recommends ${missing[*]}"
         sudo=(sudo -n)
     fi
-    local log
+    local log policy=/usr/sbin/policy-rc.d
     log=$(mktemp)
-    {
-        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q &&
-            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}"
-    } >"$log" 2>&1 </dev/null || {
+    (
+        if [ ! -e $policy ]; then # Debian's way to say that an installed service must not be started: invoke-rc.d(8)
+            trap '"${sudo[@]}" rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" install -m 755 /dev/stdin $policy
+        fi
+        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q </dev/null &&
+            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}" </dev/null
+    ) >"$log" 2>&1 || {
         tail -n 5 "$log" >&2
         rm -f "$log"
         die "could not install ${missing[*]}"
     }
     rm -f "$log"
     step "installed ${missing[*]}"
+}
+
+need_galera() { # what a trial cluster runs: Galera, the programs with which a node sends its data to another, HAProxy
+    need_packages mariadb-server-core mariadb-client-core galera-4 rsync iproute2 haproxy
+    if ! command -v wsrep_sst_rsync >/dev/null && [ ! -x .venv/share/galera/wsrep_sst_rsync ]; then
+        # They are scripts in mariadb-server, whose installation would start a server: only they are taken out of it.
+        local directory
+        directory=$(mktemp -d)
+        if ! (
+            cd "$directory"
+            apt-get download -q mariadb-server || { apt-get update -q && apt-get download -q mariadb-server; }
+            dpkg-deb -x mariadb-server_*.deb .
+        ) >"$directory/log" 2>&1 </dev/null; then
+            tail -n 5 "$directory/log" >&2
+            rm -rf "$directory"
+            die "could not download mariadb-server"
+        fi
+        mkdir -p .venv/share/galera
+        cp "$directory"/usr/bin/wsrep_sst_{common,rsync} .venv/share/galera/
+        rm -rf "$directory"
+        step "took wsrep_sst_rsync out of the package mariadb-server"
+    fi
+    if [ "$(id -u)" = 0 ] && ! id mysql >/dev/null 2>&1; then
+        # As root a node's data cannot be sent; Debian's mariadb-server would have made this user.
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mysql
+    fi
 }
 
 need_python() { # need_python EXTRA...: .venv with the exact versions of requirements.lock

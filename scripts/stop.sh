@@ -8,7 +8,7 @@ running || {
 }
 pid=$(cat "$STATE/supervisord.pid")
 kill -TERM "$pid"
-# Longest: ingest 25 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord.
+# Longest: ingest 35 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord.
 for ((i = 0; i < 1200; i++)); do
     if ! kill -0 "$pid" 2>/dev/null; then
         rm -f "$SUPERVISOR_CONF"

@@ -2,10 +2,15 @@
 # On a fresh machine: installs what is missing, then lint, types, layers, all tests. Arguments go to pytest.
 . "$(dirname "$0")/lib.sh"
 
-need_packages mariadb-server-core mariadb-client-core wrk util-linux
-for program in curl git; do # the documents' examples are run as they stand, tracked files are looked through
+need_packages mariadb-server-core mariadb-client-core wrk util-linux nginx-light haproxy
+need_packages prometheus nginx haproxy        # deploy/ is checked and run with them
+need_packages chromium fonts-dejavu-core      # the dashboard is tested in a browser
+for program in curl git openssl; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
+command -v systemd-analyze >/dev/null || need_packages systemd # it checks the unit in deploy/
+# The cluster's tests are skipped, with the reason, where it cannot be installed.
+(need_galera) || step "no Galera cluster can be installed here"
 need_python client dev
 need_bench_python
 .venv/bin/ruff format --check .

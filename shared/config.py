@@ -41,6 +41,7 @@ class Service(msgspec.Struct, frozen=True):
     ack_timeout: Annotated[float, Meta(gt=0, le=600)] = 10
     auth_token: Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")] | None = None
     protected_mode: bool = True
+    drain_delay: Annotated[float, Meta(ge=0, le=10)] = 0
 
 
 class Buffer(msgspec.Struct, frozen=True):
@@ -77,6 +78,10 @@ class Database(msgspec.Struct, frozen=True):
     ssl_key: Name | None = None
 
 
+class Cluster(msgspec.Struct, frozen=True):
+    nodes: tuple[Name, ...] = ()
+
+
 class Logging(msgspec.Struct, frozen=True):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["text", "json"] = "text"
@@ -89,6 +94,7 @@ class Config(msgspec.Struct, frozen=True):
     journal: Journal
     dead_letters: DeadLetters
     database: Database
+    cluster: Cluster
     logging: Logging
     state_directory: str
 
@@ -99,6 +105,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "journal": Journal,
     "dead_letters": DeadLetters,
     "database": Database,
+    "cluster": Cluster,
     "logging": Logging,
 }
 SECRETS = {"service.auth_token", "database.password"}
@@ -112,6 +119,7 @@ ENVIRONMENT: dict[str, str] = {
     "SERVICE_ACK_TIMEOUT": "service.ack_timeout",
     "SERVICE_AUTH_TOKEN": "service.auth_token",
     "SERVICE_PROTECTED_MODE": "service.protected_mode",
+    "SERVICE_DRAIN_DELAY": "service.drain_delay",
     "BUFFER_MAX_SIZE": "buffer.max_buffer_size",
     "BUFFER_FLUSH_INTERVAL": "buffer.flush_interval",
     "BUFFER_MAX_BATCH_SIZE": "buffer.max_batch_size",
@@ -134,12 +142,15 @@ ENVIRONMENT: dict[str, str] = {
     "DB_SSL_CA": "database.ssl_ca",
     "DB_SSL_CERT": "database.ssl_cert",
     "DB_SSL_KEY": "database.ssl_key",
+    "CLUSTER_NODES": "cluster.nodes",
     "LOGGING_LEVEL": "logging.level",
     "LOGGING_FORMAT": "logging.format",
     "LOGGING_FILE": "logging.file",
 }
 MAY_BE_EMPTY = {"DB_PASSWORD", "LOGGING_FILE"}
 """Variables for which empty is a value; any other that is empty counts as unset."""
+LISTS = (("database", "host"), ("cluster", "nodes"))
+"""Keys whose text is several values, separated by commas."""
 _VARIABLE = {key: name for name, key in ENVIRONMENT.items()}
 
 
@@ -158,9 +169,10 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
             section, name = key.split(".")
             values.setdefault(section, {})[name] = text
             source[key] = variable
-    database = values.get("database", {})
-    if isinstance(database.get("host"), str):
-        database["host"] = [host.strip() for host in database["host"].split(",")]
+    for section, name in LISTS:
+        text = values.get(section, {}).get(name)
+        if isinstance(text, str):
+            values[section][name] = [one.strip() for one in text.split(",")]
     sections = {name: _section(name, values.get(name, {}), source) for name in SECTIONS}
     state_directory = str(Path(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY).absolute())
     if not sections["journal"].directory:

@@ -1,7 +1,8 @@
 """Logging: one line an event, text or JSON, to one file that several processes write and rotate.
 
 Rules: composition roots call setup() once; everything else uses logging.getLogger(__name__). No record
-content and no secret is ever an argument of a log call.
+content and no secret is ever an argument of a log call; of an exception only its type and place are written, since its
+message may quote anything. Where the same event comes again and again, most of it is counted instead of written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import logging
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
@@ -18,6 +22,61 @@ import orjson
 
 MAX_BYTES = 10_000_000
 KEPT = 5
+BURST = 5
+WINDOW_S = 30.0
+"""Of one kind of event so many lines are written in so many seconds."""
+_MAX_KINDS = 256
+
+
+class LimitedHandler(logging.Handler):
+    """Hands on the first BURST lines of a kind in WINDOW_S; how many more there were comes as a line when the time is
+    over, before the next line of any kind. A kind is a logger, a level and a message before its values are filled in.
+    """
+
+    def __init__(self, target: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._target = target
+        self._clock = clock
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = self._clock()
+        self._report([kind for kind in self._kinds.values() if now - kind.since >= WINDOW_S])
+        key = (record.name, record.levelno, str(record.msg))
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) >= _MAX_KINDS:
+                self._report(list(self._kinds.values()))
+            kind = self._kinds[key] = _Kind(key, now)
+        if kind.written < BURST:
+            kind.written += 1
+            self._target.handle(record)
+        else:
+            kind.left_out += 1
+            kind.last = record
+
+    def close(self) -> None:
+        self._report(list(self._kinds.values()))
+        self._target.close()
+        super().close()
+
+    def _report(self, over: list[_Kind]) -> None:
+        """Ends the time of these kinds."""
+        for kind in over:
+            del self._kinds[kind.key]
+            if kind.last is not None:
+                text = f"{kind.left_out} more lines like this were left out: {kind.last.getMessage()}"
+                last = kind.last
+                self._target.handle(logging.LogRecord(last.name, last.levelno, last.pathname, 0, text, None, None))
+
+
+@dataclass(slots=True)
+class _Kind:
+    key: tuple[str, int, str]
+    since: float
+    written: int = 0
+    left_out: int = 0
+    last: logging.LogRecord | None = None
 
 
 class SharedRotatingFileHandler(WatchedFileHandler):
@@ -72,17 +131,41 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            event["exception"] = self.formatException(record.exc_info)
+        if hasattr(record, "request_id"):
+            event["request_id"] = record.request_id
+        if record.exc_info and record.exc_info[1]:
+            event["exception"] = place(record.exc_info[1])
         return orjson.dumps(event).decode()
 
 
 class TextFormatter(logging.Formatter):
     def __init__(self, program: str) -> None:
-        super().__init__(f"%(asctime)s %(levelname)-7s {program}[%(process)d] %(message)s")
+        super().__init__()
+        self._program = program
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
-        return _timestamp(record.created)
+    def format(self, record: logging.LogRecord) -> str:
+        text = (
+            f"{_timestamp(record.created)} {record.levelname:7} {self._program}[{record.process}] {record.getMessage()}"
+        )
+        if record.exc_info and record.exc_info[1]:
+            text += f": {place(record.exc_info[1])}"
+        if hasattr(record, "request_id"):
+            text += f" (request {record.request_id})"
+        return text.translate(_ONE_LINE)
+
+
+_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85)} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def place(error: BaseException) -> str:
+    """Of what type an exception is and where it came from, innermost first, on one line and without its message."""
+    what = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        what += f" ({error.strerror})"
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return "Traceback (innermost first): " + " < ".join(
+        [what, *(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames)]
+    )
 
 
 def _timestamp(seconds: float) -> str:
@@ -106,5 +189,5 @@ def setup(program: str, *, level: str, format: str, file: str) -> None:  # noqa:
         handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(program) if format == "json" else TextFormatter(program))
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [LimitedHandler(handler)]
     root.setLevel(level)

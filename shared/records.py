@@ -132,11 +132,12 @@ class InvalidBody(Exception):
 
 
 class InvalidRecord(Exception):
-    """At least one record is invalid. `errors` names each, the first MAX_ERRORS of them."""
+    """At least one record is invalid. `errors` names each, the first MAX_ERRORS of them; `records` came in all."""
 
-    def __init__(self, errors: list[FieldError]) -> None:
+    def __init__(self, errors: list[FieldError], records: int) -> None:
         super().__init__(f"{len(errors)} invalid")
         self.errors = errors
+        self.records = records
 
 
 def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float, max_records: int) -> list[Record]:
@@ -150,7 +151,7 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     items = _parse(kind, body)
     if not 1 <= len(items) <= max_records:
         message = f"takes 1 to {max_records} records, {len(items)} were sent"
-        raise InvalidRecord([FieldError(kind.name, message)])
+        raise InvalidRecord([FieldError(kind.name, message)], len(items))
     latest = now + timedelta(seconds=max_clock_skew_s)
     try:
         records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
@@ -159,7 +160,7 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     if not records or not _is_plain(kind, records, latest):
         records, errors = _convert_each(kind, items, latest, small=len(body) < _SMALL_BODY_BYTES)
         if errors:
-            raise InvalidRecord(errors)
+            raise InvalidRecord(errors, len(items))
     return records
 
 
@@ -174,7 +175,7 @@ def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     except msgspec.ValidationError:
         records, errors = _convert_each(kind, items, None, small=True)
         if errors:
-            raise InvalidRecord(errors) from None
+            raise InvalidRecord(errors, len(items)) from None
         return records
 
 

@@ -33,7 +33,7 @@ from typing import TypeAlias
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 SOCKET_NAME = "run/flusher.sock"
 """Under PERSISTENCE_STATE_DIR."""
 WANT_COMMIT = 1

@@ -6,6 +6,7 @@ single quote. Values that differ from run to run are named in VARYING; all other
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -22,8 +23,9 @@ from shared.wire import Reason
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, wait_until
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = ROOT / "README.md"
+CHINESE = ROOT / "README.zh-CN.md"
+DOCUMENTS = [README, CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
 API = ROOT / "docs" / "API.md"
 DATA_MODELS = ROOT / "docs" / "DATA_MODELS.md"
 ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
@@ -38,8 +40,36 @@ VARYING = {
     "total_flush_duration_seconds",
     "uptime_seconds",
     "capacity",
+    "counts",
+    "sum",
 }
 """Compared by type, and for times by form."""
+RUN_BY = {
+    "./scripts/run.sh": "tests/system/test_scripts.py",
+    "PERSISTENCE_STATE_DIR=/tmp/second SERVICE_PORT=8002 LOGGING_FILE=/tmp/second/service.log"
+    " ./scripts/run.sh --detach": "tests/system/test_scripts.py",
+    "./scripts/install.sh": "tests/deploy/test_deployment.py",
+    "CREATE USER 'persistence'@'10.0.0.%' IDENTIFIED BY '...' REQUIRE SSL;": "tests/deploy/test_deployment.py",
+    "DB_HOST=db.example.org DB_USER=admin DB_PASSWORD=... .venv/bin/python -m flusher.schema": (
+        "tests/deploy/test_deployment.py"
+    ),
+    ".venv/bin/python -m shared.config": "tests/deploy/test_deployment.py",
+    ".venv/bin/supervisord -c supervisord.conf": "tests/deploy/test_deployment.py",
+    "./scripts/ctl.sh deadletters replay --all": "tests/deploy/test_deployment.py",
+    "mkdir -p services/persistence": "tests/support/backend.py",
+}
+"""Blocks of commands without answers, by their first line, and the test that runs them."""
+NOT_RUN = {
+    "DB_HOST=db.example.org DB_USER=persistence DB_PASSWORD=... ./scripts/run.sh": (
+        "db.example.org is the reader's; tests/system/test_scripts.py runs it with DB_SOCKET"
+    ),
+    "useradd --system --home-dir /opt/persistence-service --shell /usr/sbin/nologin persistence": (
+        "changes the machine, and needs systemd to run it; tests/deploy/test_systemd.py checks the unit"
+    ),
+    "./scripts/bench.sh": "takes twelve minutes; a test makes a quick run of it",
+    "./scripts/chaos.sh --faults 1000 --seed 7": "takes eight minutes; tests/system/test_chaos.py runs sixty faults",
+}
+"""Those that no test runs, and why."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -110,6 +140,33 @@ def test_every_command_shown_prints_what_is_shown(
     assert not wrong, "\n".join(wrong)
 
 
+def commands(document: Path) -> Iterator[str]:
+    """The first line of every block of commands, shown with their answers or without."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+        if language in ("sh", "console", "sql"):
+            yield block.splitlines()[0].removeprefix("$ ").partition("  ")[0]
+
+
+def test_every_command_is_run_by_a_test_or_said_why_not() -> None:
+    accounted = {**RUN_BY, **NOT_RUN}
+    found = set()
+    for document in DOCUMENTS:
+        if document in (README, CHINESE, API):
+            shown = [command.splitlines()[0].partition("  ")[0] for command, _ in examples(document)]
+        elif document.name == "OPERATIONS.md":
+            # tests/ctl/test_docs.py runs the blocks of this section.
+            section = document.read_text().partition("\n## Command line\n")[2].partition("\n## ")[0]
+            shown = re.findall(r"^\$ (.*?)(?:  .*)?$", section, re.MULTILINE)
+        else:
+            shown = []
+        left = {command for command in commands(document) if command not in shown}
+        found |= left
+        assert left <= set(accounted), f"{document.name}: {left - set(accounted)}"
+    assert found == set(accounted)
+    for name in RUN_BY.values():
+        assert (ROOT / name).exists()
+
+
 @pytest.mark.parametrize("document", [README, API], ids=lambda path: path.name)
 def test_every_endpoint_is_shown_with_a_curl(document: Path, service: Service) -> None:
     known = set(service.get("/openapi.json").json["paths"])
@@ -120,6 +177,28 @@ def test_every_endpoint_is_shown_with_a_curl(document: Path, service: Service) -
         assert called == known
     named = set(re.findall(r"`(?:GET|POST) (/[^ `]*)`", API.read_text()))
     assert named == known
+
+
+def test_the_chinese_readme_has_the_same_commands_answers_names_and_links() -> None:
+    """Whoever changes README.md changes README.zh-CN.md too."""
+
+    def blocks(text: str) -> list[str]:
+        return [re.sub(r" +# .*", "", block) for block in _CODE_BLOCK.findall(text)]
+
+    english, chinese = README.read_text(), CHINESE.read_text()
+    assert blocks(chinese) == blocks(english)
+    texts = [_CODE_BLOCK.sub("", text) for text in (english, chinese)]
+    for pattern in (
+        r"^#+(?= )",  # headings
+        r"\]\(((?!README|#)[^)]+)\)",  # links
+        r"^\| (\w+\.\w+ \| \S+ \| \S+) ",  # keys, variables, defaults
+        r"^\| `[^|]*` \|",  # paths
+    ):
+        found = [re.findall(pattern, text, re.MULTILINE) for text in texts]
+        assert found[0] == found[1]
+        assert len(found[0]) > 7
+    names = [set(re.findall(r"`[^`\n]+`", text)) for text in texts]
+    assert names[0] == names[1]
 
 
 def rows(document: Path) -> Iterator[list[str]]:
@@ -146,7 +225,7 @@ def default_in_words(key: str, default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return ", ".join(default)
+        return ", ".join(default) or "none"
     return {None: "none", "": '""'}.get(default, str(default))
 
 
@@ -211,10 +290,28 @@ def test_the_messages_of_the_troubleshooting_are_printed_by_the_code() -> None:
     for message in messages:
         # A script's die() and the name before it are apart in the source; numbers and classes are filled in.
         bare = re.sub(r"^run\.sh: |error \d+ …$|\((schema|read_only|storage)\)", "…", message)
+        bare = re.sub(r"^POST …: 503 …$", "…", bare)  # the next test has these
         parts = [re.escape(part.strip()) for part in bare.split("…") if part.strip(" :")]
         if not re.search(r"[^\n]*".join(parts), text):
             missing.append(message)
     assert not missing
+
+
+def test_every_warning_and_error_that_is_logged_is_explained() -> None:
+    section = DEPLOYMENT.read_text().partition("## Troubleshooting")[2]
+    explained = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    formats = set()
+    for package in ("shared", "ingest", "flusher"):
+        for path in (ROOT / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and re.fullmatch(
+                    r"log\.(warning|error|critical|log)", ast.unparse(node.func)
+                ):
+                    formats |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    assert len(formats) > 20
+    for text in formats:
+        pattern = re.sub(r"%[\d.]*[sdf]", ".+", re.escape(text).replace("\\%", "%").replace("\\.", "."))
+        assert any(re.fullmatch(pattern, message) for message in explained), text
 
 
 def test_every_script_and_path_named_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -107,6 +108,32 @@ def test_after_the_cause_is_mended_all_are_written_under_a_progress_bar(
     assert ctl(poisoned, "deadletters", "list").out == "no dead letters\n"
     wait_until(lambda: poisoned.stats()["dead_letters"]["count"] == 0)
     assert ctl(poisoned, "status").status == 0
+
+
+@pytest.mark.parametrize("token", ["", "s3cret"])
+def test_with_a_backlog_and_dead_letters_every_look_and_the_replay_work_with_a_token_and_without(
+    start_service: StartService, mariadb: MariaDB, database: str, token: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_AUTH_TOKEN=token, BUFFER_FLUSH_INTERVAL=3600)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    constrain(mariadb, database)
+    tasks = [task(f"good{number}") for number in range(30)]
+    tasks += [task(f"bad{number}", source_text="poison") for number in range(POISON)]
+    assert service.post(TASKS, {"tasks": tasks}, headers).status == 202
+    assert ctl(service, "flush").status == 0
+    assert service.post(TASKS, {"tasks": [task(f"more{number}") for number in range(7)]}, headers).status == 202
+
+    for command in (("status",), ("top", "--once", "--interval", "0.1")):
+        shown = ctl(service, *command)
+        assert shown.status == (1 if command == ("status",) else 0)
+        assert re.search(r"backlog +7 records", shown.out), shown.out
+        assert re.search(r"dead letters +12", shown.out), shown.out
+
+    mend(mariadb, database)
+    assert ctl(service, "deadletters", "replay", "--all", "--json").json["written"] == POISON
+    assert ctl(service, "flush").status == 0
+    assert count(mariadb, database) == 30 + POISON + 7
+    wait_until(lambda: ctl(service, "status").status == 0)
 
 
 def test_a_key_or_an_error_number_chooses(poisoned: Service, mariadb: MariaDB, database: str) -> None:

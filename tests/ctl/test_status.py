@@ -161,3 +161,27 @@ def test_a_proxy_of_the_environment_is_not_asked(service: Service) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     wait_until(lambda: service.get("/health").json["status"] == "healthy")
     assert ctl(service, "status", http_proxy=nowhere, no_proxy="").status == 0
+
+
+def test_all_nodes_are_flushed_and_the_worst_of_them_is_the_status(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    nodes = [start_service(mariadb, database) for _ in range(2)]
+    urls = [f"http://127.0.0.1:{node.port}" for node in nodes]
+    for number, node in enumerate(nodes):
+        assert node.post(TASKS, {"tasks": [task(f"t{number}")]}).status == 202
+
+    result = ctl(nodes[0], "flush", "--all-nodes", "--json", CLUSTER_NODES=",".join(urls))
+    assert result.status == 0
+    assert [(one["url"], one["tasks_written"]) for one in result.json["nodes"]] == [(url, 1) for url in urls]
+    assert len(mariadb.execute("SELECT 1 FROM translation_tasks", database=database)) == 2
+
+    away = f"http://127.0.0.1:{free_port()}"
+    result = ctl(nodes[0], "flush", "--all-nodes", CLUSTER_NODES=f"{away}, {urls[1]}")
+    assert result.status == 2
+    assert "does not answer" in result.out.splitlines()[0]
+    assert "written: sessions 0, tasks 0" in result.out.splitlines()[1]
+
+    assert ctl(nodes[0], "flush", "--all-nodes").status == 2
+    assert "cluster.nodes" in ctl(nodes[0], "flush", "--all-nodes").err
+    assert ctl(nodes[0], "flush", "--all-nodes", "--url", urls[0], CLUSTER_NODES=urls[0]).status == 2

@@ -14,7 +14,7 @@ from MySQLdb.connections import Connection
 
 from flusher.mysql_errors import ErrorClass
 from flusher.schema import FILE
-from flusher.store import MAX_STATEMENT_ROWS, Row, Store, StoreError, schema_statements
+from flusher.store import MAX_STATEMENT_ROWS, RETURN_S, Row, Store, StoreError, schema_statements
 from shared.records import KINDS, MAX_JSON_BYTES, SESSIONS, TASKS, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
 
@@ -535,6 +535,122 @@ def test_every_host_is_tried_once_before_a_write_fails(mariadb: MariaDB, databas
 
     assert caught.value.number == 2003
     assert hosts.tried == ["one", "two"]
+
+
+class Refusing:
+    """A connection whose host answers every question with an error from when it has one in `errors`."""
+
+    def __init__(self, connection: Any, host: str, errors: dict[str, int]) -> None:
+        self._connection = connection
+        self._host = host
+        self._errors = errors
+
+    def query(self, statement: Any) -> None:
+        number = self._errors.get(self._host)
+        text = statement if isinstance(statement, str) else statement.decode()
+        # A node outside its cluster's majority answers what needs no table.
+        if number is not None and "translation_" in text:
+            raise MySQLdb.OperationalError(number, "refused")
+        self._connection.query(statement)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+class Cluster:
+    """A store with two hosts, which are one real server; `errors` by host begin when they are set."""
+
+    def __init__(self, mariadb: MariaDB, database: str) -> None:
+        self.now = 1000.0
+        self.errors: dict[str, int] = {}
+        self.down: dict[str, int] = {}
+        self.hosts = Hosts(mariadb, self.down)
+        self.store = Store(
+            replace(mariadb.server(database), socket=None, hosts=("one", "two"), read_timeout_s=60),
+            connect=self.connect,
+            clock=lambda: self.now,
+        )
+
+    def connect(self, **options: Any) -> Any:
+        host = options["host"]
+        return Refusing(self.hosts.connect(**options), host, self.errors)
+
+    def write(self) -> int:
+        """Returns: the error's number, 0 where it is written."""
+        try:
+            self.store.write(rows_of(task()))
+        except StoreError as error:
+            return error.number
+        return 0
+
+
+@pytest.mark.parametrize("number", [1047, 1290])
+def test_a_host_that_refuses_writes_is_left_for_the_next(mariadb: MariaDB, database: str, number: int) -> None:
+    cluster = Cluster(mariadb, database)
+    assert (cluster.write(), cluster.store.host) == (0, "one")
+
+    cluster.errors["one"] = number
+    assert (cluster.write(), cluster.store.host) == (number, "two")
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+    cluster.store.close()
+
+
+def test_a_host_that_is_silent_for_the_read_timeout_is_left_and_one_that_hangs_up_is_tried_again(
+    mariadb: MariaDB, database: str
+) -> None:
+    cluster = Cluster(mariadb, database)
+    assert cluster.write() == 0
+
+    cluster.store._db.query = lambda _statement: hang_up(cluster, 0.0)
+    assert (cluster.write(), cluster.store.host) == (2013, "one")
+    assert (cluster.write(), cluster.store.host) == (0, "one")
+
+    cluster.store._db.query = lambda _statement: hang_up(cluster, 60.0)
+    assert (cluster.write(), cluster.store.host) == (2013, "two")
+    cluster.store.close()
+
+
+def hang_up(cluster: Cluster, after_s: float) -> None:
+    cluster.now += after_s
+    raise MySQLdb.OperationalError(2013, "lost connection during query")
+
+
+def test_the_first_host_is_used_again_when_it_takes_writes_again(mariadb: MariaDB, database: str) -> None:
+    cluster = Cluster(mariadb, database)
+    cluster.down["one"] = 2003
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+    tried = len(cluster.hosts.tried)
+
+    del cluster.down["one"]
+    cluster.now += RETURN_S - 1
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+    assert len(cluster.hosts.tried) == tried
+    cluster.now += 1
+    assert (cluster.write(), cluster.store.host) == (0, "one")
+    cluster.store.close()
+
+
+@pytest.mark.parametrize("why", ["unreachable", "outside its cluster", "read-only"])
+def test_while_the_first_host_takes_no_writes_the_other_is_kept_without_an_error(
+    own_mariadb: MariaDB, why: str
+) -> None:
+    cluster = Cluster(own_mariadb, own_mariadb.create_database())
+    cluster.down["one"] = 2003
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+    if why != "unreachable":
+        del cluster.down["one"]
+    if why == "outside its cluster":
+        cluster.errors["one"] = 1047
+    if why == "read-only":
+        own_mariadb.execute("SET GLOBAL read_only = 1")  # root may write all the same
+
+    connection = cluster.store._db
+    for _ in range(3):
+        cluster.now += RETURN_S
+        assert (cluster.write(), cluster.store.host) == (0, "two")
+        assert cluster.store._db is connection
+    assert cluster.hosts.tried.count("one") == 4
+    cluster.store.close()
 
 
 def test_a_connection_older_than_its_time_is_replaced(mariadb: MariaDB, database: str) -> None:

@@ -285,6 +285,7 @@ class ScriptedStore:
 
     def __init__(self, verdict: Callable[[list[str]], StoreError | None]) -> None:
         self.verdict = verdict
+        self.connected = True
         self.statements = 0
         self.committed: list[str] = []
 

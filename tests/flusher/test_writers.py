@@ -30,6 +30,10 @@ for line in sys.stdin:
         continue
     if word == "silent":
         continue
+    if word in ("lost", "kept"):
+        answer = {"answer": "failed", "error_class": "retry", "number": 1, "message": "", "connected": word == "kept"}
+        print(json.dumps(answer), flush=True)
+        continue
     if word == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     if word.startswith("/"):
@@ -83,6 +87,20 @@ def test_commands_at_the_same_time_go_to_children_of_their_own(tmp_path: Path) -
 
         assert len(set(await asyncio.gather(*asked))) == 2
         assert (writers.processes, writers.busy) == (2, 0)
+
+    run(test)
+
+
+def test_a_child_counts_as_connected_until_it_says_otherwise_or_ends() -> None:
+    async def test(writers: Writers) -> None:
+        seen = []
+        for word in ("lost", "", "kept", "lost", "kept"):
+            await writers.ask({"write": word})
+            seen.append(writers.connected)
+        assert seen == [0, 1, 1, 0, 1]
+        with pytest.raises(WriterDied):
+            await writers.ask({"write": "die"})
+        assert writers.connected == 0
 
     run(test)
 

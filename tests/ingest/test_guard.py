@@ -17,6 +17,7 @@ from ingest import guard
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
 from ingest.guard import OPEN_PATHS, Guard, gunzip, is_json, is_loopback
+from ingest.history import History
 from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
 from shared.config import Service
@@ -199,7 +200,9 @@ def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
         (Service(protected_mode=False), STRANGER, 200),
         (Service(auth_token="x"), STRANGER, 200),
     ):
-        app = create_app(forwarder, RequestMetrics(tmp_path), service, max_records=10)
+        app, _ = create_app(
+            forwarder, RequestMetrics(tmp_path), History(tmp_path), service, asyncio.Event(), max_records=10
+        )
         exchange = Exchange([part(b"")])
         asyncio.run(app(scope_of("/", "GET", client, {}), exchange.receive, exchange.send))
         assert exchange.status == status
@@ -209,11 +212,11 @@ def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
 
 
 def test_these_paths_and_no_others_are_open() -> None:
-    assert frozenset(["/", "/health", "/ready"]) == OPEN_PATHS
+    assert frozenset(["/", "/health", "/ready", "/dashboard"]) == OPEN_PATHS
     guarded = Guarded(auth_token="t0ken", routes={path: frozenset(["GET"]) for path in (*OPEN_PATHS, OTHER)})
     for path in OPEN_PATHS:
         assert guarded.ask(path).status == 200
-    for path in (OTHER, "/health/", "/ready/x", "//", ""):
+    for path in (OTHER, "/health/", "/ready/x", "/dashboard/history", "//", ""):
         assert guarded.ask(path).status == 401
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.metrics import RequestMetrics
+from ingest.metrics import RequestMetrics, fold, node_counts
 
 STATS: dict[str, Any] = {
     "buffer": {
@@ -16,16 +18,25 @@ STATS: dict[str, Any] = {
         "journal_max_bytes": 1000,
         "journal_segments": 2,
     },
-    "flush_info": {"flushes_by_reason": {"size": 5, "age": 6}},
-    "performance": {"total_sessions_written": 7, "total_tasks_written": 8, "writers": 1, "statements": 9},
+    "performance": {
+        "total_sessions_written": 7,
+        "total_tasks_written": 8,
+        "writers": 3,
+        "database_connections": 2,
+        "statements": 9,
+    },
     "at_risk": {"unsynced_records": 10, "oldest_uncommitted_seconds": 1.5},
     "coalescing": {"coalesced": 11},
     "dead_letters": {"count": 12, "total": 19},
     "accepted": {"sessions": 13, "tasks": 14},
-    "rejected": {"journal_full": 15},
     "failures": {"retry": 16},
+    "failures_by_code": {"1213": 15, "1205": 1},
     "damage": {"bytes": 17, "segments_set_aside": 18},
     "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": None, "connections": 1},
+    "histograms": {
+        "flush_seconds": {"bounds": [0.1, 1], "by_reason": {"age": {"counts": [4, 1, 1], "sum": 7.5}}},
+        "flush_records": {"bounds": [10], "by_reason": {"age": {"counts": [2, 4], "sum": 600}}},
+    },
 }
 
 
@@ -43,6 +54,13 @@ def requests(text: bytes) -> dict[tuple[str, str], float]:
         for (name, labels), value in samples(text).items()
         if name == "persistence_http_requests_total"
     }
+
+
+def worker(directory: Path, pid: int) -> RequestMetrics:
+    """One whose process has this id."""
+    metrics = RequestMetrics(directory)
+    metrics._file = directory / f"{pid}-1.json"
+    return metrics
 
 
 def test_requests_are_counted_by_path_and_status(tmp_path: Path) -> None:
@@ -66,26 +84,86 @@ def test_durations_are_counted_in_buckets_that_include_their_bound(tmp_path: Pat
     assert buckets[0.1] == 2
     assert buckets[0.5] == 3
     assert buckets[10.0] == 3
-    assert buckets[float("inf")] == 4
+    assert buckets[math.inf] == 4
     assert found[f"{name}_count", (("path", "/a"),)] == 4
     assert abs(found[f"{name}_sum", (("path", "/a"),)] - 99.500101) < 1e-9
 
 
-def test_every_workers_counts_are_added_up_those_of_ended_ones_too(tmp_path: Path) -> None:
-    ended = RequestMetrics(tmp_path)
-    ended.observe("/a", 202, 0.001)
-    ended.observe("/b", 202, 0.001)
-    ended.publish()
-    (tmp_path / f"{os.getpid()}.json").rename(tmp_path / "1.json")
+def test_records_that_are_not_accepted_are_counted_by_kind_and_reason(tmp_path: Path) -> None:
     metrics = RequestMetrics(tmp_path)
+    for kind, reason, records in (("tasks", "journal_full", 3), ("tasks", "journal_full", 4), ("sessions", "x", 1)):
+        metrics.reject(kind, reason, records)
+    found = samples(metrics.exposition(None))
+    name = "persistence_records_rejected_total"
+    assert found[name, (("kind", "tasks"), ("reason", "journal_full"))] == 7
+    assert found[name, (("kind", "sessions"), ("reason", "x"))] == 1
+
+
+def test_every_workers_counts_are_added_up_and_only_open_connections_of_the_living(tmp_path: Path) -> None:
+    ended, metrics = worker(tmp_path, 7), worker(tmp_path, 8)
+    for path in ("/a", "/b"):
+        ended.observe(path, 202, 0.001)
+    ended.reject("tasks", "invalid_record", 5)
+    ended.publish(connections=3)
+    metrics.publish(connections=2)
     metrics.observe("/a", 202, 0.001)
     metrics.observe("/a", 400, 0.001)
-    assert requests(metrics.exposition(None)) == {("/a", "202"): 2, ("/a", "400"): 1, ("/b", "202"): 1}
+    expected = {("/a", "202"): 2, ("/a", "400"): 1, ("/b", "202"): 1}
+    before = metrics.exposition(None)
+    assert requests(before) == expected
+    assert samples(before)["persistence_http_connections", ()] == 5
+
+    fold(tmp_path, 7)
+
+    after = metrics.exposition(None)
+    assert requests(after) == expected
+    assert samples(after)["persistence_http_connections", ()] == 2
+    assert after.replace(b"connections 2", b"connections 5") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["8-1.json", "ended"]
+
+
+def test_a_file_that_was_folded_and_is_still_there_counts_once(tmp_path: Path) -> None:
+    metrics = worker(tmp_path, 7)
+    metrics.observe("/a", 202, 0.001)
+    metrics.publish()
+    left = (tmp_path / "7-1.json").read_bytes()
+    fold(tmp_path, 7)
+    (tmp_path / "7-1.json").write_bytes(left)  # as at the moment between writing the sum and removing the file
+    assert node_counts(tmp_path).requests == {"/a": {202: 1}}
+
+
+def test_counts_never_fall_nor_jump_while_workers_end(tmp_path: Path) -> None:
+    workers = 200
+    for pid in range(workers):
+        metrics = worker(tmp_path, pid)
+        metrics.observe("/a", 202, 0.001)
+        metrics.publish()
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(node_counts(tmp_path).requests["/a"][202])
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for pid in range(workers):
+        fold(tmp_path, pid)
+    done.set()
+    reader.join()
+    assert seen == {workers}
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"]
+
+
+def test_a_worker_that_counted_nothing_leaves_no_file(tmp_path: Path) -> None:
+    metrics = RequestMetrics(tmp_path)
+    metrics.publish(connections=0)
+    assert list(tmp_path.iterdir()) == []
+    fold(tmp_path, os.getpid())
 
 
 def test_what_was_published_stays_until_it_is_published_anew(tmp_path: Path) -> None:
-    metrics, other = RequestMetrics(tmp_path), RequestMetrics(tmp_path)
-    other._file = tmp_path / "2.json"
+    metrics, other = worker(tmp_path, 1), worker(tmp_path, 2)
     metrics.observe("/a", 202, 0.001)
     assert requests(other.exposition(None)) == {}
     metrics.publish()
@@ -93,7 +171,7 @@ def test_what_was_published_stays_until_it_is_published_anew(tmp_path: Path) -> 
     assert requests(other.exposition(None)) == {("/a", "202"): 1}
     metrics.publish()
     assert requests(other.exposition(None)) == {("/a", "202"): 2}
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json", ".json"]  # no file half-written left
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]  # no file half-written left
 
 
 def test_without_a_flusher_its_figures_are_left_out_and_up_is_0(tmp_path: Path) -> None:
@@ -104,13 +182,19 @@ def test_without_a_flusher_its_figures_are_left_out_and_up_is_0(tmp_path: Path) 
 
 def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
     found = samples(RequestMetrics(tmp_path).exposition(STATS))
+    age = ("reason", "age")
     expected = {
         ("persistence_flusher_up", ()): 1,
         ("persistence_database_up", ()): 1,
+        ("persistence_database_connections", ()): 2,
+        ("persistence_writers", ()): 3,
+        ("persistence_flusher_connections", ()): 1,
         ("persistence_alarm", ()): 0,
         ("persistence_accepting", ()): 1,
         ("persistence_journal_bytes", ()): 500,
         ("persistence_journal_max_bytes", ()): 1000,
+        ("persistence_journal_segments", ()): 2,
+        ("persistence_journal_damaged_bytes_total", ()): 17,
         ("persistence_unsynced_records", ()): 10,
         ("persistence_backlog_oldest_age_seconds", ()): 1.5,
         ("persistence_dead_letters_waiting", ()): 12,
@@ -118,11 +202,20 @@ def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
         ("persistence_backlog_records", (("kind", "tasks"),)): 4,
         ("persistence_records_accepted_total", (("kind", "sessions"),)): 13,
         ("persistence_rows_written_total", (("kind", "tasks"),)): 8,
-        ("persistence_requests_rejected_total", (("reason", "journal_full"),)): 15,
-        ("persistence_flushes_total", (("reason", "age"),)): 6,
         ("persistence_flush_failures_total", (("error_class", "retry"),)): 16,
+        ("persistence_flush_failures_by_code_total", (("code", "1213"),)): 15,
+        ("persistence_flush_failures_by_code_total", (("code", "1205"),)): 1,
         ("persistence_records_coalesced_total", ()): 11,
         ("persistence_records_dead_lettered_total", ()): 19,
+        ("persistence_database_statements_total", ()): 9,
+        ("persistence_flush_duration_seconds_bucket", (("le", "0.1"), age)): 4,
+        ("persistence_flush_duration_seconds_bucket", (("le", "1.0"), age)): 5,
+        ("persistence_flush_duration_seconds_bucket", (("le", "+Inf"), age)): 6,
+        ("persistence_flush_duration_seconds_count", (age,)): 6,
+        ("persistence_flush_duration_seconds_sum", (age,)): 7.5,
+        ("persistence_flush_batch_records_bucket", (("le", "10.0"), age)): 2,
+        ("persistence_flush_batch_records_count", (age,)): 6,
+        ("persistence_flush_batch_records_sum", (age,)): 600,
     }
     assert {key: found.get(key) for key in expected} == expected
 

@@ -12,7 +12,7 @@ from shared import VERSION
 from shared.records import KINDS
 
 DOCUMENT: Any = orjson.loads(openapi.document(1000))
-OPEN = {"/", "/health", "/ready"}
+OPEN = {"/", "/health", "/ready", "/dashboard"}
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
@@ -37,6 +37,8 @@ def test_it_has_every_path_of_the_contract_with_its_method() -> None:
         ("/health", "get"),
         ("/ready", "get"),
         ("/metrics", "get"),
+        ("/dashboard", "get"),
+        ("/dashboard/history", "get"),
         ("/openapi.json", "get"),
         ("/api/v1/persistence/sessions/batch", "post"),
         ("/api/v1/persistence/tasks/batch", "post"),

@@ -81,6 +81,7 @@ class Front:
             server_state=self.state,
             app_state={},
             max_connections=self._max_connections,
+            shortcuts={},
             observe=lambda _route, status, _seconds: self.refused.append(status) if status >= 400 else None,
         )
         self._server = await loop.create_server(make, "127.0.0.1", 0)

@@ -84,7 +84,111 @@ def test_an_exception_stays_in_its_json_line(tmp_path: Path) -> None:
         logging.getLogger().exception("it failed")
 
     (line,) = file.read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["exception"].endswith("ValueError: broken")
+    exception = json.loads(line)["exception"]
+    assert re.fullmatch(r"Traceback \(innermost first\): ValueError < test_logs\.py:\d+ test_\w+", exception)
+
+
+def test_a_text_line_is_one_line_whatever_is_in_it_and_quotes_no_exception(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.setup("ingest", level="INFO", format="text", file=str(file))
+
+    def inner() -> None:
+        raise KeyError("what a record held")
+
+    try:
+        inner()
+    except KeyError:
+        logging.getLogger().exception("two\nlines\x1b[31m\u2028 你好", extra={"request_id": "r-1"})
+
+    (line,) = file.read_text(encoding="utf-8").split("\n")[:-1]
+    expected = r"two\\x0alines\\x1b\[31m\\u2028 你好: Traceback \(innermost first\): KeyError"
+    assert re.search(expected + r" < test_logs\.py:\d+ inner < test_logs\.py:\d+ test_\w+ \(request r-1\)$", line)
+
+
+def test_of_an_error_of_the_system_its_own_words_are_kept(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        (tmp_path / "secret").read_bytes()
+    assert " FileNotFoundError (No such file or directory) < " in logs.place(raised.value)
+    assert "secret" not in logs.place(raised.value)
+
+
+def test_the_request_id_has_a_field_of_its_own_in_json() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "m", None, None)
+    assert "request_id" not in json.loads(logs.JsonFormatter("p").format(record))
+    record.request_id = "r-1"
+    assert json.loads(logs.JsonFormatter("p").format(record))["request_id"] == "r-1"
+
+
+class Lines(logging.Handler):
+    """Keeps the messages that reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Limited:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.target = Lines()
+        self.handler = logs.LimitedHandler(self.target, clock=lambda: self.now)
+
+    def log(self, message: str, *values: object, level: int = logging.WARNING) -> None:
+        self.handler.handle(logging.LogRecord("x", level, "", 0, message, values, None))
+
+
+def test_of_the_same_event_again_and_again_the_first_lines_are_written_and_the_others_counted() -> None:
+    limited = Limited()
+    for number in range(logs.BURST + 95):
+        limited.log("flush %d failed", number)
+    limited.log("something else")
+    written = [f"flush {number} failed" for number in range(logs.BURST)] + ["something else"]
+    assert limited.target.lines == written
+
+    limited.now = logs.WINDOW_S
+    limited.log("again")
+    limited.log("flush %d failed", 100)
+    assert limited.target.lines[len(written) :] == [
+        "95 more lines like this were left out: flush 99 failed",
+        "again",
+        "flush 100 failed",
+    ]
+
+
+def test_lines_of_another_level_or_message_are_another_kind() -> None:
+    limited = Limited()
+    for _ in range(logs.BURST):
+        limited.log("a %s", 1)
+    limited.log("a %s", 1, level=logging.ERROR)
+    limited.log("b %s", 1)
+    assert limited.target.lines == ["a 1"] * (logs.BURST + 1) + ["b 1"]
+
+
+def test_what_was_left_out_is_told_at_the_end_too() -> None:
+    limited = Limited()
+    for _ in range(logs.BURST + 1):
+        limited.log("a")
+    limited.handler.close()
+    assert limited.target.lines[-1] == "1 more lines like this were left out: a"
+
+
+def test_kinds_that_never_end_take_no_more_memory() -> None:
+    limited = Limited()
+    for number in range(1000):
+        limited.log(f"preformatted {number}")
+    assert len(limited.handler._kinds) <= 256
+    assert len(limited.target.lines) == 1000
+
+
+def test_setup_limits_what_a_process_writes(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.setup("ingest", level="INFO", format="text", file=str(file))
+    for number in range(100):
+        logging.getLogger("a").warning("request %d", number)
+    assert len(file.read_text().splitlines()) == logs.BURST
 
 
 def test_what_is_below_the_level_is_not_written(tmp_path: Path) -> None:

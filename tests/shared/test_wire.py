@@ -32,23 +32,23 @@ U64 = 0xFFFFFFFFFFFFFFFF
 
 # One of each, and the bytes that the grammar gives it.
 FRAMES: list[tuple[Message, str]] = [
-    (Submit(1, 2, 3, b"{}"), "10000000 01 01 01000000  02 00 03000000 0000000000000000  7b7d"),
+    (Submit(1, 2, 3, b"{}"), "10000000 02 01 01000000  02 00 03000000 0000000000000000  7b7d"),
     (
         Submit(U32, 255, U32, b"x", arrival=U64, want_commit=True),
-        "0f000000 01 01 ffffffff  ff 01 ffffffff ffffffffffffffff  78",
+        "0f000000 02 01 ffffffff  ff 01 ffffffff ffffffffffffffff  78",
     ),
-    (Submit(1, 1, 0, b""), "0e000000 01 01 01000000  01 00 00000000 0000000000000000"),
-    (Ack(7, 0x0102030405060708), "0c000000 01 02 07000000  01000000 0807060504030201"),
-    (Ack(7, 1, 65536), "0c000000 01 02 07000000  00000100 0100000000000000"),
-    (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 01 03 08000000  01 dc050000"),
-    (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 01 03 08000000  02 00000000"),
-    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 01 03 08000000  01 60ea0000"),
-    (Flush(9, 10.0), "04000000 01 04 09000000  10270000"),
-    (Flushed(10, b'{"a":1}'), "07000000 01 05 0a000000  7b2261223a317d"),
-    (Stats(11), "00000000 01 06 0b000000"),
-    (StatsIs(12, b"{}"), "02000000 01 07 0c000000  7b7d"),
-    (Committed(13, written=True), "01000000 01 08 0d000000  01"),
-    (Committed(13, written=False), "01000000 01 08 0d000000  00"),
+    (Submit(1, 1, 0, b""), "0e000000 02 01 01000000  01 00 00000000 0000000000000000"),
+    (Ack(7, 0x0102030405060708), "0c000000 02 02 07000000  01000000 0807060504030201"),
+    (Ack(7, 1, 65536), "0c000000 02 02 07000000  00000100 0100000000000000"),
+    (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 02 03 08000000  01 dc050000"),
+    (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 02 03 08000000  02 00000000"),
+    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 02 03 08000000  01 60ea0000"),
+    (Flush(9, 10.0), "04000000 02 04 09000000  10270000"),
+    (Flushed(10, b'{"a":1}'), "07000000 02 05 0a000000  7b2261223a317d"),
+    (Stats(11), "00000000 02 06 0b000000"),
+    (StatsIs(12, b"{}"), "02000000 02 07 0c000000  7b7d"),
+    (Committed(13, written=True), "01000000 02 08 0d000000  01"),
+    (Committed(13, written=False), "01000000 02 08 0d000000  00"),
 ]
 STREAM = b"".join(encode(message) for message, _ in FRAMES)
 MESSAGES = [message for message, _ in FRAMES]
@@ -160,9 +160,9 @@ def test_times_over_what_a_frame_holds_become_the_longest() -> None:
     assert Decoder().feed(encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 1, 255])
 def test_another_version_is_a_protocol_error(version: int) -> None:
-    with pytest.raises(ProtocolError, match=f"version {version}, this side speaks 1"):
+    with pytest.raises(ProtocolError, match=f"version {version}, this side speaks 2"):
         Decoder().feed(header(0, version))
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from tests.support.service import ROOT
 from tests.system.chaos import report as reports
-from tests.system.chaos.faults import KINDS, schedule
+from tests.system.chaos.faults import KINDS
 from tests.system.chaos.model import COLUMNS, SESSIONS, TABLES, TASKS, Differences, Model, compare, fetched, row
+from tests.system.chaos.run import schedule
 
 STARTED_AT = datetime(2026, 11, 23, 10, 15, 30)
 
@@ -46,11 +47,11 @@ def test_nothing_acknowledged_is_lost_by_sixty_faults(short_path: Path) -> None:
 
 
 def test_sixty_faults_have_every_kind_and_a_seed_repeats_them() -> None:
-    faults = list(islice(schedule(7, 2.5), 60))
+    faults = list(islice(schedule(7, 2.5, KINDS), 60))
 
     assert Counter(fault.kind for fault in faults) == {kind: share for kind, (share, _, _) in KINDS.items()}
-    assert faults == list(islice(schedule(7, 2.5), 60))
-    assert faults != list(islice(schedule(8, 2.5), 60))
+    assert faults == list(islice(schedule(7, 2.5, KINDS), 60))
+    assert faults != list(islice(schedule(8, 2.5, KINDS), 60))
     assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
 
 

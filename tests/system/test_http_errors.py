@@ -38,6 +38,8 @@ PATHS = {
     "/health": "GET",
     "/ready": "GET",
     "/metrics": "GET",
+    "/dashboard": "GET",
+    "/dashboard/history": "GET",
     "/openapi.json": "GET",
     STATS: "GET",
     FLUSH: "POST",
@@ -45,7 +47,7 @@ PATHS = {
     TASKS: "POST",
 }
 ALLOWED = {"GET": {"GET", "HEAD"}, "POST": {"POST"}}
-OPEN = {"/", "/health", "/ready"}
+OPEN = {"/", "/health", "/ready", "/dashboard"}
 VALID = json.dumps({"tasks": [task("refused")]}).encode()
 INVALID = json.dumps({"tasks": [task("refused", status="done")]}).encode()
 

@@ -21,9 +21,10 @@ import uvloop
 
 from tests.support.service import wait_until
 from tests.system.chaos import report as reports
-from tests.system.chaos.faults import KINDS, Faults, schedule
+from tests.system.chaos.faults import KINDS, Faults
 from tests.system.chaos.load import Load, percentiles
 from tests.system.chaos.model import TABLES, Differences, Model, compare
+from tests.system.chaos.run import schedule
 from tests.system.chaos.service import Service
 
 QUIET_S = 3.0
@@ -47,7 +48,7 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
     model = Model(datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1))
     load = Load(
         model,
-        service.port,
+        (service.host, service.port),
         options.seed,
         service.directory,
         clients=options.clients,

@@ -85,8 +85,8 @@ class Answer:
 class Connection:
     """Keep-alive HTTP/1.1, opened when needed. Raises: OSError, EOFError, asyncio.TimeoutError; it is closed then."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: bytes) -> Answer:
@@ -111,7 +111,7 @@ class Connection:
 
     async def _post(self, path: str, body: bytes) -> Answer:
         if self._streams is None or self._streams[1].transport.is_closing():
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
         writer.write(request_head(path, len(body)) + body)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -134,19 +134,21 @@ class Load:
     def __init__(
         self,
         model: Model,
-        port: int,
+        address: tuple[str, int],
         seed: int,
         directory: Path,
         *,
         clients: int,
         rate: float,
         stored_at: Callable[[str, Sequence[str]], dict[str, datetime]],
+        unavailable: frozenset[int] = frozenset({503}),
     ) -> None:
-        """Args: stored_at(kind, keys): reads rows from the database; blocks."""
+        """Args: stored_at(kind, keys): reads rows from the database; blocks; unavailable: statuses that mean: again."""
         self.figures = Figures()
         self.stopping = asyncio.Event()
+        self.address = address
         self._model = model
-        self._port = port
+        self._unavailable = unavailable
         self._stored_at = stored_at
         self._large_version = 0
         self._log = (directory / "large.log").open("w")
@@ -217,7 +219,7 @@ class Load:
                 if not query:
                     figures.accept(now - started_at, now - first_at, now)
                 return
-            if answer is not None and answer.status == 503:
+            if answer is not None and answer.status in self._unavailable:
                 figures.refused[answer.error_code] += 1
             elif answer is not None:
                 figures.wrong[f"{answer.status} {answer.error_code}"] += 1
@@ -241,7 +243,7 @@ class Load:
 
     async def fill_journal(self, until: float) -> bool:
         """Sends large records until one is refused because the journal is full, or monotonic time `until`."""
-        connection = Connection(self._port)
+        connection = Connection(self.address)
         while time.monotonic() < until:
             self._large_version += 1
             batch = self.batch(TASKS, [(f"{LARGE}{number}", self._large_version) for number in range(5)])
@@ -264,7 +266,7 @@ class Load:
         moment = datetime.fromisoformat("2020-01-01")
         body = orjson.dumps({TASKS: [record(TASKS, f"ghost{number}", 1, moment)]})
         for part in (body[: len(body) // 2], body):
-            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            _, writer = await asyncio.open_connection(*self.address)
             writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
             # No event tells that the service has read it, and a reset takes back what it has not read.
             await asyncio.sleep(CUT_AFTER_S)
@@ -285,7 +287,7 @@ class Client:
         self._connections: list[Connection] = []
 
     async def run(self, interval_s: float) -> None:
-        connection = Connection(self._load._port)
+        connection = Connection(self._load.address)
         self._connections.append(connection)
         random = self._random
         stopping = self._load.stopping

@@ -34,13 +34,14 @@ _NAMES = ("DB_", "SERVICE_", "BUFFER_", "JOURNAL_", "DEAD_LETTERS_", "LOGGING_",
 class Service:
     def __init__(self, directory: Path, *, fsync: str) -> None:
         self.directory = directory
+        self.host = "127.0.0.1"
         self.port = free_port()
         self.journal = directory / "journal"
         self.mounted = False
-        self._environ = {
+        self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(_NAMES)},
             "PERSISTENCE_STATE_DIR": str(directory),
-            "SERVICE_HOST": "127.0.0.1",
+            "SERVICE_HOST": self.host,
             "SERVICE_PORT": str(self.port),
             "SERVICE_WORKERS": "2",
             "SERVICE_ACK_TIMEOUT": "3",
@@ -76,7 +77,7 @@ class Service:
         # Into a file: run.sh leaves supervisord behind, which would keep a pipe open.
         with (self.directory / "scripts.log").open("a+") as log:
             done = subprocess.run(
-                command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=200
+                command, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=200
             )
             if done.returncode:
                 log.seek(0)
@@ -84,7 +85,7 @@ class Service:
 
     def get(self, path: str, method: str = "GET", timeout_s: float = 5.0) -> tuple[int, Any]:
         """Raises: OSError."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -120,7 +121,10 @@ class Service:
 
         Raises: OSError.
         """
-        info: Any = self._supervisor().getProcessInfo(program)
+        try:
+            info: Any = self._supervisor().getProcessInfo(program)
+        except Fault:
+            return 0  # supervisord itself is stopping
         return int(info["pid"]) if info["statename"] in (("STARTING", "RUNNING") if young else ("RUNNING",)) else 0
 
     def children(self, program: str) -> list[int]:
@@ -203,7 +207,7 @@ class Service:
     def tracebacks(self) -> int:
         """Errors that nobody expected, in everything that the service wrote."""
         paths = [*self.directory.glob("service.log*"), *self.directory.glob("*.stderr.log*")]
-        return sum(path.read_bytes().count(b"Traceback (most recent call last)") for path in paths)
+        return sum(path.read_bytes().count(b"Traceback (") for path in paths)
 
     def processes(self) -> dict[int, str]:
         """Everything that was started for this state directory and lives: process id -> command."""

@@ -1,0 +1,94 @@
+"""GET /dashboard, one page that brings everything it needs, and GET /dashboard/history, what it shows.
+
+The page holds no data and is served without a token, since a browser cannot send one before there is a page to ask for
+it; its data are not. Its addresses are relative, so that it works behind any path prefix.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import falcon
+import falcon.asgi
+
+from ingest.history import INTERVAL_S, WINDOW_S, History
+from ingest.resources import Problem
+from shared import VERSION
+
+STATIC = Path(__file__).parent / "static"
+
+
+def page(static: Path = STATIC) -> tuple[bytes, str]:
+    """Returns: the page, styles and scripts in it, and the Content-Security-Policy that lets in these and no others.
+    Raises: OSError."""
+    style = _together(static, "uplot/uPlot.min.css", "dashboard.css")
+    script = _together(static, "uplot/uPlot.iife.min.js", "words.js", "charts.js", "dashboard.js")
+    html = (static / "dashboard.html").read_text(encoding="utf-8")
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {_source(script)}",
+            f"style-src {_source(style)}",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )
+    return html.replace("{{style}}", style).replace("{{script}}", script).encode(), policy
+
+
+def _together(static: Path, *names: str) -> str:
+    return "\n".join((static / name).read_text(encoding="utf-8") for name in names)
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+class Dashboard:
+    def __init__(self) -> None:
+        self._page, self._policy = page()
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        response.content_type = "text/html; charset=utf-8"
+        response.set_header("Content-Security-Policy", self._policy)
+        response.set_header("X-Content-Type-Options", "nosniff")
+        response.set_header("Referrer-Policy", "no-referrer")
+        response.set_header("Cache-Control", "no-cache")
+        response.data = self._page
+
+
+class Points:
+    """The recorded points that are younger than `?after=SECONDS` (since 1970), all of the window without it."""
+
+    def __init__(self, history: History, wall: Callable[[], float] = time.time) -> None:
+        self._history = history
+        self._wall = wall
+
+    async def on_get(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        now = self._wall()
+        points = self._history.read(_after(request.get_param("after")), now)
+        response.set_header("Cache-Control", "no-store")
+        response.data = b'{"version":"%b","interval_seconds":%d,"window_seconds":%d,"now":%.3f,"points":[%b]}' % (
+            VERSION.encode(),
+            INTERVAL_S,
+            WINDOW_S,
+            now,
+            b",".join(points),
+        )
+
+
+def _after(value: str | None) -> float:
+    """Raises: Problem."""
+    try:
+        return float(value or 0)
+    except ValueError:
+        raise Problem(400, "INVALID_PARAMETER", f"after={value}: seconds since 1970 are allowed") from None

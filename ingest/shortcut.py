@@ -1,0 +1,95 @@
+"""The short way of nearly every request: a plain POST of a small batch, answered without ASGI and Falcon.
+
+Those cost twice as much as all that has to be done for such a request (docs/PERFORMANCE.md). What is taken here passes
+the same guard, the same validation and the same forwarder, and gets the same answer; whatever has anything special to
+it, an invalid record included, goes the long way, which words the problem.
+
+Rules: belongs to the loop's thread. A plain request is small and whole, has no query, and its header says nothing that
+the guard would have to look at twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ingest.cycle import JSON, Connection, Exchange, encode_head
+from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
+from ingest.guard import SMALL_BODY_BYTES, Guard
+from ingest.request_ids import log_problem, request_id
+from ingest.resources import Batch, Problem, accepted
+
+_HEAD = {
+    keep_alive: encode_head(202, JSON, length=0, keep_alive=keep_alive).replace(b": 0\r\n", b": %d\r\n") + b"%b"
+    for keep_alive in (False, True)
+}
+"""Of an accepted batch; the length of the body and the body are still to be put in."""
+
+
+class PlainBatch(Exchange):
+    """One request on the short way."""
+
+    __slots__ = ("_batch", "_connection", "_count")
+
+    def __init__(self, connection: Connection, batch: Batch, count: int, keep_alive: bool, started_at: float) -> None:
+        super().__init__(keep_alive, started_at)
+        self._connection = connection
+        self._batch = batch
+        self._count = count
+        self.more_body = False
+
+    @property
+    def route(self) -> str:
+        return self._batch.path
+
+    def answer(self, arrival: int | Exception) -> None:
+        """Args: arrival: µs since 1970 UTC, or why there is none."""
+        if self.disconnected:
+            return
+        if type(arrival) is int:
+            self.status = 202
+            body = accepted("accepted", self._count, arrival)
+            answer = _HEAD[self.keep_alive] % (len(body), body)
+        else:
+            assert isinstance(arrival, FlusherUnavailable | Rejected)
+            problem = self._batch.refused(arrival, self._count)
+            scope = {"method": "POST", "path": self.route}
+            log_problem(scope, problem)
+            self.status = problem.status
+            fields = [*JSON, *problem.fields, (b"x-request-id", request_id(scope).encode())]
+            answer = encode_head(self.status, fields, length=len(problem.body), keep_alive=self.keep_alive)
+            answer += problem.body
+        self.response_complete = True
+        self._connection.write(answer)
+        self._connection.answered(self)
+
+
+class Shortcut:
+    """One for each path that takes batches."""
+
+    def __init__(self, batch: Batch, guard: Guard, forwarder: Forwarder) -> None:
+        self._batch = batch
+        self._guard = guard
+        self._forwarder = forwarder
+        self.route = batch.path
+
+    def admits(self, fields: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> bool:
+        """Whether a request with this header may come this way, if its body is all right."""
+        headers: Mapping[bytes, bytes] = dict(fields)
+        length = headers.get(b"content-length")
+        return (
+            length is not None
+            and len(length) <= 5
+            and int(length) <= SMALL_BODY_BYTES
+            and self._guard.is_plain(fields, headers, client)
+        )
+
+    def take(self, connection: Connection, body: bytes, keep_alive: bool, started_at: float) -> PlainBatch | None:
+        """Validates and forwards. Returns: None where it needs the long way, and then nothing has been done."""
+        try:
+            count = self._batch.validate(body)
+        except Problem:
+            return None
+        exchange = PlainBatch(connection, self._batch, count, keep_alive, started_at)
+        if not self._forwarder.submit_now(self._batch.kind.code, count, body, exchange.answer):
+            return None
+        return exchange

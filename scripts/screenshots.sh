@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Renews docs/img from a real service that runs for ten minutes, through an outage of its database.
+. "$(dirname "$0")/lib.sh"
+
+need_packages mariadb-server-core mariadb-client-core chromium fonts-dejavu-core pngquant
+need_python client dev
+exec "$PYTHON" -m tests.dashboard.screenshots "$@"

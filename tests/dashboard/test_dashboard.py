@@ -1,0 +1,446 @@
+"""The dashboard in Chromium, on the real service: what a person sees in every state of the node."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from ingest.history import Flow, History, Latency, Point, Waiting
+from tests.support.browser import browser as open_browser
+from tests.support.load import Load
+from tests.support.mariadb import MariaDB
+from tests.support.service import TASKS, Service, task, wait_until
+
+HISTORY = "/dashboard/history"
+TOKEN = "s3cret-t0ken"
+POISONED = "ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')"
+MARKUP = "<img src=x onerror=\"document.title='run'\"><b>bold</b>"
+SLOWEST_MS = 30_000
+"""A machine that runs other tests beside may need long for what takes a second."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SLOWEST_MS)
+    with open_browser() as chromium:
+        yield chromium
+
+
+class Pages:
+    """Opens pages, and remembers what the browser complained of."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self.complaints: list[str] = []
+
+    def open(
+        self, url: str, *, width: int = 1280, dark: bool = False, prepare: Callable[[Page], Any] | None = None
+    ) -> Page:
+        context = self._browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        context.set_default_timeout(SLOWEST_MS)
+        page = context.new_page()
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        if prepare is not None:
+            prepare(page)
+        page.goto(url)
+        return page
+
+
+@pytest.fixture
+def pages(browser: Browser) -> Iterator[Pages]:
+    """Comes last of a test's arguments: the pages must be closed before their service is stopped."""
+    made = Pages(browser)
+    yield made
+    for context in browser.contexts:
+        context.close()
+    assert made.complaints == []
+
+
+def url_of(service: Service) -> str:
+    return f"http://127.0.0.1:{service.port}/dashboard"
+
+
+def tile(page: Page, name: str) -> Any:
+    return page.locator("#tiles > div").filter(has=page.locator("dt", has_text=re.compile(f"^{name}$")))
+
+
+def expect_figure(page: Page, name: str, text: str | re.Pattern[str]) -> None:
+    expect(tile(page, name).locator(".value")).to_have_text(text)
+
+
+def chart(page: Page, name: str) -> str:
+    """What a screen reader says of a chart."""
+    label = page.locator(f'.plot[aria-label^="{name}"]').get_attribute("aria-label")
+    assert label is not None
+    return label
+
+
+POSITIVE = re.compile(r"^[\d,.]*[1-9][\d,.]*k? /s$")
+
+
+def test_a_fresh_service_is_healthy_and_has_nothing_to_show(service: Service, pages: Pages) -> None:
+    page = pages.open(url_of(service))
+    expect(page.locator("#service")).to_have_text("Service healthy")
+    expect(page.locator("#database")).to_have_text("Database up")
+    expect(page.locator("#lost")).to_be_hidden()
+    for name, shown in (("Accepted", "0 /s"), ("Backlog", "0 records"), ("Latency p50", "–"), ("Dead letters", "0")):
+        expect_figure(page, name, shown)
+    expect(page.locator("#errors")).to_have_text("None.")
+    expect(page).to_have_title("✓ healthy · Persistence Service")
+    assert (
+        chart(page, "Latency of batches")
+        == "Latency of batches, last 10 minutes. p50: nothing; p95: nothing; p99: nothing"
+    )
+
+
+def test_a_busy_service_shows_what_comes_what_goes_and_what_waits(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str, pages: Pages
+) -> None:
+    service = start_service(mariadb, database, BUFFER_FLUSH_INTERVAL=1, SERVICE_WORKERS=2)
+    with Load(service, clients=1, batch=20, pause_s=0.02):
+        page = pages.open(url_of(service))
+        expect_figure(page, "Accepted", POSITIVE)
+        expect_figure(page, "Written", POSITIVE)
+        expect_figure(page, "Latency p50", re.compile(r"^[\d.]+ m?s$"))
+        expect_figure(page, "Flush", re.compile(r"^[\d.]+ m?s$"))
+        expect_figure(page, "Coalesced", "0 %")
+    assert re.search(r"accepted: .*, at most [1-9]", chart(page, "Records per second"))
+
+
+def test_every_request_is_counted_whichever_worker_took_it_and_whichever_answers(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_WORKERS=2)
+
+    def points() -> list[dict[str, Any]]:
+        return service.get(HISTORY).json["points"]
+
+    wait_until(points)
+    for number in range(40):
+        assert service.post(TASKS, {"tasks": [task(f"t{number}"), task(f"u{number}")]}).status == 202
+
+    def requests() -> int:
+        found = points()
+        return sum(
+            round(point["latency"]["requests"] * (point["at"] - before["at"]))
+            for before, point in itertools.pairwise(found)
+            if point["latency"]
+        )
+
+    wait_until(lambda: requests() == 40, what="all requests are in the points")
+    answers = [[point["at"] for point in points()] for _ in range(20)]
+    assert all(times[: len(answers[0])] == answers[0] for times in answers)
+
+
+def test_an_outage_of_the_database_and_its_recovery(
+    start_service: Callable[..., Service], own_mariadb: MariaDB, pages: Pages
+) -> None:
+    service = start_service(own_mariadb, own_mariadb.create_database(), BUFFER_FLUSH_INTERVAL=1)
+    page = pages.open(url_of(service))
+    expect(page.locator("#database")).to_have_text("Database up")
+
+    own_mariadb.stop()
+    assert service.post(TASKS, {"tasks": [task()]}).status == 202
+    expect(page.locator("#database")).to_have_text("Database down")
+    expect(page.locator("#service")).to_have_text("Service degraded")
+    expect(page.locator("#reason")).to_contain_text("2002")
+    expect(page.locator("#errors li").first).to_have_text(re.compile(r"^since [\d:]{8}.*2002"))
+    expect(page).to_have_title("! degraded · Persistence Service")
+    expect_figure(page, "Backlog", "1 record")
+    expect(page.locator("#past")).to_contain_text("down for")
+
+    own_mariadb.start()
+    expect(page.locator("#database")).to_have_text("Database up")
+    expect(page.locator("#reason")).to_be_empty()
+    expect_figure(page, "Backlog", "0 records")
+    expect(page.locator("#strip .down")).to_have_count(1)
+    expect(page.locator("#errors li").first).not_to_contain_text("since")
+    expect(page).to_have_title("✓ healthy · Persistence Service")
+
+
+def test_dead_letters_stand_out(service: Service, mariadb: MariaDB, database: str, pages: Pages) -> None:
+    mariadb.execute(POISONED, (), database)
+    page = pages.open(url_of(service))
+    expect_figure(page, "Dead letters", "0")
+    tasks = [task(f"t{number}", source_text="poison" if number == 7 else "text") for number in range(10)]
+    assert service.post(TASKS, {"tasks": tasks}).status == 202
+    assert service.flush().json["dead_lettered"] == 1
+    expect_figure(page, "Dead letters", "1")
+    expect(tile(page, "Dead letters")).to_have_class("tile bad")
+    expect(tile(page, "Dead letters").locator(".more")).to_contain_text("4025")
+    expect(page.locator("#errors li").first).to_contain_text("4025")
+
+
+def test_a_lost_connection_is_said_and_found_again_with_what_was_recorded(service: Service, pages: Pages) -> None:
+    page = pages.open(url_of(service))
+    expect(page.locator("#database")).to_have_text("Database up")
+    before = {point["at"] for point in service.get(HISTORY).json["points"]}
+    assert service.ingest is not None
+    service.ingest.terminate()
+    service.ingest.wait(30)
+    expect(page.locator("#lost")).to_have_text(
+        re.compile(
+            r"^Connection lost\. No answer from the service\. Nothing has come since [\d:]{8}: the figures are old\."
+        )
+    )
+    expect(page.locator("#figures")).to_have_class("old")
+    expect(page).to_have_title("✕ connection lost · Persistence Service")
+    assert pages.complaints
+    assert all("ERR_CONNECTION_REFUSED" in text for text in pages.complaints)
+    pages.complaints.clear()
+
+    service.start_ingest()
+    service.wait_ready()
+    expect(page.locator("#lost")).to_be_hidden()
+    expect(page.locator("#figures")).not_to_have_class("old")
+    after = {point["at"] for point in service.get(HISTORY).json["points"]}
+    assert before
+    assert before <= after
+    pages.complaints.clear()  # of before it was ready
+
+
+def test_the_token_is_asked_for_kept_over_a_reload_and_forgotten(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str, pages: Pages
+) -> None:
+    service = start_service(mariadb, database, SERVICE_AUTH_TOKEN=TOKEN)
+    page = pages.open(url_of(service))
+    expect(page.locator("#ask")).to_be_visible()
+    expect(page.locator("#figures")).to_be_hidden()
+    expect(page.get_by_label("Token", exact=True)).to_be_focused()
+
+    page.get_by_label("Token", exact=True).fill("another")
+    page.keyboard.press("Enter")
+    expect(page.locator("#asked")).to_contain_text("That was not the token")
+    page.get_by_label("Token", exact=True).fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#service")).to_have_text("Service healthy")
+    expect(page.locator("#ask")).to_be_hidden()
+    assert TOKEN not in page.url
+
+    page.reload()
+    expect(page.locator("#service")).to_have_text("Service healthy")
+
+    page.get_by_role("button", name="Forget the token").click()
+    expect(page.locator("#ask")).to_be_visible()
+    expect(page.locator("#figures")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#ask")).to_be_visible()
+    # 401 and 403 are what the browser is told to expect here.
+    assert all(re.search(r"status of 40[13]", text) for text in pages.complaints)
+    pages.complaints.clear()
+
+
+# ---- on points made up here
+
+
+@pytest.fixture(scope="module")
+def ten_minutes(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with ten minutes behind it: steady, an outage from the fifth to the seventh, texts with markup."""
+    database = mariadb.create_database()
+    service = Service(tmp_path_factory.mktemp("s"), mariadb, database)
+    files = History(service.directory / "history")
+    assert files.lead()
+    now = time.time()
+    for second in range(0, 600, 2):
+        files.append(made_up(now - 600 + second, second))
+    files.close()
+    service.start()
+    yield service
+    service.stop()
+    mariadb.drop_database(database)
+
+
+def made_up(at: float, second: int) -> Point:
+    down = 300 <= second < 420
+    return Point(
+        at=at,
+        status="degraded" if down else "healthy",
+        reason=MARKUP if down else None,
+        database="unhealthy" if down else "healthy",
+        waiting=Waiting(400 * (second - 300) if down else 20, 12.5, 3, 0.1, 2, MARKUP, 1),
+        # Once, at the very beginning of the window.
+        flow=Flow(
+            9000 if 40 <= second < 44 else 400,
+            0 if down else 400,
+            0 if down else 300,
+            1,
+            None if down else 9,
+            None if down else 25,
+        ),
+        latency=Latency(40, 0.5, 1, 2),
+        problems=[MARKUP] if down else [],
+    )
+
+
+def test_a_page_opened_fresh_has_the_last_ten_minutes(ten_minutes: Service, pages: Pages) -> None:
+    page = pages.open(url_of(ten_minutes))
+    expect(page.locator("#past")).to_have_text(re.compile(r"^down for (2 min 0 s|1 min 5\d s)$"))
+    assert re.search(r"accepted: .*, at most 9,000;", chart(page, "Records per second"))
+    page.reload()
+    expect(page.locator("#past")).to_have_text(re.compile(r"^down for (2 min 0 s|1 min 5\d s)$"))
+    assert re.search(r"accepted: .*, at most 9,000;", chart(page, "Records per second"))
+
+
+def test_texts_of_the_service_are_shown_as_text(ten_minutes: Service, pages: Pages) -> None:
+    page = pages.open(url_of(ten_minutes))
+    expect(page.locator("#errors li").first).to_contain_text(MARKUP)
+    assert page.locator("img").count() == 0
+    assert page.locator("#figures b", has_text="bold").count() == 0
+    expect(page).to_have_title(re.compile("Persistence Service"))
+
+
+def test_markup_put_in_by_force_is_refused_by_the_browser(ten_minutes: Service, pages: Pages) -> None:
+    page = pages.open(url_of(ten_minutes))
+    outcome = page.evaluate(
+        "() => { try { document.body.innerHTML = '<p>x'; return 'put in' } catch (e) { return e.name } }"
+    )
+    assert outcome == "TypeError"
+    pages.complaints.clear()  # the browser says that it did
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_everything_can_be_read_in_every_width_and_in_both_schemes(
+    ten_minutes: Service, pages: Pages, *, dark: bool
+) -> None:
+    page = pages.open(url_of(ten_minutes), width=320, dark=dark)
+    expect(page.locator("#errors li").first).to_contain_text("bold")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in re.findall(r"\d+", background)[:3]) < 150) == dark
+    assert page.evaluate(LOW_CONTRAST) == []
+    for state in ("warn", "bad"):
+        page.evaluate(f"document.getElementById('database').className = 'lamp {state}'")
+        assert page.evaluate(LOW_CONTRAST) == []
+    for width in (320, 390, 820, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        wait_until(lambda: page.evaluate(FITTING), what="the charts have the width of their boxes")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+FITTING = """() => [...document.querySelectorAll(".plot")]
+  .every((box) => box.querySelector(".uplot").offsetWidth === box.clientWidth)"""
+LOW_CONTRAST = """() => {
+  // WCAG 2.2, success criterion 1.4.3: text against what is behind it, at least 4.5 : 1.
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!text.length || !element.checkVisibility()) continue;
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push(`${element.className || element.tagName} ${text[0].textContent}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
+def answering(status: int, body: str) -> Callable[[Page], None]:
+    def answer(route: Route) -> None:
+        route.fulfill(status=status, body=body, content_type="application/json")
+
+    return lambda page: page.route("**/dashboard/history*", answer)
+
+
+PROTECTED = {"detail": "set service.auth_token", "error_code": "PROTECTED_MODE", "errors": []}
+OLD = {"version": "1", "now": 1e9, "interval_seconds": 2, "window_seconds": 600}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (403, json.dumps(PROTECTED), r"^Connection lost\. The service refuses: set service\.auth_token\."),
+        (502, "<html>Bad gateway</html>", r"^Connection lost\. Something else answers there \(502\)\."),
+        (200, json.dumps({**OLD, "points": []}), r"^No figures yet"),
+        (
+            200,
+            json.dumps(
+                {**OLD, "points": [{"at": 1e9 - 60, "status": "healthy", "database": "healthy", "problems": []}]}
+            ),
+            r"^No new figures since [\d:]{8}: the service answers, but records none",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_answer_is_said(
+    ten_minutes: Service, status: int, body: str, said: str, pages: Pages
+) -> None:
+    page = pages.open(url_of(ten_minutes), prepare=answering(status, body))
+    expect(page.locator("#lost")).to_have_text(re.compile(said))
+    if status == 200 and "points" in body:
+        expect(page.locator("#live")).not_to_contain_text("Connection lost")
+    if status == 502:
+        page.unroute("**/dashboard/history*")
+        expect(page.locator("#service")).to_have_text("Service healthy")
+        expect(page.locator("#lost")).to_be_hidden()
+    pages.complaints = [text for text in pages.complaints if f"status of {status}" not in text]
+
+
+@contextmanager
+def behind_prefix(service: Service, prefix: str) -> Iterator[str]:
+    """A proxy that takes `prefix` off. Yields: the address of the page behind it."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(404)
+                return
+            connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+            connection.request("GET", self.path.removeprefix(prefix))
+            answer = connection.getresponse()
+            body = answer.read()
+            connection.close()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() in ("content-type", "content-security-policy"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}{prefix}/dashboard"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_it_works_behind_a_path_prefix(ten_minutes: Service, pages: Pages) -> None:
+    with behind_prefix(ten_minutes, "/ops/persistence") as url:
+        page = pages.open(url)
+        expect(page.locator("#service")).to_have_text("Service healthy")
+        expect(page.locator("#host")).to_contain_text("/ops/persistence")
+        page.close()
+
+
+def test_the_service_keeps_the_history_to_itself(ten_minutes: Service) -> None:
+    directory = Path(ten_minutes.directory, "history")
+    assert directory.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.iterdir())

@@ -1,0 +1,44 @@
+"""deploy/: the systemd unit, by systemd's own tools; what runs it is not here, so it is not started."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from tests.support.service import ROOT
+
+UNIT = ROOT / "deploy" / "persistence-service.service"
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    text = UNIT.read_text()
+    assert "/opt/persistence-service" in text
+    copy = tmp_path / UNIT.name
+    copy.write_text(text.replace("/opt/persistence-service", str(ROOT)))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_score_is_the_documented_one() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+) (\w+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    documented = re.search(r"exposure level of ([\d.]+) \((\w+)\)", (ROOT / "docs" / "DEPLOYMENT.md").read_text())
+    assert documented is not None
+    assert found.groups() == documented.groups()
+
+
+def test_the_unit_kills_later_than_supervisord_does() -> None:
+    unit = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
+    waits = map(int, re.findall(r"^stopwaitsecs=(\d+)", (ROOT / "supervisord.conf").read_text(), re.MULTILINE))
+    assert int(unit["TimeoutStopSec"]) > sum(waits)  # supervisord stops one after the other
+    assert unit["KillMode"] == "mixed"
+    assert unit["User"] != "root"

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+
+from ingest import history
+from ingest.forwarder import FlusherUnavailable
+from ingest.history import WINDOW_S, History, Point, Recorder, Sample, percentile, point
+from ingest.metrics import BUCKETS_S
+
+NOW = 1_000_000_200.0
+NO_REQUESTS = [0] * (len(BUCKETS_S) + 1)
+STATS: dict[str, Any] = {
+    "buffer": {"total_count": 7, "usage_percent": 1.5},
+    "flush_info": {"total_flush_duration_seconds": 10.0},
+    "performance": {"total_flush_count": 100, "uptime_seconds": 50.0, "writers": 2},
+    "at_risk": {"unsynced_records": 3, "oldest_uncommitted_seconds": 0.25},
+    "coalescing": {"records_in": 1000, "rows_written": 800, "coalesced": 190},
+    "dead_letters": {"count": 4, "total": 9, "last_error": "error 1406 (data)"},
+    "accepted": {"sessions": 200, "tasks": 900},
+    "failures": {"retry": 5},
+    "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": "error 1213 (retry)"},
+}
+
+
+def stats(**sections: dict[str, Any]) -> dict[str, Any]:
+    changed = deepcopy(STATS)
+    for name, values in sections.items():
+        changed[name] |= values
+    return changed
+
+
+def sample(at_s: float, document: dict[str, Any] | None = STATS, durations: list[int] = NO_REQUESTS) -> Sample:
+    return Sample(NOW + at_s, 5000 + at_s, document, durations)
+
+
+def empty(at: float) -> Point:
+    return Point(at, "healthy", None, "healthy", None, None, None, [])
+
+
+def times(lines: list[bytes]) -> list[float]:
+    return [msgspec.json.decode(line, type=Point).at for line in lines]
+
+
+# ---- a point
+
+
+def test_rates_are_what_the_counters_rose_by_in_a_second() -> None:
+    after = stats(
+        performance={"total_flush_count": 104, "uptime_seconds": 52.0},
+        flush_info={"total_flush_duration_seconds": 10.1},
+        coalescing={"records_in": 1200, "rows_written": 950, "coalesced": 50 + 190},
+        accepted={"sessions": 210, "tasks": 980},
+    )
+    flow = point(sample(0), sample(2, after)).flow
+    assert flow is not None
+    assert (flow.accepted, flow.committed, flow.rows, flow.flushes) == (45, 100, 75, 2)
+    assert (flow.flush_ms, flow.coalesced_percent) == (25, 25)
+
+
+def test_where_nothing_was_flushed_there_are_no_means() -> None:
+    flow = point(sample(0), sample(2)).flow
+    assert flow is not None
+    assert (flow.committed, flow.flush_ms, flow.coalesced_percent) == (0, None, None)
+
+
+def test_the_first_point_of_a_recorder_and_the_first_after_an_absence_have_no_rates() -> None:
+    assert point(None, sample(0)).flow is None
+    assert point(None, sample(0)).latency is None
+    assert point(sample(0, None), sample(2)).flow is None
+
+
+def test_a_step_of_the_clock_leaves_rates_alone() -> None:
+    after = Sample(NOW - 3600, 5002, stats(accepted={"tasks": 1000}), NO_REQUESTS)
+    flow = point(sample(0), after).flow
+    assert flow is not None
+    assert flow.accepted == 50
+
+
+def test_a_flusher_that_was_started_anew_counts_from_zero() -> None:
+    after = stats(
+        performance={"total_flush_count": 1, "uptime_seconds": 1.0},
+        flush_info={"total_flush_duration_seconds": 0.01},
+        coalescing={"records_in": 20, "rows_written": 20, "coalesced": 0},
+        accepted={"sessions": 0, "tasks": 30},
+        failures={"retry": 0},
+        dead_letters={"total": 0},
+    )
+    new = point(sample(0), sample(2, after))
+    assert new.flow is not None
+    assert (new.flow.accepted, new.flow.committed, new.flow.flush_ms) == (15, 10, 10)
+    assert new.problems == []
+    failed = {**after, "failures": {"retry": 1}}
+    assert point(sample(0), sample(2, failed)).problems == ["error 1213 (retry)"]
+
+
+def test_what_waits_is_as_the_flusher_says() -> None:
+    waiting = point(None, sample(0)).waiting
+    assert waiting is not None
+    assert (waiting.records, waiting.oldest_s, waiting.unsynced, waiting.journal_percent) == (7, 0.25, 3, 1.5)
+    assert (waiting.dead_letters, waiting.last_dead_letter, waiting.writers) == (4, "error 1406 (data)", 2)
+
+
+def test_without_a_flusher_only_the_requests_are_known() -> None:
+    durations = [0, 5, *NO_REQUESTS[2:]]
+    new = point(sample(0), sample(2, None, durations))
+    assert (new.status, new.database, new.waiting, new.flow) == ("unhealthy", None, None, None)
+    assert new.problems == [new.reason] == ["the flusher does not answer"]
+    assert new.latency is not None
+    assert new.latency.requests == 2.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "status", "reason"),
+    [
+        ({}, "healthy", None),
+        ({"state": {"database": "unhealthy", "last_error": "error 2002"}}, "degraded", "error 2002"),
+        ({"state": {"alarm": "error 1142 (schema)"}}, "degraded", "error 1142 (schema)"),
+        ({"buffer": {"usage_percent": 51.0}}, "degraded", "the backlog takes 51.0 % of the journal"),
+        (
+            {"state": {"refusing": "JOURNAL_FULL"}},
+            "unhealthy",
+            "the journal is full: the database takes less than arrives",
+        ),
+    ],
+)
+def test_the_status_is_that_of_health_and_its_reason_is_a_problem(
+    sections: dict[str, Any], status: str, reason: str | None
+) -> None:
+    new = point(None, sample(0, stats(**sections)))
+    assert (new.status, new.reason) == (status, reason)
+    assert new.problems == ([] if reason is None else [reason])
+
+
+def test_an_error_that_is_over_is_a_problem_only_where_it_happened() -> None:
+    failed = stats(failures={"retry": 6})
+    letter = stats(dead_letters={"total": 10})
+    assert point(sample(0), sample(2)).problems == []
+    assert point(sample(0), sample(2, failed)).problems == ["error 1213 (retry)"]
+    assert point(sample(2, failed), sample(4, failed)).problems == []
+    assert point(sample(0), sample(2, letter)).problems == ["error 1406 (data)"]
+
+
+def test_a_text_is_bounded() -> None:
+    new = point(None, sample(0, stats(state={"alarm": "x" * 100_000}, dead_letters={"last_error": "y" * 100_000})))
+    assert len(msgspec.json.encode(new)) < 3000
+
+
+# ---- latency
+
+
+@pytest.mark.parametrize(
+    ("counts", "rank", "expected_s"),
+    [
+        ({0: 10}, 0.5, 25e-6),
+        ({1: 100}, 0.99, 99.5e-6),
+        ({1: 50, 3: 50}, 0.5, 100e-6),
+        ({1: 50, 3: 50}, 0.75, 300e-6),
+        ({len(BUCKETS_S): 5}, 0.5, BUCKETS_S[-1]),
+    ],
+)
+def test_a_percentile_lies_inside_its_bucket(counts: dict[int, int], rank: float, expected_s: float) -> None:
+    durations = [counts.get(index, 0) for index in range(len(BUCKETS_S) + 1)]
+    assert percentile(durations, rank) == pytest.approx(expected_s)
+
+
+def test_latency_is_that_of_the_requests_in_between() -> None:
+    before, after = [100, *NO_REQUESTS[1:]], [100, 10, *NO_REQUESTS[2:]]
+    latency = point(sample(0, durations=before), sample(2, durations=after)).latency
+    assert latency is not None
+    assert (latency.requests, latency.p50_ms, latency.p99_ms) == (5, 0.075, 0.1)
+    assert point(sample(0, durations=before), sample(2, durations=before)).latency is None
+
+
+def test_an_ingest_that_was_started_anew_counts_requests_from_zero() -> None:
+    latency = point(sample(0, durations=[100, *NO_REQUESTS[1:]]), sample(2, durations=[0, 4, *NO_REQUESTS[2:]])).latency
+    assert latency is not None
+    assert latency.requests == 2
+
+
+# ---- the files
+
+
+def test_the_window_can_be_read_whole_at_any_moment_and_little_more_is_kept(tmp_path: Path) -> None:
+    files = History(tmp_path)
+    recorded = []
+    for step in range(3 * WINDOW_S // 2):
+        at = NOW + 2 * step
+        files.append(empty(at))
+        recorded.append(at)
+        if step % 50 == 0:
+            assert times(files.read(0, at)) == [one for one in recorded if one > at - WINDOW_S]
+    kept = list(tmp_path.glob("*.points"))
+    assert len(kept) == 2
+    assert sum(len(path.read_bytes().splitlines()) for path in kept) <= WINDOW_S
+
+
+def test_only_what_is_younger_is_read(tmp_path: Path) -> None:
+    files = History(tmp_path)
+    for step in range(10):
+        files.append(empty(NOW + step))
+    assert times(files.read(NOW + 7, NOW + 9)) == [NOW + 8, NOW + 9]
+    assert files.read(NOW + 9, NOW + 9) == []
+    # Those from before the clock was set back.
+    assert times(files.read(0, NOW + 1)) == [NOW, NOW + 1]
+
+
+def test_without_a_file_there_are_no_points(tmp_path: Path) -> None:
+    assert History(tmp_path / "none").read(0, NOW) == []
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    files = History(tmp_path)
+    files.append(empty(NOW))
+    (path,) = tmp_path.glob("*.points")
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole + whole[:cut])
+        assert times(files.read(0, NOW)) == [NOW]
+
+
+def test_a_short_write_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = History(tmp_path)
+    files.append(empty(NOW))
+    write = os.write
+    monkeypatch.setattr(history.os, "write", lambda file, data: write(file, data[:10]))
+    files.append(empty(NOW + 2))
+    monkeypatch.undo()
+    files.append(empty(NOW + 4))
+    assert times(files.read(0, NOW + 4)) == [NOW, NOW + 4]
+
+
+def test_one_records_and_the_next_when_it_has_ended(tmp_path: Path) -> None:
+    first, second = History(tmp_path), History(tmp_path)
+    assert first.lead()
+    assert not second.lead()
+    assert first.lead()
+    first.close()
+    assert second.lead()
+    second.close()
+
+
+# ---- recording
+
+
+class Flusher:
+    """Answers with STATS, or not at all."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.asked = 0
+
+    async def stats(self) -> bytes:
+        self.asked += 1
+        if self.gone:
+            raise FlusherUnavailable("gone")
+        return orjson.dumps(STATS)
+
+
+class Clock:
+    """Two seconds later each time."""
+
+    def __init__(self) -> None:
+        self.at = NOW
+
+    def __call__(self) -> float:
+        self.at += 2
+        return self.at
+
+
+def recorder(files: History, flusher: Flusher, **more: Any) -> Recorder:
+    return Recorder(files, flusher.stats, lambda: NO_REQUESTS, wall=Clock(), monotonic=Clock(), **more)
+
+
+def test_a_point_a_step_whether_the_flusher_answers_or_not(tmp_path: Path) -> None:
+    files, flusher = History(tmp_path), Flusher()
+    one = recorder(files, flusher)
+
+    async def steps() -> None:
+        for flusher.gone in (False, False, True, False, False):
+            await one.step()
+
+    asyncio.run(steps())
+    one.close()
+    points = [msgspec.json.decode(line, type=Point) for line in files.read(0, NOW + 100)]
+    # The first step has none before it.
+    assert [(new.status, new.flow is None) for new in points] == [
+        ("healthy", False),
+        ("unhealthy", True),
+        ("healthy", True),
+        ("healthy", False),
+    ]
+
+
+def test_who_does_not_record_asks_nobody(tmp_path: Path) -> None:
+    leader, flusher = History(tmp_path), Flusher()
+    assert leader.lead()
+    other = recorder(History(tmp_path), flusher)
+    asyncio.run(other.step())
+    assert flusher.asked == 0
+    leader.close()
+    asyncio.run(other.step())
+    assert flusher.asked == 1
+    other.close()
+
+
+def test_a_directory_that_cannot_be_written_is_logged_once_and_recording_goes_on_when_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "history"
+    blocked.write_text("a file in its place")
+    files, flusher = History(blocked), Flusher()
+
+    async def run() -> None:
+        one = recorder(files, flusher, interval_s=0)
+        steps = asyncio.Event()
+
+        async def step() -> None:
+            steps.set()
+            await Recorder.step(one)
+
+        one.step = step  # type: ignore[method-assign]
+        one.start()
+        for _ in range(3):
+            steps.clear()
+            await steps.wait()
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        blocked.unlink()
+        while not list(blocked.glob("*.points")):
+            await asyncio.sleep(0)
+        one.close()
+
+    asyncio.run(run())
+    assert len(caplog.records) == 1
+
+
+def test_a_fault_of_ours_that_ends_the_recording_is_loud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken() -> bytes:
+        return b"{}"
+
+    async def run() -> None:
+        one = Recorder(History(tmp_path), broken, lambda: NO_REQUESTS, interval_s=0)
+        one.start()
+        while not caplog.records:
+            await asyncio.sleep(0)
+        one.close()
+
+    asyncio.run(run())
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]

@@ -1,0 +1,150 @@
+"""X-Request-Id, at the ASGI level and over HTTP, and the log lines about requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import falcon.asgi
+import pytest
+
+from ingest.app import _bug
+from ingest.cycle import Cycle
+from ingest.resources import Problem
+from shared.logs import TextFormatter
+from tests.ingest.test_guard import BATCH, LOCAL, OTHER, Guarded, scope_of
+from tests.support.mariadb import MariaDB
+from tests.support.service import FLUSH, TASKS, Service, task
+
+ID = b"x-request-id"
+MADE = re.compile(rb"[0-9a-f]{32}")
+
+
+class FakeConnection:
+    """Takes down what a cycle writes."""
+
+    writable = None
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def resume_reading(self) -> None:
+        pass
+
+    def answered(self, cycle: Cycle) -> None:
+        pass
+
+    def failed(self) -> None:
+        raise AssertionError("the application has failed")
+
+
+def ask(
+    path: str = OTHER, method: str = "GET", body: bytes = b"", guarded: Guarded | None = None, **headers: str
+) -> Any:
+    """The header of the answer that a guard and a cycle give together."""
+    connection = FakeConnection()
+    cycle = Cycle(connection, scope_of(path, method, LOCAL, headers), True, False, 0.0)
+    cycle.feed(body)
+    cycle.end_of_body()
+    asyncio.run(cycle.run((guarded or Guarded()).guard))
+    lines = connection.written.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    return dict(line.split(b": ", 1) for line in lines)
+
+
+@pytest.mark.parametrize("given", ["a", "order-4711", "0af7651916cd43dd/8448.eb~x:+=@_", "x" * 128])
+def test_a_callers_id_comes_back(given: str) -> None:
+    for answer in (
+        ask(x_request_id=given),
+        ask("/nowhere", x_request_id=given),
+        ask(method="HEAD", x_request_id=given),
+        ask(BATCH, "POST", b"x" * 101, x_request_id=given),
+    ):
+        assert answer[ID] == given.encode()
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\tb", 'a"b', "a;b", "é", "a\n"])
+def test_one_that_could_not_stand_in_a_log_line_is_replaced(given: str) -> None:
+    assert MADE.fullmatch(ask(x_request_id=given)[ID])
+
+
+def test_without_one_none_is_made_for_a_good_answer_nor_for_a_callers_fault() -> None:
+    for answer in (ask(), ask("/nowhere"), ask(BATCH, "POST", b"x" * 101)):
+        assert ID not in answer
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_a_5xx_has_one_and_its_log_line_the_same(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise Problem(503, "JOURNAL_FULL", "full")
+
+    guarded = Guarded()
+    guarded.guard._app = fails
+    path = BATCH if method == "POST" else OTHER
+    answer = ask(path, method, b"{}", guarded)
+    (line,) = caplog.records
+    assert line.getMessage() == f"{'GET' if method == 'HEAD' else method} {path}: 503 JOURNAL_FULL"
+    assert line.request_id.encode() == answer[ID]  # type: ignore[attr-defined]
+    assert MADE.fullmatch(answer[ID])
+
+
+def test_a_callers_fault_is_a_line_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
+    ask("/nowhere")
+    assert not caplog.records
+    with caplog.at_level(logging.DEBUG, "ingest"):
+        ask("/nowhere" * 100, x_request_id="r-1")
+    (line,) = caplog.records
+    assert line.getMessage() == "GET " + ("/nowhere" * 100)[:100] + ": 404 NOT_FOUND"
+    assert line.request_id == "r-1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_request_that_fails_is_found_in_the_log_by_its_id(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str, form: str
+) -> None:
+    service = start_service(
+        mariadb, database, DB_SOCKET="/tmp/there-is-none", LOGGING_FORMAT=form, BUFFER_FLUSH_INTERVAL=3600
+    )
+    secret = "记录的内容"
+    answer = service.post(TASKS, {"tasks": [task(target_text=secret)]}, {"X-Request-Id": "order-4711"})
+    assert (answer.status, answer.headers["x-request-id"]) == (202, "order-4711")
+    assert "x-request-id" not in service.post(TASKS, {"tasks": [task(target_text=secret)]}).headers
+    failed = service.request("POST", f"{FLUSH}?timeout=0.1")
+    assert failed.status == 503
+    for _ in range(30):
+        assert service.request("POST", f"{FLUSH}?timeout=0", headers={"X-Request-Id": "again"}).status == 503
+
+    text = service.log.read_text()
+    (line,) = (line for line in text.splitlines() if failed.headers["x-request-id"] in line)
+    if form == "json":
+        event = json.loads(line)
+        assert event["request_id"] == failed.headers["x-request-id"]
+        assert event["message"] == f"POST {FLUSH}: 503 FLUSH_INCOMPLETE"
+    else:
+        assert line.endswith(f" POST {FLUSH}: 503 FLUSH_INCOMPLETE (request {failed.headers['x-request-id']})")
+    assert 1 < text.count("FLUSH_INCOMPLETE") <= 5
+    assert secret not in text
+    assert "order-4711" not in text
+
+
+def test_a_fault_of_ours_is_told_with_its_place_and_without_the_record(caplog: pytest.LogCaptureFixture) -> None:
+    request = falcon.asgi.Request(
+        {"type": "http", "method": "POST", "path": BATCH, "headers": [], "query_string": b""}, None
+    )
+    response = falcon.asgi.Response()
+    try:
+        raise KeyError("what a record held")
+    except KeyError as error:
+        asyncio.run(_bug(request, response, error, {}))
+    assert response.status == 500
+    (line,) = caplog.records
+    written = TextFormatter("ingest").format(line)
+    assert f" POST {BATCH} failed: Traceback (innermost first): KeyError < test_request_ids.py:" in written
+    assert written.endswith(f" (request {request.scope['request_id']})")
+    assert "what a record held" not in written

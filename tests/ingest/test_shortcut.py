@@ -1,0 +1,306 @@
+"""The short way takes only what the long way would accept too, and answers alike; everything else goes the long way."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, cast
+
+import orjson
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from ingest.forwarder import Forwarder, Rejected
+from ingest.guard import SMALL_BODY_BYTES, Guard
+from ingest.protocol import Protocol
+from ingest.resources import Batch
+from ingest.shortcut import Shortcut
+from shared.records import TASKS
+from shared.wire import Reason
+from tests.support.service import task
+
+ARRIVAL = 1_700_000_000_123_456
+LOCAL = ("127.0.0.1", 40000)
+STRANGER = ("203.0.113.7", 40000)
+BODY = orjson.dumps({"tasks": [task("t1")]})
+
+
+class FakeForwarder:
+    """Takes bodies down; the test answers."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.done: list[Callable[[int | Exception], None]] = []
+        self.full = False
+
+    def submit_now(self, kind: int, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
+        assert (kind, count) == (TASKS.code, 1)
+        if self.full:
+            return False
+        self.bodies.append(body)
+        self.done.append(done)
+        return True
+
+
+async def long_way(scope: Any, receive: Any, send: Any) -> None:
+    """Stands for the application: it says which way a request came."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"long"})
+
+
+def guard(auth_token: str | None = None, *, protected_mode: bool = True) -> Guard:
+    return Guard(
+        long_way,
+        routes={TASKS.path: frozenset(["POST"])},
+        posts_with_body=frozenset([TASKS.path]),
+        auth_token=auth_token,
+        protected_mode=protected_mode,
+        max_body_bytes=10 * SMALL_BODY_BYTES,
+    )
+
+
+def shortcut(forwarder: FakeForwarder, keeper: Guard) -> Shortcut:
+    batch = Batch(TASKS, cast(Forwarder, forwarder), max_records=10, max_clock_skew_s=300)
+    return Shortcut(batch, keeper, cast(Forwarder, forwarder))
+
+
+class Front:
+    """Protocol on a port, with the short way in front of the long one. `observed`: what the metrics hear."""
+
+    def __init__(self) -> None:
+        self.forwarder = FakeForwarder()
+        self.observed: list[tuple[str, int]] = []
+        self.state = ServerState()
+
+    async def start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        keeper = guard()
+        config = uvicorn.Config(cast(Any, keeper), ws="none", lifespan="off", log_config=None)
+        config.load()
+        make = partial(
+            Protocol,
+            config=config,
+            server_state=self.state,
+            app_state={},
+            max_connections=10,
+            shortcuts={TASKS.path.encode(): shortcut(self.forwarder, keeper)},
+            observe=lambda route, status, _: self.observed.append((route, status)),
+        )
+        self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        return await asyncio.open_connection(*self.server.sockets[0].getsockname())
+
+    async def submitted(self, count: int = 1) -> None:
+        while len(self.forwarder.done) < count:
+            await asyncio.sleep(0.001)
+
+
+def play(scenario: Callable[[Front, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+    async def main() -> None:
+        front = Front()
+        reader, writer = await front.start()
+        try:
+            await scenario(front, reader, writer)
+        finally:
+            writer.transport.abort()
+            front.server.close()
+            while front.state.connections:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def post(body: bytes = BODY, *fields: str, target: str = TASKS.path, method: str = "POST") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: h", f"Content-Length: {len(body)}", *fields, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
+    """Status, header, body."""
+    header = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", header)
+    assert length
+    return int(header.split()[1]), header, await reader.readexactly(int(length[1]))
+
+
+def test_a_plain_batch_is_forwarded_as_it_is_and_answered_when_the_flusher_has_it() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(2):
+            writer.write(post(BODY, "Content-Type: application/json", "User-Agent: any"))
+            await front.submitted(number + 1)
+            assert not front.observed[number:]
+            front.forwarder.done[number](ARRIVAL)
+            status, header, body = await answer(reader)
+            assert status == 202
+            assert b"content-type: application/json\r\n" in header
+            assert b"connection" not in header
+            expected = {"status": "accepted", "count": 1, "timestamp": "2023-11-14T22:13:20.123456Z"}
+            assert orjson.loads(body) == expected
+        assert front.forwarder.bodies == [BODY, BODY]
+        assert front.observed == [(TASKS.path, 202)] * 2
+
+    play(scenario)
+
+
+def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in post():
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        await front.submitted()
+        front.forwarder.done[0](ARRIVAL)
+        assert (await answer(reader))[0] == 202
+        assert front.forwarder.bodies == [BODY]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        post(BODY, target=TASKS.path + "?ack=committed"),
+        post(BODY, target=TASKS.path + "?"),
+        post(BODY, "Content-Type: application/json; charset=utf-8"),
+        post(BODY, "Content-Encoding: identity"),
+        post(BODY, "Expect: 100-continue"),
+        post(BODY, "Authorization: Bearer x", "Authorization: Bearer y"),
+        post(BODY, "X-Forwarded-For: a", "X-Forwarded-For: b"),
+        post(b" " * (SMALL_BODY_BYTES + 1)),
+        post(b'{"tasks":[{}]}'),
+        post(b'{"sessions":[]}'),
+        post(b"not JSON"),
+        post(b""),
+        post(BODY).replace(b" HTTP/1.1", b" HTTP/1.0"),
+        f"POST {TASKS.path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        + b"1\r\n1\r\n0\r\n\r\n",
+    ],
+)
+def test_what_has_anything_special_to_it_goes_the_long_way_and_nothing_is_forwarded(request_bytes: bytes) -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request_bytes)
+        header = await reader.readuntil(b"\r\n\r\n")
+        if header.startswith(b"HTTP/1.1 100"):
+            header = await reader.readuntil(b"\r\n\r\n")
+        assert not header.startswith(b"HTTP/1.1 202")
+        assert front.forwarder.bodies == []
+
+    play(scenario)
+
+
+def test_where_the_flusher_gets_too_much_at_once_a_request_waits_on_the_long_way() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        front.forwarder.full = True
+        writer.write(post())
+        assert (await answer(reader))[2] == b"long"
+
+    play(scenario)
+
+
+def test_a_refusal_is_worded_as_on_the_long_way() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post())
+        await front.submitted()
+        front.forwarder.done[0](Rejected(Reason.JOURNAL_FULL, 7.0))
+        status, header, body = await answer(reader)
+        assert (status, orjson.loads(body)["error_code"]) == (503, "JOURNAL_FULL")
+        assert b"retry-after: 7\r\n" in header
+        assert front.observed == [(TASKS.path, 503)]
+
+    play(scenario)
+
+
+def test_the_answer_says_so_where_the_connection_ends_with_it() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(BODY, "Connection: close"))
+        await front.submitted()
+        front.forwarder.done[0](ARRIVAL)
+        assert b"connection: close\r\n" in (await answer(reader))[1]
+        assert await reader.read() == b""
+
+    play(scenario)
+
+
+def test_requests_behind_a_plain_one_wait_for_their_turn() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post() + post(target=TASKS.path + "?") + post())
+        await front.submitted()
+        assert front.observed == []
+        front.forwarder.done[0](ARRIVAL)
+        assert [(await answer(reader))[0] for _ in range(3)] == [202, 200, 200]
+
+    play(scenario)
+
+
+def test_a_client_that_has_left_is_counted_once_and_its_late_answer_goes_nowhere() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post())
+        await front.submitted()
+        # A reset; after a plain end it might still be reading.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        while front.state.connections:
+            await asyncio.sleep(0.001)
+        front.forwarder.done[0](ARRIVAL)
+        assert front.observed == [(TASKS.path, 0)]
+
+    play(scenario)
+
+
+FIELDS = st.sampled_from(
+    [
+        (b"host", b"h"),
+        (b"content-length", b"5"),
+        (b"content-length", b"70000"),
+        (b"content-type", b"application/json"),
+        (b"content-type", b"text/plain"),
+        (b"content-encoding", b"gzip"),
+        (b"content-encoding", b"br"),
+        (b"transfer-encoding", b"chunked"),
+        (b"authorization", b"Bearer token"),
+        (b"authorization", b"Bearer wrong"),
+        (b"authorization", b"Basic token"),
+        (b"x-other", b""),
+    ]
+)
+
+
+@given(
+    st.lists(FIELDS, max_size=6), st.sampled_from([None, "token"]), st.booleans(), st.sampled_from([LOCAL, STRANGER])
+)
+def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
+    fields: list[tuple[bytes, bytes]], token: str | None, protected_mode: bool, client: tuple[str, int]
+) -> None:
+    keeper = guard(token, protected_mode=protected_mode)
+    if not shortcut(FakeForwarder(), keeper).admits(fields, client):
+        return
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": TASKS.path,
+        "client": client,
+        "headers": fields,
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"12345", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(keeper(scope, receive, send))
+    assert sent[0]["status"] == 200
+
+
+def test_a_plain_header_does_pass_at_a_glance() -> None:
+    plain = [(b"host", b"h"), (b"content-length", b"5"), (b"content-type", b"application/json")]
+    assert shortcut(FakeForwarder(), guard()).admits(plain, LOCAL)
+    assert not shortcut(FakeForwarder(), guard()).admits(plain, STRANGER)
+    assert shortcut(FakeForwarder(), guard("token")).admits([*plain, (b"authorization", b"Bearer token")], STRANGER)
+    assert not shortcut(FakeForwarder(), guard("token")).admits(plain, LOCAL)

@@ -1,0 +1,131 @@
+"""GET /metrics of the real service: the rules of Prometheus, and one truth whichever worker answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.ingest.test_metrics import samples
+from tests.support.mariadb import MariaDB
+from tests.support.service import FLUSH, SESSIONS, TASKS, Service, session, task, wait_until
+
+StartService = Callable[..., Service]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def metrics(service: Service) -> Samples:
+    return samples(service.get("/metrics").body)
+
+
+def promtool(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, timeout=60)
+
+
+def test_promtool_finds_nothing_to_criticise(start_service: StartService, mariadb: MariaDB, database: str) -> None:
+    """Against a service that has done, refused and failed to do something of everything."""
+    service = start_service(mariadb, database, SERVICE_WORKERS=2)
+    assert service.post(TASKS, {"tasks": [task(), task(status="completed")]}).status == 202
+    assert service.post(SESSIONS, {"sessions": [session(status="no such")]}).status == 422
+    assert service.flush().status == 200
+    mariadb.execute("ALTER TABLE translation_tasks RENAME TO away", (), database)
+    assert service.post(TASKS, {"tasks": [task()]}).status == 202
+    assert service.flush(0.5).status == 503
+    text = service.get("/metrics").body
+    found = samples(text)
+    assert found["persistence_flush_failures_total", (("error_class", "schema"),)] >= 1
+    assert found["persistence_flush_duration_seconds_count", (("reason", "manual"),)] == 1
+    done = promtool("check", "metrics", stdin=text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert promtool("check", "metrics", stdin=text.replace(b"_rows_written_total", b"_rows_written")).returncode != 0
+
+
+def test_counters_do_not_fall_when_workers_die_and_are_replaced(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_WORKERS=2)
+    posts, highest = 0, 0.0
+    name = ("persistence_http_requests_total", (("path", TASKS), ("status", "202")))
+    count = ("persistence_http_request_duration_seconds_count", (("path", TASKS),))
+    for killed in (None, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
+        before = service.workers()
+        if killed is signal.SIGHUP:
+            assert service.ingest is not None
+            service.ingest.send_signal(killed)
+            wait_until(lambda: not set(before) & set(service.workers()))  # noqa: B023 -- called at once
+        elif killed is not None:
+            os.kill(before[0], killed)
+            wait_until(lambda: before[0] not in service.workers() and len(service.workers()) == 2)  # noqa: B023
+        for number in range(40):  # each on a connection of its own, so that both workers get some
+            try:
+                posts += service.post(TASKS, {"tasks": [task(f"t{posts}-{number}")]}).status == 202
+                found = metrics(service)
+            except ConnectionError:
+                continue  # it was in the queue of the worker that was leaving
+            assert found[name] >= highest
+            assert found[name] == found[count]
+            highest = found[name]
+        # Each worker publishes within a second; what a killed one had not published is lost with it.
+        lost = 40 if killed is signal.SIGKILL else 0
+        wait_until(lambda: metrics(service)[name] >= posts - lost)  # noqa: B023
+        assert metrics(service)[name] <= posts
+        posts = int(metrics(service)[name])
+    # Files don't pile up: those that have ended are in one.
+    files = {path.name.partition("-")[0] for path in (service.directory / "run" / "metrics").iterdir()}
+    assert files <= {"ended", *map(str, service.workers())}
+
+
+def test_open_connections_of_clients_and_to_the_database_are_counted(
+    start_service: StartService, own_mariadb: MariaDB
+) -> None:
+    service = start_service(own_mariadb, own_mariadb.create_database())
+    kept = [service.connect() for _ in range(5)]
+    for connection in kept:
+        assert service.request("GET", "/", connection=connection).status == 200
+    wait_until(lambda: metrics(service)["persistence_http_connections", ()] >= 5)
+    for connection in kept:
+        connection.close()
+    wait_until(lambda: metrics(service)["persistence_http_connections", ()] <= 1)
+    wait_until(lambda: metrics(service)["persistence_database_connections", ()] == 1)
+    own_mariadb.stop()
+    assert service.post(TASKS, {"tasks": [task()]}).status == 202
+    assert service.flush(0.5).status == 503
+    found = metrics(service)
+    assert found["persistence_database_connections", ()] == 0
+    assert found["persistence_database_up", ()] == 0
+    assert found["persistence_writers", ()] == 1
+
+
+def test_records_not_accepted_are_counted_by_kind_and_reason(
+    start_service: StartService, mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, JOURNAL_MAX_BYTES=2**20, SERVICE_ACK_TIMEOUT=1)
+    assert service.post(TASKS, {"tasks": [task(), task(row_index=-1), task()]}).status == 422
+    large = [task(f"t{number}", target_text="x" * 60_000) for number in range(20)]
+    assert service.post(TASKS, {"tasks": large}).status == 503
+    assert service.post(SESSIONS, {"sessions": [session(), session("s2")]}).status == 202
+    service.kill_flusher()
+    assert service.post(SESSIONS, {"sessions": [session("s3")]}).status == 503
+    found = metrics(service)
+    rejected = {key: value for (name, key), value in found.items() if name == "persistence_records_rejected_total"}
+    assert rejected == {
+        (("kind", "tasks"), ("reason", "invalid_record")): 3,
+        (("kind", "tasks"), ("reason", "journal_full")): 20,
+        (("kind", "sessions"), ("reason", "flusher_unavailable")): 1,
+    }
+    assert found["persistence_flusher_up", ()] == 0
+
+
+@pytest.mark.parametrize("token", ["", "s3cret"])
+def test_with_a_token_only_those_who_bring_it_see_the_metrics(
+    start_service: StartService, mariadb: MariaDB, database: str, token: str
+) -> None:
+    service = start_service(mariadb, database, SERVICE_AUTH_TOKEN=token)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    assert service.get("/metrics").status == (401 if token else 200)
+    assert service.request("POST", FLUSH, headers=headers).status == 200
+    answer = service.request("GET", "/metrics", headers=headers)
+    assert samples(answer.body)["persistence_flusher_up", ()] == 1
