@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 from flusher.store import Row
 from shared.records import Kind, Record, utc
@@ -28,14 +29,14 @@ def coalesce(
         refused: (entry, index) of records to pass over, so that an older state of their key takes their place.
     """
     winners: dict[str, Row] = {}
-    key_of = kind.key
+    key_of = attrgetter(kind.key)
     for number, arrival, records in entries:
-        arrived_at = EPOCH + timedelta(microseconds=arrival)
         for index, record in enumerate(records):
             if refused and (number, index) in refused:
                 continue
-            updated_at = arrived_at if record.updated_at is None else utc(record.updated_at)
-            key: str = getattr(record, key_of)
+            time = record.updated_at
+            updated_at = EPOCH + timedelta(microseconds=arrival) if time is None else utc(time)
+            key: str = key_of(record)
             held = winners.get(key)
             if held is None or updated_at >= held.updated_at:
                 winners[key] = Row(updated_at, record, number, index)

@@ -430,9 +430,9 @@ def _column_encoder(field_type: Any, literal: Callable[[str], bytes]) -> Callabl
     members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
     names = {type(member) for member in members}
     if msgspec.inspect.IntType in names:
-        return lambda value: b"%d" % value
+        return b"%d".__mod__
     if msgspec.inspect.FloatType in names:
-        return lambda value: b"%.4f" % value
+        return b"%.4f".__mod__
     if msgspec.inspect.DateTimeType in names:
         return lambda value: b"'%b'" % utc(value).isoformat(" ").encode()
     if msgspec.inspect.DictType in names:

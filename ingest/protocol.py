@@ -431,7 +431,7 @@ class Protocol(asyncio.Protocol):
     def _send_last(self, refusal: Refusal) -> None:
         cycle, self._cycle = self._cycle, None
         # A request has one answer: what was said before its body went wrong cannot be mended.
-        said = cycle.status > 0 if cycle is not None else self.phase is Phase.BODY and self._shortcut is None
+        said = self.phase is Phase.BODY and self._shortcut is None if cycle is None else cycle.status > 0
         if cycle is not None:
             # The application finds its client gone.
             cycle.response_complete = True

@@ -135,7 +135,9 @@ BENCH_PYTHON=$STATE/bench-venv/bin/python
 
 need_bench_python() { # an environment of its own for the seed design and for plots: none of it is the product's
     local requirements=tests/bench/seed/requirements.txt venv=$STATE/bench-venv stamp log
-    stamp=$venv/.installed-$(sha256sum <"$requirements" | cut -c1-16)
+    # With the service's own Python: two builds of one version may differ by a third in speed.
+    stamp=$venv/.installed-$({ cat "$requirements" && "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'; } |
+        sha256sum | cut -c1-16)
     [ ! -f "$stamp" ] || return 0
     mkdir -p "$STATE"
     log=$(mktemp)
@@ -143,7 +145,7 @@ need_bench_python() { # an environment of its own for the seed design and for pl
         set -e
         flock 9
         if [ -f "$stamp" ]; then exit 0; fi
-        [ -x "$venv/bin/pip" ] || "$PYTHON" -m venv "$venv"
+        "$PYTHON" -m venv --clear "$venv"
         "$venv/bin/pip" install -q --disable-pip-version-check -r "$requirements"
         touch "$stamp"
     ) 9>"$STATE/bench-venv.lock" >"$log" 2>&1 </dev/null || {

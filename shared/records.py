@@ -188,7 +188,9 @@ def utc(time: datetime) -> datetime:
     """A time as the naive UTC that a DATETIME column holds; one without an offset is UTC already."""
     if time.tzinfo is None:
         return time
-    return time.astimezone(UTC).replace(tzinfo=None)
+    if time.tzinfo is not UTC:
+        time = time.astimezone(UTC)
+    return time.replace(tzinfo=None)
 
 
 def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:

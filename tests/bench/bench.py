@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -55,19 +56,30 @@ class Bench:
         }
         return made[name]() if name in made else Peer(name, self.peers[name])
 
-    def start(self, contender: Contender, *, pinned: bool, batch: int) -> list[str]:
-        """Starts it with empty tables, where it belongs, and warms it up. Returns: problems."""
-        self.database.move_to(LOAD if pinned else ALL)
-        if not contender.keeps_nothing:
-            self.database.empty()
-        os.sync()  # what the one before has left to be written to the disk is not this one's burden
-        contender.start(SERVICE if pinned else ALL)
-        least, most = WARM_UP_REQUESTS
-        requests = min(most, max(least, WARM_UP_RECORDS // batch))
-        return [f"warm-up: {odd}" for odd in post(contender, self.bodies(batch, requests))]
+    @contextmanager
+    def running(
+        self, name: str, where: str, *, pinned: bool, batch: int, **settings: object
+    ) -> Iterator[tuple[Contender, list[str]]]:
+        """A contender with empty tables, where it belongs, warmed up; and what went wrong until then.
 
-    def stop(self, contender: Contender, where: str) -> None:
-        contender.stop()
+        Args:
+            where: under which load its memory is noted.
+        """
+        contender = self.contender(name, **settings)
+        try:
+            self.database.move_to(LOAD if pinned else ALL)
+            if not contender.keeps_nothing:
+                self.database.empty()
+            os.sync()  # what the one before has left to be written to the disk is not this one's burden
+            contender.start(SERVICE if pinned else ALL)
+            least, most = WARM_UP_REQUESTS
+            requests = min(most, max(least, WARM_UP_RECORDS // batch))
+            yield contender, [f"warm-up: {odd}" for odd in post(contender, self.bodies(batch, requests))]
+        finally:
+            contender.stop()
+            self.note_memory(contender, where)
+
+    def note_memory(self, contender: Contender, where: str) -> None:
         if isinstance(contender, Ours):
             for process, peak in contender.rss_mb.items():
                 if peak > self.rss_mb.get(process, {"mb": 0})["mb"]:
@@ -81,23 +93,19 @@ class Bench:
 
     def round(self, cell: Cell, seconds: int) -> dict[str, Any]:
         """One measurement with wrk of one contender, freshly started."""
-        contender = self.contender(cell.contender)
         where = f"{cell.contender}, batch {cell.batch}, {cell.connections} connections"
         try:
-            problems = self.start(contender, pinned=cell.pinned, batch=cell.batch)
-            before = contender.accepted()
-            measured = self.load(contender, cell, seconds)
-            measured["problems"] = problems + measured["problems"]
-            after = contender.accepted()
-            if before is not None and after is not None:
-                answered = measured.get("requests", 0) * cell.batch
-                if after - before < answered:
-                    measured["problems"].append(f"{answered} records were answered, {after - before} accepted")
+            with self.running(cell.contender, where, pinned=cell.pinned, batch=cell.batch) as (contender, problems):
+                before = contender.accepted()
+                measured = self.load(contender, cell, seconds)
+                after = contender.accepted()
         except FAULTS as error:
             return {"problems": [repr(error)]}
-        finally:
-            self.stop(contender, where)
-        return measured
+        if before is not None and after is not None:
+            answered = measured.get("requests", 0) * cell.batch
+            if after - before < answered:
+                problems.append(f"{answered} records were answered, {after - before} accepted")
+        return {**measured, "problems": problems + measured["problems"]}
 
     def load(self, contender: Contender, cell: Cell, seconds: int) -> dict[str, Any]:
         """wrk against a contender that runs."""

@@ -12,9 +12,9 @@ import orjson
 
 from tests.bench import tasks
 from tests.bench.bench import Bench, say
-from tests.bench.contenders import Ours
+from tests.bench.contenders import Contender, Ours
 from tests.bench.plan import OURS
-from tests.support.service import Service
+from tests.support.service import Answer, Service
 
 RECORDS = 1000
 BATCH = 100
@@ -28,23 +28,21 @@ STATES = ("pending", "processing", "completed")
 def statements(bench: Bench) -> dict[str, Any]:
     """1000 distinct records in 10 requests, on a connection that is already open; the server counts."""
     say("statements for 1000 distinct records")
-    contender, service = _start(bench, BATCH)
     database = bench.database
-    try:
+    with bench.running(OURS, "statements", pinned=False, batch=BATCH) as (contender, problems):
+        service = _service(contender)
         flushed = service.flush()
         before, counters_before = database.statements(), database.counters()
         rows_before = database.tasks()
-        problems = [] if flushed.status == 200 else [f"flush: {flushed!r}"]
+        problems.extend(_odd(flushed, 200))
         for body in bench.bodies(BATCH, RECORDS // BATCH):
             answer = service.post(contender.path, body)
-            problems += [] if answer.status == 202 else [repr(answer)]
+            problems.extend(_odd(answer, 202))
         flushed = service.flush()
-        problems += [] if flushed.status == 200 else [f"flush: {flushed!r}"]
+        problems.extend(_odd(flushed, 200))
         sent = database.statements() - before
         rows = database.tasks() - rows_before
         counters = {name: value - counters_before.get(name, 0) for name, value in database.counters().items()}
-    finally:
-        bench.stop(contender, "statements")
     if rows != RECORDS:
         problems.append(f"{rows} rows for {RECORDS} records")
     return {
@@ -60,9 +58,8 @@ def lifecycle(bench: Bench) -> dict[str, Any]:
     """Tasks that go through all their states within the flush interval, IN_PROGRESS of them at any time."""
     wanted = bench.plan.lifecycle_tasks
     say(f"{wanted} tasks, each {' -> '.join(STATES)}, {IN_PROGRESS} at a time")
-    contender, service = _start(bench, BATCH)
-    problems: list[str] = []
-    try:
+    with bench.running(OURS, "life cycles", pinned=False, batch=BATCH) as (contender, problems):
+        service = _service(contender)
         service.flush()
         before = service.stats()
         bodies = list(_lifecycles(bench.tasks, wanted))
@@ -71,15 +68,13 @@ def lifecycle(bench: Bench) -> dict[str, Any]:
         for number, body in enumerate(bodies):
             time.sleep(max(0.0, began_at + number / REQUESTS_PER_S - time.monotonic()))
             answer = service.post(contender.path, body, connection=connection)
-            problems += [] if answer.status == 202 else [repr(answer)]
+            problems.extend(_odd(answer, 202))
         took_s = time.monotonic() - began_at
         connection.close()
         flushed = service.flush()
-        problems += [] if flushed.status == 200 else [f"flush: {flushed!r}"]
+        problems.extend(_odd(flushed, 200))
         after = service.stats()
         stored = bench.database.tasks(f"WHERE status='completed' AND task_id LIKE '%{SUFFIX}'")
-    finally:
-        bench.stop(contender, "life cycles")
     records = after["accepted"]["tasks"] - before["accepted"]["tasks"]
     rows = after["coalescing"]["rows_written"] - before["coalescing"]["rows_written"]
     if stored != wanted or records != wanted * len(STATES):
@@ -93,13 +88,14 @@ def lifecycle(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _start(bench: Bench, batch: int) -> tuple[Ours, Service]:
-    contender = bench.contender(OURS)
+def _odd(answer: Answer, wanted: int) -> list[str]:
+    return [] if answer.status == wanted else [repr(answer)]
+
+
+def _service(contender: Contender) -> Service:
     assert isinstance(contender, Ours)
-    problems = bench.start(contender, pinned=False, batch=batch)
     assert contender.service is not None
-    assert not problems, problems
-    return contender, contender.service
+    return contender.service
 
 
 def _lifecycles(pool: list[dict[str, Any]], wanted: int) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from tests.bench.bench import Bench, say
@@ -22,18 +23,11 @@ def locked(bench: Bench) -> dict[str, Any]:
     for _ in range(bench.plan.lock_rounds):
         for state, measurements in rounds.items():
             say(f"batch 10, 16 connections, {state}")
-            contender = bench.contender(OURS)
-            try:
-                problems = bench.start(contender, pinned=False, batch=10)
-                if state == "locked":
-                    with bench.database.mariadb.locked(bench.database.name):
-                        measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
-                else:
+            with bench.running(OURS, f"batch 10, {state}", pinned=False, batch=10) as (contender, problems):
+                lock = bench.database.mariadb.locked(bench.database.name) if state == "locked" else nullcontext()
+                with lock:
                     measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
-                measured["problems"] = problems + measured["problems"]
-                measurements.append(measured)
-            finally:
-                bench.stop(contender, f"batch 10, 16 connections, {state}")
+            measurements.append({**measured, "problems": problems + measured["problems"]})
     return rounds
 
 
@@ -41,22 +35,15 @@ def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
     """Latency over time at a fixed rate, before, while, and after the table is locked."""
     before_s, lock_s, after_s = bench.plan.lock_plot_s
     say(f"open loop, batch 10, {rate:.0f} requests/s, locked for {lock_s:g} s")
-    contender = bench.contender(OURS)
-    sender: Running | None = None
-    try:
-        problems = bench.start(contender, pinned=False, batch=10)
+    with bench.running(OURS, "batch 10, locked, open loop", pinned=False, batch=10) as (contender, problems):
         wanted = job(contender.address, contender.path, batch=10, rate=rate, seconds=before_s + lock_s + after_s)
-        sender = Running(wanted, ALL, priority=True)
-        time.sleep(wanted.begin_at + before_s - time.monotonic())
-        with bench.database.mariadb.locked(bench.database.name):
-            locked_at = time.monotonic() - wanted.begin_at
-            time.sleep(lock_s)
-            unlocked_at = time.monotonic() - wanted.begin_at
-        measured = _result(sender, problems)
-    finally:
-        if sender is not None:
-            sender.kill()
-        bench.stop(contender, "open loop, batch 10, locked")
+        with Running(wanted, ALL, priority=True) as sender:
+            time.sleep(wanted.begin_at + before_s - time.monotonic())
+            with bench.database.mariadb.locked(bench.database.name):
+                locked_at = time.monotonic() - wanted.begin_at
+                time.sleep(lock_s)
+                unlocked_at = time.monotonic() - wanted.begin_at
+            measured = _result(sender, problems)
     return {**measured, "locked_at_s": round(locked_at, 3), "unlocked_at_s": round(unlocked_at, 3)}
 
 
@@ -72,22 +59,15 @@ def flushing(bench: Bench) -> dict[str, Any]:
         for state, measurements in rounds.items():
             say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
             settings = {"DB_SOCKET": AWAY} if state == "away" else {}
-            contender = bench.contender(OURS, **settings)
-            sender: Running | None = None
-            try:
-                problems = bench.start(contender, pinned=False, batch=100)
+            where = f"batch 100, open loop, {state}"
+            with bench.running(OURS, where, pinned=False, batch=100, **settings) as (contender, problems):
                 before = _flush_seconds(contender)
                 wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
-                sender = Running(wanted, ALL, priority=True)
-                measured = _result(sender, problems)
-                measured.pop("latencies")
+                with Running(wanted, ALL, priority=True) as sender:
+                    measured = _result(sender, problems)
                 share = (_flush_seconds(contender) - before) / (time.monotonic() - wanted.begin_at)
-                measured["flushing_share"] = round(share, 3)
-                measurements.append(measured)
-            finally:
-                if sender is not None:
-                    sender.kill()
-                bench.stop(contender, f"open loop, batch 100, {state}")
+            measured.pop("latencies")
+            measurements.append({**measured, "flushing_share": round(share, 3)})
     return {"highest": highest, **rounds}
 
 

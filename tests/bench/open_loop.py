@@ -19,6 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
 from tests.bench import tasks
@@ -188,7 +189,7 @@ class Sender:
 
 
 class Running:
-    """A sender at work in a process of its own."""
+    """A sender at work in a process of its own; a context manager, after which it is gone."""
 
     def __init__(self, job: Job, cores: Sequence[int], *, priority: bool) -> None:
         self.job = job
@@ -212,7 +213,12 @@ class Running:
             raise RuntimeError(f"the open-loop sender failed: {errors.decode(errors='replace')[-2000:]}")
         return judged(json.loads(output), self.job)
 
-    def kill(self) -> None:
+    def __enter__(self) -> Running:  # noqa: PYI034 -- Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()

@@ -59,16 +59,15 @@ def _rounds(raw: Raw, part: str, name: str, *path: str) -> float | None:
     return median(raw.get(part, {}).get(name, ()), *path)
 
 
-def _landing(raw: Raw) -> float | None:
-    return median(raw.get("landing", {}).get(OURS, {}).get("rounds", ()), "rows_per_s")
+def _landed(raw: Raw, name: str) -> float | None:
+    """By a contender, in the better of its sustained runs; None if one is invalid."""
+    return _best(raw.get("landing", {}).get(name, {}).get("rounds", ()))
 
 
-def _limit(raw: Raw) -> float | None:
-    """Of LOAD DATA in batches of any size that was tried, the fastest; None if one is invalid."""
-    found = raw.get("landing", {}).get(LOAD_DATA, ())
-    if not found or any(one["problems"] for one in found):
+def _best(rounds: Sequence[Raw]) -> float | None:
+    if not rounds or any(one["problems"] for one in rounds):
         return None
-    return max(one["rows_per_s"] for one in found)
+    return max(one["rows_per_s"] for one in rounds)
 
 
 def _one(raw: Raw, part: str, name: str) -> Any:
@@ -78,8 +77,11 @@ def _one(raw: Raw, part: str, name: str) -> Any:
 
 
 def _rss(raw: Raw) -> dict[str, float] | None:
-    found = {process: peak["mb"] for process, peak in raw.get("rss_mb", {}).items()}
-    return found if set(found) == set(PROCESSES) else None
+    """In the sustained runs; a process that was not seen is not small."""
+    rounds = raw.get("landing", {}).get(OURS, {}).get("rounds", ())
+    if not rounds or any(one["problems"] or set(one["rss_mb"]) != set(PROCESSES) for one in rounds):
+        return None
+    return {process: max(one["rss_mb"][process] for one in rounds) for process in PROCESSES}
 
 
 _RATIOS: dict[str, Callable[[Raw], Any]] = {
@@ -96,10 +98,8 @@ _RATIOS: dict[str, Callable[[Raw], Any]] = {
     "p99_flushing_vs_idle": lambda raw: ratio(
         _rounds(raw, "flushing", "flushing", "latency_us", "p99"), _rounds(raw, "flushing", "away", "latency_us", "p99")
     ),
-    "landing_vs_load_data": lambda raw: ratio(_landing(raw), _limit(raw)),
-    "landing_vs_seed_design": lambda raw: ratio(
-        _landing(raw), median(raw.get("landing", {}).get(SEED, {}).get("rounds", ()), "rows_per_s")
-    ),
+    "landing_vs_load_data": lambda raw: ratio(_landed(raw, OURS), _best(raw.get("landing", {}).get(LOAD_DATA, ()))),
+    "landing_vs_seed_design": lambda raw: ratio(_landed(raw, OURS), _landed(raw, SEED)),
     "statements_per_1000": lambda raw: _one(raw, "statements", "per_1000"),
     "rows_per_record_lifecycle": lambda raw: _one(raw, "lifecycle", "rows_per_record"),
     "workers2_vs_1": lambda raw: ratio(

@@ -83,7 +83,8 @@ def _start(bench: Bench, directory: Path, records: int) -> dict[str, float]:
         wait_until(lambda: service.stats()["buffer"]["total_count"] == records, 120, "everything is counted")
         return {"ready_s": round(ready_s, 3), "counted_s": round(time.monotonic() - began_at, 3)}
     finally:
-        bench.stop(contender, "recovery")
+        contender.stop()
+        bench.note_memory(contender, "recovery")
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def _latency(one: Raw) -> str:
 
 
 def _others(raw: Raw) -> str:
-    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) is not None for path in needs)]
+    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) for path in needs)]
     return table(["measured besides", ""], rows) if rows else ""
 
 
@@ -94,10 +94,10 @@ def _fastest(rounds: Sequence[Raw]) -> str:
 
 
 def _landed(raw: Raw, name: str) -> str:
-    (one,) = raw["landing"][name]["rounds"]
-    if one["problems"]:
-        return INVALID
-    return f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered, {one['seconds']:.0f} s)"
+    return ", ".join(
+        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered)"
+        for one in raw["landing"][name]["rounds"]
+    )
 
 
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
@@ -124,6 +124,11 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
     (f"rows/s landed, {OURS}", (f"landing.{OURS}",), lambda raw: _landed(raw, OURS)),
     (f"rows/s landed, {SEED}", (f"landing.{SEED}",), lambda raw: _landed(raw, SEED)),
     (
+        "most memory in any cell, MB",
+        ("rss_mb",),
+        lambda raw: "; ".join(f"{process} {peak['mb']:g} ({peak['where']})" for process, peak in raw["rss_mb"].items()),
+    ),
+    (
         "journal read back: seconds until the service accepts, with it",
         ("recovery.start",),
         lambda raw: f"{raw['recovery']['start']['ready_s']:.2f}",
@@ -138,7 +143,7 @@ def _ratios(raw: Raw) -> str:
         for key in KEYS
         if key.name in raw["ratios"]
     ]
-    return table(["key", "what", "measured", "must be", ""], rows)
+    return table(["key", "what", "measured", "must be", ""], rows) if rows else ""
 
 
 def _value(value: Any) -> str:

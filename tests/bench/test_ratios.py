@@ -76,17 +76,19 @@ RAW: dict[str, Any] = {
     "landing": {
         LOAD_DATA: [rows_per_s(50_000), rows_per_s(60_000)],
         STATEMENTS: [rows_per_s(40_000)],
-        OURS: {"tries": [], "rounds": [rows_per_s(30_000)]},
+        OURS: {
+            "tries": [],
+            "rounds": [
+                rows_per_s(20_000, rss_mb={"ingest worker": 30.0, "flusher": 40.0, "writer": 45.0}),
+                rows_per_s(30_000, rss_mb={"ingest worker": 50.0, "flusher": 20.0, "writer": 25.0}),
+            ],
+        },
         SEED: {"tries": [], "rounds": [rows_per_s(10_000)]},
     },
     "statements": {"per_1000": 2.0, "problems": []},
     "lifecycle": {"rows_per_record": 0.36, "problems": []},
     "recovery": {"records_per_s": 250_000.0, "start": {"ready_s": 0.5, "counted_s": 0.6}, "problems": []},
-    "rss_mb": {
-        "ingest worker": {"mb": 50.0, "where": "a"},
-        "flusher": {"mb": 40.0, "where": "b"},
-        "writer": {"mb": 45.0, "where": "c"},
-    },
+    "rss_mb": {"ingest worker": {"mb": 99.0, "where": "batch 1000"}},
     "problems": [],
 }
 EXPECTED = {
@@ -133,7 +135,7 @@ def test_a_run_that_measured_nothing_has_every_key_and_no_value() -> None:
         (("locked", "locked", 0), {"p99_locked_vs_idle"}),
         (("flushing", "away", 0), {"p99_flushing_vs_idle"}),
         (("landing", LOAD_DATA, 0), {"landing_vs_load_data"}),
-        (("landing", OURS), {"landing_vs_load_data", "landing_vs_seed_design"}),
+        (("landing", OURS), {"landing_vs_load_data", "landing_vs_seed_design", "rss_mb"}),
         (("landing", SEED), {"landing_vs_seed_design"}),
         (("statements",), {"statements_per_1000"}),
         (("lifecycle",), {"rows_per_record_lifecycle"}),
@@ -172,7 +174,8 @@ def test_a_measurement_that_failed_as_a_whole_is_reported_and_the_rest_is_shown(
 
 
 def test_memory_of_a_process_that_was_never_seen_is_not_small() -> None:
-    raw = {**RAW, "rss_mb": {"flusher": {"mb": 1.0, "where": "a"}}}
+    raw = copy.deepcopy(RAW)
+    del raw["landing"][OURS]["rounds"][0]["rss_mb"]["writer"]
 
     assert ratios(raw)["rss_mb"] is None
 
@@ -199,6 +202,7 @@ def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
 
     assert all(f"**{name}**" in text for name in NAMES)
     assert "NOT VALID" not in text
+    assert "ingest worker 99 (batch 1000)" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| **")]
     shown = {row[0].strip("*"): row[2:] for row in cells}
     assert shown["recover_records_per_s"] == ["250,000", "≥ 200,000", "yes"]
