@@ -137,8 +137,9 @@ async def serve(config: Config) -> None:
         syncer,
         figures,
         policy=FlushPolicy(config.buffer.max_buffer_size, config.buffer.flush_interval),
-        # More writers than cores take each other's time, and that of accepting.
-        pool_size=min(database.pool_size, len(os.sched_getaffinity(0))),
+        # More writers than cores take each other's time, and that of accepting; two even on one, since one mostly
+        # waits for the database.
+        pool_size=min(database.pool_size, max(2, len(os.sched_getaffinity(0)))),
         random=random.random,
     )
     intake = Intake(

@@ -20,7 +20,7 @@ from flusher.rows import Row, Rows, row_encoder
 from shared.records import KINDS, Kind
 
 LOCK_WAIT_S = 10
-MAX_STATEMENT_ROWS = 10_000
+MAX_STATEMENT_ROWS = 1000
 MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
