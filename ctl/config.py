@@ -9,6 +9,7 @@ import yaml
 
 from ctl.output import ExitStatus, Wrong, emit, finish, json_option
 from shared.config import DEFAULT_FILE, ENVIRONMENT, ConfigError, load, masked
+from shared.exposure import warnings
 
 
 @click.group()
@@ -34,7 +35,10 @@ def check(file: str | None, as_json: bool) -> None:
             finish(ExitStatus.WRONG)
         raise Wrong(f"configuration: {error}") from error
     if as_json:
-        emit({"file": name, "environment": variables, "error": None, "effective": masked(effective)})
+        found = {"error": None, "warnings": warnings(effective), "effective": masked(effective)}
+        emit({"file": name, "environment": variables, **found})
         return
     click.echo(yaml.safe_dump(masked(effective), sort_keys=False, allow_unicode=True), nl=False)
+    for warning in warnings(effective):
+        click.echo(f"# warning: {warning}")
     click.echo(f"# all right: {name}, overridden by {', '.join(variables) or 'nothing'}")

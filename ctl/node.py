@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import orjson
 
 from ctl.output import Stop, configuration
 from shared.config import local_url
+from shared.exposure import local_tls
 
 TIMEOUT_S = 10.0
 API = "/api/v1/persistence"
@@ -30,13 +32,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Node:
-    """Blocks in every call, for at most `timeout_s` between two bytes. Proxies of the environment are not asked."""
+    """Blocks in every call, for at most `timeout_s` between two bytes. Proxies of the environment are not asked.
 
-    def __init__(self, url: str, token: str | None, *, timeout_s: float = TIMEOUT_S) -> None:
+    Args: tls: None: certificate and host name are checked as everywhere.
+    """
+
+    def __init__(
+        self, url: str, token: str | None, *, timeout_s: float = TIMEOUT_S, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self._token = token
         self._timeout_s = timeout_s
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        https = urllib.request.HTTPSHandler(context=tls)
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect(), https)
 
     def health(self) -> dict[str, Any]:
         return self._request("GET", "/health")[1]
@@ -85,7 +93,12 @@ def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def node_of(url: str | None) -> Node:
     """Raises: Stop."""
     service = configuration().service
-    return _node(url or local_url(service), service.auth_token, "--url")
+    if url is not None:
+        return _node(url, service.auth_token, "--url")
+    try:
+        return _node(local_url(service), service.auth_token, "service.host", local_tls(service))
+    except OSError as error:
+        raise Stop(f"service.tls_cert = {service.tls_cert!r}: {error.strerror}") from error
 
 
 def all_nodes() -> list[Node]:
@@ -96,9 +109,9 @@ def all_nodes() -> list[Node]:
     return [_node(url, config.service.auth_token, "cluster.nodes") for url in config.cluster.nodes]
 
 
-def _node(url: str, token: str | None, where: str) -> Node:
+def _node(url: str, tokens: str | None, where: str, tls: ssl.SSLContext | None = None) -> Node:
     if "://" not in url:
         url = f"http://{url}"
     if not url.startswith(("http://", "https://")):
         raise Stop(f"{where} {url}: http:// or https:// is needed")
-    return Node(url, token)
+    return Node(url, tokens.split()[0] if tokens else None, tls=tls)

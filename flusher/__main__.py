@@ -29,6 +29,8 @@ from flusher.triggers import FlushPolicy
 from flusher.writers import Writers
 from shared import logs
 from shared.config import Config, load_or_exit
+from shared.exposure import warnings
+from shared.process import close_to_others, own_state_directory
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
@@ -45,8 +47,8 @@ RESTART_DRAIN_S = 2.0
 
 def lock(state_directory: Path) -> int:
     """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
+    own_state_directory(state_directory)
     try:
-        state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(state_directory / "flusher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: {error.strerror}")
@@ -208,11 +210,13 @@ async def serve(config: Config) -> None:
 
 
 def main() -> None:
+    close_to_others()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)
-    os.umask(0o077)
     held = lock(Path(config.state_directory))
+    for warning in warnings(config):
+        log.warning("%s", warning)
     uvloop.run(serve(config))
     os.close(held)
 

@@ -15,6 +15,8 @@ from flusher.store import Row
 from shared.records import Kind, Record, utc
 
 EPOCH = datetime(1970, 1, 1)
+MAX_ARRIVAL = (datetime.max - EPOCH) // timedelta(microseconds=1)
+"""The last that a DATETIME holds."""
 
 
 def coalesce(
@@ -25,7 +27,7 @@ def coalesce(
     """Winners of one kind, sorted by key as the primary key is: overlapping writers then never deadlock.
 
     Args:
-        entries: (number in the segment, arrival in µs, records), in the order of arrival.
+        entries: (number in the segment, arrival in µs up to MAX_ARRIVAL, records), in the order of arrival.
         refused: (entry, index) of records to pass over, so that an older state of their key takes their place.
     """
     winners: dict[str, Row] = {}

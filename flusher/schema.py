@@ -10,6 +10,7 @@ from flusher.mysql_errors import ErrorClass
 from flusher.store import Store, StoreError, schema_statements
 from flusher.writer import server_of
 from shared.config import Database, load_or_exit
+from shared.process import close_to_others
 
 FILE = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
 
@@ -24,6 +25,7 @@ def create(store: Store, database: str) -> None:
 
 
 def main() -> None:
+    close_to_others()
     config = load_or_exit()
     wait_s = float(sys.argv[2]) if sys.argv[1:2] == ["--wait"] else 0.0
     store = open_store(config.database)

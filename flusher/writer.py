@@ -28,12 +28,13 @@ import orjson
 
 from flusher import dead_letters, journal
 from flusher.answers import Alive, Failed, Written
-from flusher.coalesce import coalesce
+from flusher.coalesce import MAX_ARRIVAL, coalesce
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
 from flusher.store import Row, Rows, Server, Store, StoreError
 from shared import logs
 from shared.config import Database, load_or_exit
+from shared.process import close_to_others
 from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind, Record, decode, decode_raw
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class Entries:
             self.records += entry.count
             if kind is None:
                 self.undecodable.append((entry, f"kind {entry.kind} is not known"))
+                continue
+            if entry.arrival > MAX_ARRIVAL:
+                self.undecodable.append((entry, "its arrival lies after the year 9999"))
                 continue
             try:
                 self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body)))
@@ -250,6 +254,7 @@ def _read_commands(commands: SimpleQueue[bytes]) -> None:
 
 
 def main() -> None:
+    close_to_others()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("writer", level=logging_config.level, format=logging_config.format, file=logging_config.file)

@@ -27,7 +27,9 @@ from pathlib import Path
 
 from ingest.metrics import METRICS_DIRECTORY, fold
 from shared import logs
-from shared.config import load_or_exit
+from shared.config import Config, ConfigError, load, load_or_exit
+from shared.exposure import TlsUnusable, check_tls
+from shared.process import close_to_others, own_state_directory
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -142,11 +144,36 @@ def keep_counts(metrics_directory: Path, pid: int) -> None:
         log.error("metrics: %s: %s", error.filename, error.strerror)
 
 
+def check_start(config: Config) -> None:
+    """What no worker could mend. Raises: SystemExit with one line."""
+    try:
+        check_tls(config.service)
+    except TlsUnusable as error:
+        sys.exit(f"ingest: {error}")
+    own_state_directory(Path(config.state_directory))
+
+
+def may_start_anew() -> bool:
+    """Whether new workers would start: a mistake in what they read anew must not end those that work."""
+    try:
+        check_tls(load(None, os.environ).service)
+    except (ConfigError, TlsUnusable) as error:
+        log.error("the workers stay as they are: %s", error)
+        return False
+    return True
+
+
+def replace(workers: Workers) -> None:
+    if may_start_anew():
+        workers.replace()
+
+
 def main() -> None:
+    close_to_others()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("ingest", level=logging_config.level, format=logging_config.format, file=logging_config.file)
-    os.umask(0o077)
+    check_start(config)
     # Every connection takes a descriptor; the usual soft limit of 1024 is for programs that use select().
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -178,7 +205,7 @@ def main() -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
             break
         if number == signal.SIGHUP:
-            workers.replace()
+            replace(workers)
             continue
         for lived_s in workers.reap():
             if len(workers) < config.service.workers:

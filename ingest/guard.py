@@ -57,7 +57,7 @@ class Guard:
         self._app = app
         self._routes = routes
         self._posts_with_body = posts_with_body
-        self._authorization = None if auth_token is None else b"Bearer " + auth_token.encode()
+        self._tokens = None if auth_token is None else auth_token.encode().split()
         self._protected = protected_mode and auth_token is None
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
@@ -113,15 +113,14 @@ class Guard:
             self._reading_bytes -= held
 
     def _check_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if self._authorization is not None:
+        if self._tokens is not None:
             if scope["path"] in OPEN_PATHS:
                 return
             given = headers.get(b"authorization")
             if given is None:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
-            scheme, _, token = given.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(b"Bearer " + token.strip(), self._authorization):
+            if not has_token(given, self._tokens):
                 raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
         elif self._protected and scope["client"] is not None and not is_loopback(scope["client"][0]):
             raise Problem(
@@ -147,8 +146,8 @@ class Guard:
             or headers.get(b"content-type", _JSON) != _JSON
         ):
             return False
-        if self._authorization is not None:
-            return hmac.compare_digest(headers.get(b"authorization", b""), self._authorization)
+        if self._tokens is not None:
+            return has_token(headers.get(b"authorization", b""), self._tokens)
         return not self._protected or (client is not None and is_loopback(client[0]))
 
     def _check_route(self, scope: Scope) -> None:
@@ -243,6 +242,16 @@ def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
 async def _nothing_left() -> Message:
     """What Falcon receives: it asks for the first message of the body even where nobody reads it."""
     return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
+    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time: how long it takes says
+    neither which nor how much is right."""
+    scheme, _, given = authorization.partition(b" ")
+    found = False
+    for token in tokens:
+        found |= hmac.compare_digest(given.strip(), token)
+    return found and scheme.lower() == b"bearer"
 
 
 @lru_cache(maxsize=1024)

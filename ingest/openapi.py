@@ -18,6 +18,13 @@ def document(max_records: int) -> bytes:
     types = [kind.record for kind in KINDS]
     _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas: dict[str, Any] = dict(components)
+    for kind in KINDS:
+        properties = schemas[kind.record.__name__]["properties"]
+        for name, schema in properties.items():
+            properties[name] = _flat(schema)
+        for name in kind.fields_of(msgspec.inspect.DateTimeType):
+            # msgspec leaves the format out where a time may come without an offset.
+            properties[name] |= {"format": "date-time", "description": "ISO 8601; without an offset it is UTC"}
     schemas["Error"] = {
         "type": "object",
         "required": ["detail", "error_code", "errors"],
@@ -127,6 +134,17 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
             **_errors(400, 401, 403, 405, 408, 413, 415, 422, 503),
         },
     }
+
+
+def _flat(schema: dict[str, Any]) -> dict[str, Any]:
+    """A choice between something and null as one schema of two types: shorter, and clear to every generator."""
+    choices = schema.pop("anyOf", None)
+    if choices is None:
+        return schema
+    some, null = choices
+    if null != {"type": "null"}:
+        raise TypeError(f"a choice of {choices} has no type of its own")
+    return {**some, "type": [some["type"], "null"], **schema}
 
 
 def _timeout() -> dict[str, Any]:

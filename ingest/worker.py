@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import resource
 import socket
 import sys
@@ -27,6 +26,7 @@ from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, keep_sweeping
 from shared import logs
 from shared.config import load_or_exit
+from shared.process import close_to_others
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -107,11 +107,11 @@ def connection_limit(wanted: int) -> int:
 
 
 def main() -> None:
+    close_to_others()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("ingest", level=logging_config.level, format=logging_config.format, file=logging_config.file)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    os.umask(0o077)
     listener = socket.socket(fileno=int(sys.argv[1]))
     socket_path = Path(config.state_directory, SOCKET_NAME)
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
@@ -133,6 +133,8 @@ def main() -> None:
             server_header=False,
             proxy_headers=False,  # a caller must not be able to say that it is on this machine
             timeout_graceful_shutdown=GRACEFUL_S,
+            ssl_certfile=config.service.tls_cert,
+            ssl_keyfile=config.service.tls_key,
         )
     )
     server.metrics = metrics

@@ -78,13 +78,12 @@ need_galera() { # what a trial cluster runs: Galera, the programs with which a n
     fi
 }
 
-need_python() { # need_python EXTRA...: .venv with the exact versions of requirements.lock
-    local extras wanted python log
-    extras=$(IFS=,; echo "$*")
-    wanted=$(cat pyproject.toml requirements.lock | sha256sum | cut -c1-16)
-    local stamp=.venv/.installed-${extras//,/-}-$wanted
-    # An installation with extras has everything that one without needs.
-    if [ -f "$stamp" ] || { [ -z "$extras" ] && compgen -G ".venv/.installed-*-$wanted" >/dev/null; }; then
+need_python() { # need_python [dev]: .venv with the exact files of requirements.lock, or requirements-dev.lock
+    local lock=requirements${1:+-dev}.lock wanted python log
+    wanted=$(cat pyproject.toml requirements*.lock | sha256sum | cut -c1-16)
+    local stamp=.venv/.installed-$lock-$wanted
+    # The lock for development has everything that production needs.
+    if [ -f "$stamp" ] || [ -f ".venv/.installed-requirements-dev.lock-$wanted" ]; then
         return 0
     fi
     python=$(find_python) || {
@@ -103,15 +102,20 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
         flock 9
         if [ -f "$stamp" ]; then exit 0; fi
         [ -x .venv/bin/pip ] || "$python" -m venv .venv
-        .venv/bin/pip install -q --disable-pip-version-check -c requirements.lock -e ".${extras:+[$extras]}"
-        touch "$stamp"
+        # Nothing is installed, and no build run, of a file whose hash is not in a lock.
+        install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
+        # Joined by &&: on the left of || bash ignores set -e.
+        install --require-hashes --no-deps --only-binary :all: -r requirements-build.lock &&
+            install --require-hashes --no-deps --no-build-isolation -r "$lock" &&
+            install --no-deps --no-build-isolation -e . &&
+            touch "$stamp"
     ) 9>.venv.lock >"$log" 2>&1 </dev/null || {
         tail -n 15 "$log" >&2
         rm -f "$log"
-        die "could not install the Python packages of requirements.lock"
+        die "could not install the Python packages of $lock"
     }
     rm -f "$log"
-    step "installed the Python packages of requirements.lock into .venv"
+    step "installed the Python packages of $lock into .venv"
 }
 
 find_python() { # Debian's own first: it is built for speed (PGO, LTO), most others in a PATH are not

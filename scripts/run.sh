@@ -20,6 +20,7 @@ private=no
 need_python
 
 mkdir -p "$STATE" 2>/dev/null && [ -w "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: cannot be written"
+[ -O "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: belongs to another user; name another directory"
 chmod 700 "$STATE"
 if [ $private = yes ]; then
     export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD= DB_SSL_MODE=DISABLED
@@ -107,10 +108,13 @@ step "database and tables are ready"
     fail "$(why_not_started)"
 "$PYTHON" - "$url/ready" <<'PY' || fail "the service did not get ready; see $STATE/*.stderr.log and the log file"
 import sys, time, urllib.request
+from shared.config import load_or_exit
+from shared.exposure import local_tls
 give_up_at = time.monotonic() + 20
+tls = local_tls(load_or_exit().service)
 while True:
     try:
-        with urllib.request.urlopen(sys.argv[1], timeout=5):
+        with urllib.request.urlopen(sys.argv[1], timeout=5, context=tls):
             sys.exit(0)
     except OSError:
         if time.monotonic() > give_up_at:

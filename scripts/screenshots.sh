@@ -3,5 +3,5 @@
 . "$(dirname "$0")/lib.sh"
 
 need_packages mariadb-server-core mariadb-client-core chromium fonts-dejavu-core pngquant
-need_python client dev
+need_python dev
 exec "$PYTHON" -m tests.dashboard.screenshots "$@"

@@ -11,7 +11,7 @@ done
 command -v systemd-analyze >/dev/null || need_packages systemd # it checks the unit in deploy/
 # The cluster's tests are skipped, with the reason, where it cannot be installed.
 (need_galera) || step "no Galera cluster can be installed here"
-need_python client dev
+need_python dev
 need_bench_python
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .

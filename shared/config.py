@@ -6,8 +6,9 @@ the service listens, as shell assignments.
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import re
+import reprlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -39,9 +40,13 @@ class Service(msgspec.Struct, frozen=True):
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5000
     max_clock_skew: Annotated[float, Meta(ge=0, le=86400)] = 300
     ack_timeout: Annotated[float, Meta(gt=0, le=600)] = 10
-    auth_token: Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")] | None = None
+    auth_token: Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")] | None = None
+    """One token, or several separated by spaces, the file's included."""
+    auth_token_file: Name | None = None
     protected_mode: bool = True
     drain_delay: Annotated[float, Meta(ge=0, le=10)] = 0
+    tls_cert: Name | None = None
+    tls_key: Name | None = None
 
 
 class Buffer(msgspec.Struct, frozen=True):
@@ -118,8 +123,11 @@ ENVIRONMENT: dict[str, str] = {
     "SERVICE_MAX_CLOCK_SKEW": "service.max_clock_skew",
     "SERVICE_ACK_TIMEOUT": "service.ack_timeout",
     "SERVICE_AUTH_TOKEN": "service.auth_token",
+    "SERVICE_AUTH_TOKEN_FILE": "service.auth_token_file",
     "SERVICE_PROTECTED_MODE": "service.protected_mode",
     "SERVICE_DRAIN_DELAY": "service.drain_delay",
+    "SERVICE_TLS_CERT": "service.tls_cert",
+    "SERVICE_TLS_KEY": "service.tls_key",
     "BUFFER_MAX_SIZE": "buffer.max_buffer_size",
     "BUFFER_FLUSH_INTERVAL": "buffer.flush_interval",
     "BUFFER_MAX_BATCH_SIZE": "buffer.max_batch_size",
@@ -151,6 +159,8 @@ MAY_BE_EMPTY = {"DB_PASSWORD", "LOGGING_FILE"}
 """Variables for which empty is a value; any other that is empty counts as unset."""
 LISTS = (("database", "host"), ("cluster", "nodes"))
 """Keys whose text is several values, separated by commas."""
+_CONSTRUCTORS_RAISE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""PyYAML's constructors let through what Python raises on a value such as 2001-99-99, !!bool x or !!timestamp x."""
 _VARIABLE = {key: name for name, key in ENVIRONMENT.items()}
 
 
@@ -173,7 +183,11 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
         text = values.get(section, {}).get(name)
         if isinstance(text, str):
             values[section][name] = [one.strip() for one in text.split(",")]
+    service = values.get("service", {})
+    service["auth_token"] = _words(service.get("auth_token"))
     sections = {name: _section(name, values.get(name, {}), source) for name in SECTIONS}
+    sections["service"] = _with_tokens_of_the_file(sections["service"])
+    sections["database"] = _verified(sections["database"])
     state_directory = str(Path(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY).absolute())
     if not sections["journal"].directory:
         directory = str(Path(state_directory, "journal"))
@@ -201,7 +215,7 @@ def _read(path: Path, *, required: bool) -> tuple[dict[str, dict[str, Any]], dic
         return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_CONSTRUCTORS_RAISE) as error:
         # The parser's own text quotes the line, and with it a secret that stands there.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
@@ -222,27 +236,84 @@ def _read(path: Path, *, required: bool) -> tuple[dict[str, dict[str, Any]], dic
 
 def _check_keys(content: Any, allowed: Any, where: str, what: str) -> None:
     if not isinstance(content, dict):
-        raise ConfigError(f"{where}: must be a mapping of {what}s, not {content!r}")
+        raise ConfigError(f"{where}: must be a mapping of {what}s, not {type(content).__name__}")
     for key in content:
         if key not in allowed:
-            raise ConfigError(f"{where}: unknown {what} {key!r}; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{where}: unknown {what} {_shown(key)}; allowed: {', '.join(allowed)}")
+
+
+def _words(value: Any) -> Any:
+    """Tokens as one string: a list of them, or what stands between spaces and line ends."""
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = " ".join(value)
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def _with_tokens_of_the_file(service: Service) -> Service:
+    if service.auth_token_file is None:
+        return service
+    where = f"service.auth_token_file = {_shown(service.auth_token_file)}"
+    try:
+        text = _words(Path(service.auth_token_file).read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'is not ASCII'}") from None
+    if not text or not text.isprintable():
+        raise ConfigError(f"{where}: must hold at least one token of printable ASCII")
+    return msgspec.structs.replace(service, auth_token=" ".join(filter(None, (service.auth_token, text))))
+
+
+def _verified(database: Database) -> Database:
+    """Who names a CA for a database on another machine wants to know who answers, not only that somebody signed it."""
+    if database.ssl_mode is None and database.ssl_ca and not is_local(database):
+        return msgspec.structs.replace(database, ssl_mode="VERIFY_IDENTITY")
+    return database
+
+
+def is_local(database: Database) -> bool:
+    """Whether nothing between us and the database leaves this machine."""
+    return database.socket is not None or all(map(is_loopback, database.host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a configured host is this machine itself; a name other than localhost is not asked for."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _section(section: str, values: dict[str, Any], source: dict[str, str]) -> Any:
-    try:
-        return msgspec.convert(values, SECTIONS[section], strict=False)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        name = re.split(r"[.\[`]", path)[0]
+    converted: dict[str, Any] = {}
+    for field in msgspec.structs.fields(SECTIONS[section]):
+        name = field.name
+        if name not in values:
+            continue
         key = f"{section}.{name}"
-        value = "********" if key in SECRETS else repr(values.get(name))
-        allowed = what
-        if "enum" in what:
-            info = msgspec.inspect.type_info(SECTIONS[section])
-            field = next(field for field in info.fields if field.name == name)  # type: ignore[attr-defined]
-            allowed = f"allowed are {', '.join(_choices(field.type))}"
-        origin = source.get(key, _VARIABLE.get(key, ""))
-        raise ConfigError(f"{origin}: {key} = {value}: {allowed}") from None
+        value = values[name]
+        try:
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    text.encode()
+            converted[name] = msgspec.convert(value, field.type, strict=False)
+            continue
+        except msgspec.ValidationError as error:
+            allowed = str(error).partition(" - at `$")[0]
+            if "enum" in allowed:
+                allowed = f"allowed are {', '.join(_choices(msgspec.inspect.type_info(field.type)))}"
+        except (UnicodeEncodeError, RecursionError):
+            allowed = "must be plain text in UTF-8"
+        shown = "********" if key in SECRETS else _shown(value)
+        raise ConfigError(f"{source.get(key, _VARIABLE.get(key, ''))}: {key} = {shown}: {allowed}") from None
+    return SECTIONS[section](**converted)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: what a human would have written, and not what aliases can blow up to."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number of too many digits"
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 def _choices(info: Any) -> list[str]:
@@ -262,7 +333,8 @@ def load_or_exit() -> Config:
 def local_url(service: Service) -> str:
     """Where a program on this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(service.host, service.host)  # noqa: S104
-    return f"http://[{host}]:{service.port}" if ":" in host else f"http://{host}:{service.port}"
+    scheme = "https" if service.tls_cert else "http"
+    return f"{scheme}://[{host}]:{service.port}" if ":" in host else f"{scheme}://{host}:{service.port}"
 
 
 def main() -> None:

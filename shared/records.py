@@ -167,16 +167,24 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
 def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     """Records of a body that validate() has passed.
 
-    Raises: InvalidBody, InvalidRecord, where the body comes from a version with other limits.
+    Raises: InvalidBody, InvalidRecord, where the body comes from a version with other limits, or from a dead letter
+    that somebody has edited.
     """
     items = _parse(kind, body)
     try:
-        return msgspec.convert(items, _LIST_TYPE[kind.code])  # type: ignore[no-any-return]
-    except msgspec.ValidationError:
+        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
+    except (msgspec.ValidationError, RecursionError):
         records, errors = _convert_each(kind, items, None, small=True)
         if errors:
             raise InvalidRecord(errors, len(items)) from None
-        return records
+    times_of = _TIMES_OF[kind.code]
+    for index, record in enumerate(records):
+        for time in times_of(record):
+            if time is not None and not 1000 < time.year < 9999 and not _fits_datetime(time):
+                raise InvalidRecord(
+                    [FieldError(f"{kind.name}[{index}]", "has a time that is no DATETIME in UTC")], len(items)
+                )
+    return records
 
 
 def decode_raw(kind: Kind, body: bytes | memoryview) -> list[Any]:

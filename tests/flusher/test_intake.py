@@ -181,6 +181,16 @@ def test_arrivals_rise_over_a_restart_with_a_clock_that_stepped_back(tmp_path: P
     run(second, tmp_path, last_arrival=open_journal(tmp_path)[2])
 
 
+def test_a_dead_letter_whose_file_names_an_arrival_to_come_arrives_now(tmp_path: Path) -> None:
+    """It would win every merge, and at the next start move the clock of everything that follows."""
+
+    async def test(node: Node) -> None:
+        node.submit(b"edited", arrival=2**63)
+        assert node.arrivals() == [node.wall_us]
+
+    run(test, tmp_path)
+
+
 def test_a_replayed_dead_letter_keeps_its_first_arrival_and_does_not_move_the_clock(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
         node.submit(b"old", arrival=77)

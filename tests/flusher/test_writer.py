@@ -13,6 +13,7 @@ import pytest
 
 from flusher import dead_letters, journal
 from flusher.answers import Alive, Failed, Written
+from flusher.coalesce import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
 from flusher.journal import Entry, Journal
 from flusher.mysql_errors import ErrorClass
@@ -102,6 +103,21 @@ def test_a_segment_of_both_kinds_is_written_and_counted(place: Place) -> None:
     assert place.tasks()["a"] == "new"
     assert path.exists()
     assert not place.dead_letters.exists()
+
+
+@pytest.mark.parametrize("arrival", [MAX_ARRIVAL + 1, 2**64 - 1])
+def test_an_entry_whose_arrival_no_column_holds_is_a_dead_letter_and_stops_nothing(place: Place, arrival: int) -> None:
+    path = place.segment_of(
+        [Entry(2, 1, arrival, task_body(task("a"))), Entry(2, 1, MAX_ARRIVAL, task_body(task("b")))]
+    )
+
+    answer = is_written(place.write(path))
+
+    assert (answer.rows["tasks"], answer.dead_lettered) == (1, 1)
+    assert set(place.tasks()) == {"b"}
+    assert [(letter.arrival, letter.error) for letter in place.letters()] == [
+        (arrival, "its arrival lies after the year 9999")
+    ]
 
 
 def test_an_empty_segment_asks_nothing_of_the_database(place: Place) -> None:

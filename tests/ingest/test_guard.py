@@ -230,10 +230,18 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
             return hmac.compare_digest(given, expected)
 
     monkeypatch.setattr(guard, "hmac", Watched)
-    guarded = Guarded(auth_token="t0ken")
-    assert guarded.ask(authorization="Bearer wrong").status == 403
-    assert guarded.ask(authorization="Bearer t0ken").status == 200
-    assert compared == [(b"Bearer wrong", b"Bearer t0ken"), (b"Bearer t0ken", b"Bearer t0ken")]
+    guarded = Guarded(auth_token="t0ken 0ther")
+    for given in (b"wrong", b"t0ken", b"0ther"):
+        expected = 403 if given == b"wrong" else 200
+        assert guarded.ask(authorization=f"Bearer {given.decode()}").status == expected
+        # All of them, also after the one that fits.
+        assert compared == [(given, b"t0ken"), (given, b"0ther")]
+        compared.clear()
+
+
+@pytest.mark.parametrize("value", ["t0ken 0ther", "t0ken0ther", "", " ", "t0ke", "0therr"])
+def test_two_tokens_are_not_one(value: str) -> None:
+    assert Guarded(auth_token="t0ken 0ther").ask(authorization=f"Bearer {value}").code == "TOKEN_WRONG"
 
 
 @pytest.mark.parametrize("value", ["Bearer t0ken", "bearer t0ken", "BEARER  t0ken "])

@@ -28,8 +28,11 @@ DEFAULTS: dict[str, Any] = {
     "service.max_clock_skew": 300,
     "service.ack_timeout": 10,
     "service.auth_token": None,
+    "service.auth_token_file": None,
     "service.protected_mode": True,
     "service.drain_delay": 0,
+    "service.tls_cert": None,
+    "service.tls_key": None,
     "buffer.max_buffer_size": 1000,
     "buffer.flush_interval": 30,
     "buffer.max_batch_size": 1000,
@@ -68,8 +71,11 @@ OTHERS: dict[str, tuple[Any, str, Any]] = {
     "service.max_clock_skew": (0, "1.5", 1.5),
     "service.ack_timeout": (0.5, "2", 2),
     "service.auth_token": ("from-file", "from-environment", "from-environment"),
+    "service.auth_token_file": (str(ROOT / "LICENSE"), str(ROOT / ".gitignore"), str(ROOT / ".gitignore")),  # are there
     "service.protected_mode": (True, "false", False),
     "service.drain_delay": (0.5, "3", 3),
+    "service.tls_cert": ("a", "b", "b"),
+    "service.tls_key": ("a", "b", "b"),
     "buffer.max_buffer_size": (1, "5", 5),
     "buffer.flush_interval": (0.01, "0.5", 0.5),
     "buffer.max_batch_size": (1, "7", 7),
@@ -120,7 +126,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("service.ack_timeout", 0, "> 0"),
     ("service.ack_timeout", 601, "<= 600"),
     ("service.auth_token", "", "length >= 1"),
-    ("service.auth_token", "two words", "matching"),
+    ("service.auth_token", ["one", 2], "str"),
     ("service.auth_token", "schlüssel", "matching"),
     ("service.protected_mode", "maybe", "bool"),
     ("buffer.max_buffer_size", 0, ">= 1"),
@@ -478,3 +484,93 @@ def test_check_prints_where_the_service_listens_as_shell_assignments() -> None:
 )
 def test_the_local_url_reaches_the_service_from_its_own_machine(host: str, expected: str) -> None:
     assert local_url(config.Service(host=host)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("service:\n  port: 2001-99-99\n", "not YAML"),
+        ("service:\n  port: !!int x\n", "not YAML"),
+        ("service:\n  port: !!int ''\n", "not YAML"),
+        ("service:\n  port: !!bool x\n", "not YAML"),
+        ("service:\n  port: !!timestamp x\n", "not YAML"),
+        ("[" * 5000, "not YAML"),
+        ("service:\n  host: &a [*a]\n", "service.host"),
+        ("service:\n  port: &a [*a]\n", "service.port"),
+        ("database:\n  host: &a [*a]\n", "database.host"),
+        ('service:\n  host: "\\ud800"\n', "service.host"),
+        ("service:\n  port: 0x" + "f" * 5000, "service.port"),
+        ("buffer:\n  " + "x" * 900 + ": 1\n", "buffer"),
+    ],
+)
+def test_what_yaml_can_say_and_no_operator_means_is_refused_in_one_short_line(
+    text: str, key: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    message = refusal(str(path), {})
+    assert key in message
+    assert len(message) < 1000
+
+
+def test_a_variable_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, ""), {"DB_HOST": os.fsdecode(b"db\xff")})
+    assert message.startswith("DB_HOST: database.host = ")
+
+
+@pytest.mark.parametrize("text", ["[hunter2]", "database: hunter2", "database: [{password: hunter2}]"])
+def test_a_document_of_another_shape_is_refused_without_what_stands_there(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert "hunter2" not in refusal(str(path), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "tokens"),
+    [
+        ("one", {}, "one"),
+        ("  new   old ", {}, "new old"),
+        (["new", "old"], {}, "new old"),
+        ("old", {"SERVICE_AUTH_TOKEN": "new older"}, "new older"),
+    ],
+)
+def test_several_tokens_are_taken(given: Any, environ: dict[str, str], tokens: str, tmp_path: Path) -> None:
+    assert load(write(tmp_path, {"service": {"auth_token": given}}), environ).service.auth_token == tokens
+
+
+def test_the_tokens_of_a_file_come_beside_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("new\nold\r\n\n")
+    environ = {"SERVICE_AUTH_TOKEN_FILE": str(file)}
+    assert load(write(tmp_path, ""), environ).service.auth_token == "new old"
+    assert load(write(tmp_path, {"service": {"auth_token": "own"}}), environ).service.auth_token == "own new old"
+    assert "new" not in str(masked(load(write(tmp_path, ""), environ)))
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n\n", "schlüssel".encode(), b"a\x00b", b"\x1b"])
+def test_a_token_file_without_a_token_stops_the_start_instead_of_opening_the_service(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    if content is not None:
+        file.write_bytes(content)
+    message = refusal(write(tmp_path, ""), {"SERVICE_AUTH_TOKEN_FILE": str(file)})
+    assert message.startswith(f"service.auth_token_file = '{file}'")
+
+
+@pytest.mark.parametrize(
+    ("database", "mode"),
+    [
+        ({"host": "db.example.org", "ssl_ca": "ca"}, "VERIFY_IDENTITY"),
+        ({"host": ["localhost", "192.0.2.1"], "ssl_ca": "ca"}, "VERIFY_IDENTITY"),
+        ({"host": "db.example.org", "ssl_ca": "ca", "ssl_mode": "VERIFY_CA"}, "VERIFY_CA"),
+        ({"host": "db.example.org"}, None),
+        ({"host": "localhost", "ssl_ca": "ca"}, None),
+        ({"host": "127.0.0.2", "ssl_ca": "ca"}, None),
+        ({"host": "db.example.org", "socket": "/s", "ssl_ca": "ca"}, None),
+    ],
+)
+def test_a_ca_for_another_machine_means_that_its_name_is_checked_too(
+    database: dict[str, Any], mode: str | None, tmp_path: Path
+) -> None:
+    assert load(write(tmp_path, {"database": database}), {}).database.ssl_mode == mode

@@ -1,0 +1,432 @@
+"""What a fuzzer calls with arbitrary bytes. A target returns where the answer is a documented one; whatever it raises
+is a finding."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import yaml
+
+from flusher import journal, store
+from flusher.intake import Intake
+from flusher.server import FlusherProtocol, Peers
+from flusher.writer import Entries
+from shared import config
+from shared.records import (
+    KIND_OF_CODE,
+    MAX_ERRORS,
+    MAX_JSON_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_JSON_KEY_BYTES,
+    InvalidBody,
+    InvalidRecord,
+    Kind,
+    Record,
+    Session,
+    decode,
+    utc,
+    validate,
+)
+from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
+from tests.fuzz.draw import Draw
+
+NOW = datetime(2026, 11, 23, 10, 15, 30, tzinfo=timezone.utc)
+ARRIVAL = 1_764_000_000_000_000
+SKEW_S = 300.0
+MAX_RECORDS = 1000
+SECRET = "s3cret-that-nobody-prints"
+
+
+def wire(data: bytes) -> None:
+    """Any stream is messages or a ProtocolError; where it is cut makes no difference; what was decoded encodes back."""
+    draw = Draw(data)
+    size = 1 + draw.byte()
+    stream = draw.rest()
+    whole, refused = _fed([stream])
+    pieces, refused_too = _fed([stream[at : at + size] for at in range(0, len(stream), size)])
+    assert refused is refused_too
+    assert refused or pieces == whole
+    for message in pieces:
+        assert Decoder().feed(encode(message)) == [message]
+    _speak_to_the_flusher(stream, pieces, refused=refused)
+
+
+def _fed(pieces: Sequence[bytes]) -> tuple[list[Message], bool]:
+    decoder = Decoder()
+    messages: list[Message] = []
+    try:
+        for piece in pieces:
+            messages += decoder.feed(piece)
+    except ProtocolError:
+        return messages, True
+    return messages, False
+
+
+class _Transport:
+    """Collects what the flusher answers."""
+
+    def __init__(self) -> None:
+        self.answers = b""
+        self.aborted = False
+        self._sockets = socket.socketpair()
+
+    def get_extra_info(self, _name: str) -> socket.socket:
+        return self._sockets[0]
+
+    def write(self, data: bytes) -> None:
+        self.answers += data
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+
+class _Intake:
+    """Acknowledges everything."""
+
+    def accept(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> None:
+        assert all(one.kind in KIND_OF_CODE and one.body for one in submits)
+        seqs = [one.seq for one in submits]
+        reply(b"".join(map(encode, acks(seqs, [ARRIVAL + at for at in range(len(seqs))]))))
+
+
+class _Flush:
+    """Every flush ends at once."""
+
+    def flush(self, _timeout_s: float, done: Callable[[Any], None]) -> None:
+        done(_Result())
+
+
+class _Result:
+    rows: dict[str, int] = {}  # noqa: RUF012 -- never changed
+    coalesced = dead_lettered = pending = 0
+    duration_ms = 0.0
+
+
+def _speak_to_the_flusher(stream: bytes, messages: Sequence[Message], *, refused: bool) -> None:
+    """The flusher answers every message of a peer, in order, or ends the connection."""
+    transport = _Transport()
+    try:
+        protocol = FlusherProtocol(Peers(), cast(Intake, _Intake()), cast(Any, _Flush()), dict)
+        protocol.connection_made(cast(asyncio.Transport, transport))
+        protocol.data_received(stream)
+        answers = Decoder().feed(transport.answers)
+    finally:
+        transport.close()
+    assert transport.aborted or not refused
+    if not transport.aborted:
+        answered = [seq for answer in answers for seq in seqs_of(answer)]
+        assert answered == [message.seq for message in messages]
+
+
+def seqs_of(answer: Message) -> list[int]:
+    """The questions that it answers; one ack may answer several."""
+    return list(range(answer.seq, answer.seq + (answer.count if isinstance(answer, Ack) else 1)))
+
+
+def segment(data: bytes) -> None:
+    """Any file parses: entries and damage cover it without a gap, an entry behind it is found, its records are rows or
+    dead letters."""
+    draw = Draw(data)
+    if draw.byte() % 2:
+        content = draw.rest()
+    else:
+        content = b""
+        for _ in range(1 + draw.byte() % 3):
+            content += _stretch(draw)
+    contents = journal.parse(content)
+    header = journal.SEGMENT_HEADER_BYTES if contents.version is not None else 0
+    sizes = [journal.ENTRY_HEADER_BYTES + len(entry.body) for entry in contents.entries]
+    assert header + sum(sizes) + contents.damaged_bytes == len(content) == contents.size
+    for entry in contents.entries:
+        assert journal.entry_header(entry) + entry.body in content
+    if contents.version in (None, journal.VERSION):
+        good = journal.Entry(1, 1, ARRIVAL, b'{"sessions":[]}')
+        behind = journal.parse(content + journal.entry_header(good) + cast(bytes, good.body))
+        assert behind.entries[-1] == good
+        assert len(behind.entries) == len(contents.entries) + 1
+    _survey(content, contents)
+    entries = Entries(contents.entries)
+    assert len(entries.undecodable) + sum(map(len, entries.by_kind.values())) == len(contents.entries)
+    for kind, rows in entries.rows(set()).items():
+        try:
+            encoded(kind, rows)
+        except orjson.JSONEncodeError:
+            assert any(depth(value) > MAX_JSON_DEPTH for row in rows for value in (_objects(row.record)))
+
+
+def _objects(record: Record) -> list[Any]:
+    return [value for name in record.__struct_fields__ if isinstance(value := getattr(record, name), dict)]
+
+
+def _stretch(draw: Draw) -> bytes:
+    """A good entry with any fields, one that was hurt, or anything."""
+    how = draw.byte() % 4
+    if how == 0:
+        return draw.bytes(draw.byte())
+    if how == 1 and not draw.byte() % 4:
+        head = journal._SEGMENT.pack(journal.SEGMENT_MAGIC, draw.choose((1, 1, 2)), 0, 0, draw.integer(8), 0)[:-4]
+        return head + journal._CRC.pack(journal.zlib.crc32(head))
+    kind, body = draw.body()
+    # Where the input has ended all is 0, and the entry is a good one.
+    code = draw.byte() if draw.byte() % 8 == 7 else kind.code
+    arrival = draw.integer(8) if draw.byte() % 4 == 3 else ARRIVAL + draw.byte()
+    entry = journal.Entry(code, draw.integer(1), arrival, body or b"0")
+    whole = journal.entry_header(entry) + cast(bytes, entry.body)
+    if how == 2:
+        at = draw.integer(2) % len(whole)
+        return whole[:at] + draw.bytes(1 + draw.byte() % 4) + whole[at + draw.byte() % 4 :]
+    return whole
+
+
+def _survey(content: bytes, contents: journal.Contents) -> None:
+    fd = os.memfd_create("segment")
+    try:
+        os.write(fd, content)
+        found = journal.survey(Path(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+    if contents.version is not None and not contents.damage:
+        counted: dict[int, int] = {}
+        for entry in contents.entries:
+            counted[entry.kind] = counted.get(entry.kind, 0) + entry.count
+        assert found.records == counted
+
+
+def records(data: bytes) -> None:
+    """Any body is refused with a documented error, or every record of it keeps the limits and becomes the same row."""
+    accepted(*Draw(data).body())
+
+
+def accepted(kind: Kind, body: bytes) -> list[store.Row]:
+    """Returns: the rows that a flusher makes of the body; none where ingest refuses it."""
+    try:
+        validated = validate(kind, body, now=NOW, max_clock_skew_s=SKEW_S, max_records=MAX_RECORDS)
+    except InvalidBody as error:
+        assert error.code in ("INVALID_JSON", "INVALID_SHAPE")
+        orjson.dumps(error.detail)
+        return []
+    except InvalidRecord as error:
+        assert 1 <= len(error.errors) <= MAX_ERRORS
+        for one in error.errors:
+            assert one.field.startswith(kind.name)
+            assert one.message
+        orjson.dumps([[one.field, one.message] for one in error.errors])
+        return []
+    assert 1 <= len(validated) <= MAX_RECORDS
+    assert decode(kind, body) == validated
+    for record in validated:
+        check_limits(kind, record)
+    entries = Entries([journal.Entry(kind.code, len(validated), ARRIVAL, body)])
+    assert not entries.undecodable
+    rows: list[store.Row] = list(entries.rows(set())[kind])
+    by_key = {getattr(record, kind.key) for record in validated}
+    assert {getattr(row.record, kind.key) for row in rows} == by_key
+    assert all(row.record == validated[row.index] for row in rows)
+    encoded(kind, rows)
+    return rows
+
+
+LENGTHS = {
+    "session_id": (1, 36),
+    "filename": (1, 255),
+    "file_path": (1, 512),
+    "llm_provider": (1, 50),
+    "task_id": (1, 64),
+    "batch_id": (1, 64),
+    "sheet_name": (1, 255),
+    "column_name": (1, 255),
+    "source_text": (1, 65535),
+    "target_text": (0, 65535),
+    "context": (0, 65535),
+    "error_message": (0, 65535),
+}
+
+
+def check_limits(kind: Kind, record: Record) -> None:
+    """The record table of the contract once more, written down apart from the types."""
+    for name in kind.record.__struct_fields__:
+        value = getattr(record, name)
+        if value is None:
+            assert name in ("game_info", "metadata", "target_text", "context", "error_message", "confidence") or (
+                name in ("start_time", "end_time", "duration_ms", "updated_at")
+            )
+        elif name == "status":
+            states = ("pending", "processing", "completed", "failed", "cancelled")
+            assert value in (states if isinstance(record, Session) else states[:4])
+        elif name == "confidence":
+            assert 0 <= value <= 1
+        elif name in LENGTHS:
+            shortest, longest = LENGTHS[name]
+            assert shortest <= len(value) <= longest
+            value.encode()
+        elif isinstance(value, datetime):
+            assert 1000 <= utc(value).year <= 9999
+            assert name != "updated_at" or utc(value) <= utc(NOW + timedelta(seconds=SKEW_S))
+        elif isinstance(value, dict):
+            assert depth(value) <= MAX_JSON_DEPTH
+            assert len(orjson.dumps(value)) <= MAX_JSON_BYTES
+            assert all(len(key.encode()) <= MAX_JSON_KEY_BYTES for key in value)
+        else:
+            assert type(value) is int
+            assert 0 <= value <= 2147483647
+
+
+def depth(value: Any) -> int:
+    """Levels of objects and arrays; a plain value is 0."""
+    deepest, todo = 0, [(value, 1)]
+    while todo:
+        node, level = todo.pop()
+        if isinstance(node, (dict, list)):
+            deepest = max(deepest, level)
+            children = node.values() if isinstance(node, dict) else node
+            todo += [(child, level + 1) for child in children]
+    return deepest
+
+
+_ESCAPES = str.maketrans(
+    {
+        "\0": "\\0",
+        "'": "\\'",
+        '"': '\\"',
+        "\b": "\\b",
+        "\n": "\\n",
+        "\r": "\\r",
+        "\t": "\\t",
+        "\x1a": "\\Z",
+        "\\": "\\\\",
+    }
+)
+_VALUES = re.compile(rb"\((?:(?:NULL|-?\d+(?:\.\d+)?|'(?:[^'\\]|\\.)*')(?:,(?!\))|(?=\))))+\)", re.DOTALL)
+
+
+def encoded(kind: Kind, rows: Sequence[store.Row]) -> list[bytes]:
+    """Rows as SQL: one tuple of literals each, and nothing that lies outside of a literal."""
+    encode_row = store.row_encoder(kind, lambda text: b"'" + text.translate(_ESCAPES).encode() + b"'")
+    values = [encode_row(row) for row in rows]
+    assert all(_VALUES.fullmatch(value) for value in values)
+    return values
+
+
+def configuration(data: bytes) -> None:
+    """Any file and environment are a Config, or one line that names the key and shows no secret."""
+    draw = Draw(data)
+    how = draw.byte()
+    environ = {}
+    for _ in range(how % 4):
+        name = draw.choose(sorted(config.ENVIRONMENT))
+        # No environment holds a NUL.
+        environ[name] = os.fsdecode(draw.bytes(draw.byte() % 32)).replace("\0", "")
+        if config.ENVIRONMENT[name] in config.SECRETS and draw.byte() % 2:
+            environ[name] += SECRET
+    made = bool(how & 4)
+    file = _file(draw) if made else draw.rest()
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".yaml") as named:
+        named.write(file)
+        named.flush()
+        try:
+            found = config.load(named.name, environ)
+        except config.ConfigError as error:
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < 2000
+            assert not made or SECRET not in str(error)
+            return
+    shown = yaml.safe_dump(config.masked(found), allow_unicode=True)
+    assert not made or SECRET not in shown
+    assert yaml.safe_load(shown)["service"]["port"] == found.service.port
+    assert config.local_url(found.service).startswith("http")
+
+
+SECRET_VALUES = (
+    SECRET,
+    f"[{SECRET}]",
+    f"[[{SECRET}]]",
+    f"{{x: {SECRET}}}",
+    f"{SECRET} x",
+    f"'{SECRET}",
+    f"&a [*a, {SECRET}]",
+)
+YAML_VALUES = (
+    "0",
+    "-1",
+    "1.5",
+    "8001",
+    '"8001"',
+    "yes",
+    "true",
+    "null",
+    "~",
+    "[]",
+    "{}",
+    "[a, b]",
+    ".nan",
+    ".inf",
+    "1e999",
+    "2001-02-03",
+    "2001-99-99",
+    "0o9",
+    "9" * 5000,
+    "!!int x",
+    "!!float x",
+    "!!timestamp x",
+    "!!bool x",
+    "!!int ''",
+    "!!python/object/apply:os.system [id]",
+    "!!binary =",
+    "&a [*a]",
+    "*b",
+    "<<: *b",
+    "[" * 2000,
+    "|\n  text",
+    "? [1]",
+    "localhost, other",
+    "VERIFY_IDENTITY",
+    "always",
+    "\\x00",
+    '"\\x00\\n\\u2028"',
+)
+
+
+def _file(draw: Draw) -> bytes:
+    """Sections and keys that exist, most of them, with values that may fit."""
+    lines = []
+    for _ in range(1 + draw.byte() % 4):
+        section = draw.choose([*config.SECTIONS, "service", "database", "extra", "1"])
+        if not draw.byte() % 8:
+            lines.append(f"{section}: {draw.choose((*YAML_VALUES, *SECRET_VALUES))}")
+            continue
+        lines.append(f"{section}:")
+        fields = config.SECTIONS[section].__struct_fields__ if section in config.SECTIONS else ("x",)
+        for _ in range(1 + draw.byte() % 3):
+            key = draw.choose([*fields, *fields, "unknown"])
+            value = draw.choose(YAML_VALUES) if draw.byte() % 4 else draw.bytes(draw.byte() % 16).decode("latin-1")
+            if f"{section}.{key}" in config.SECRETS or key == "unknown":
+                value = draw.choose(SECRET_VALUES)
+            lines.append(f"  {key}: {value}")
+    return "\n".join(lines).encode()
+
+
+def canary(data: bytes) -> None:
+    """Broken on purpose: shows that a finding is reported."""
+    if len(data) > 3:
+        raise RuntimeError("the canary was found")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "wire": wire,
+    "segment": segment,
+    "records": records,
+    "configuration": configuration,
+}

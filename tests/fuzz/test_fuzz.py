@@ -1,0 +1,86 @@
+"""The fuzzers in a short form; ./scripts/fuzz.sh is the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import targets
+from tests.fuzz.__main__ import CORPUS
+from tests.fuzz.campaign import Campaign, keep
+from tests.fuzz.draw import Draw
+from tests.fuzz.rows import Differential
+from tests.support.mariadb import MariaDB
+
+SECONDS = 4
+
+
+def campaign(mariadb: MariaDB, directory: Path, seconds: int = SECONDS, engine: str = "") -> Campaign:
+    return Campaign(mariadb, directory, seconds, engine=engine, keep=False)
+
+
+@pytest.mark.parametrize("name", sorted(targets.TARGETS))
+def test_what_fuzzers_have_found_before_ends_in_a_documented_answer(name: str) -> None:
+    inputs = sorted((CORPUS / name).iterdir())
+    assert inputs
+    for path in inputs:
+        targets.TARGETS[name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", [*targets.TARGETS, "rows"])
+def test_no_fuzzer_finds_anything_in_a_few_seconds(name: str, mariadb: MariaDB, tmp_path: Path) -> None:
+    outcome = asyncio.run(campaign(mariadb, tmp_path).run(name))
+    assert outcome.finding is None
+    assert outcome.inputs > 10
+
+
+def test_schemathesis_finds_nothing_in_a_few_seconds(mariadb: MariaDB, short_path: Path) -> None:
+    outcome = asyncio.run(campaign(mariadb, short_path, 3 * SECONDS).run("api"))
+    assert outcome.finding is None
+    assert outcome.inputs > 100
+
+
+@pytest.mark.parametrize("engine", ["atheris", "hypothesis"])
+def test_a_finding_is_reported_with_the_way_to_see_it_again(engine: str, mariadb: MariaDB, tmp_path: Path) -> None:
+    if engine == "atheris":
+        pytest.importorskip("atheris", reason="atheris has no wheel for this platform; hypothesis takes its place")
+    outcome = asyncio.run(campaign(mariadb, tmp_path, 20, engine).run("canary"))
+    assert outcome.engine == engine
+    assert "the canary was found" in str(outcome.finding)
+    assert "python -m tests.fuzz canary --input" in str(outcome.finding)
+
+
+def test_most_of_what_the_fuzzers_make_gets_past_the_first_check(mariadb: MariaDB, database: str) -> None:
+    """Else they would try nothing but refusals."""
+    chance = random.Random(1)
+    differential = Differential(mariadb.socket, database)
+    for _ in range(300):
+        differential(chance.randbytes(chance.randrange(60)))
+    assert differential.rows > 20
+    assert {Draw(chance.randbytes(40)).body()[0].name for _ in range(20)} == {"sessions", "tasks"}
+
+
+def test_the_database_would_be_caught_changing_a_value(
+    mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differential = Differential(mariadb.socket, database)
+    differential(b"")
+    differential.store.execute(["DELETE FROM translation_sessions", "COMMIT"])
+    mariadb.execute("ALTER TABLE translation_sessions MODIFY filename VARCHAR(3) NOT NULL", (), database)
+    differential.store.close()
+    monkeypatch.setattr("flusher.store.SQL_MODE", "")  # a strict server would refuse the row: another test's subject
+    with pytest.raises(AssertionError, match="the database warns"):
+        differential(b"")
+
+
+def test_the_smallest_new_inputs_are_kept(tmp_path: Path) -> None:
+    found, corpus = tmp_path / "found", tmp_path / "corpus"
+    found.mkdir()
+    for size in range(200):
+        (found / f"{size:03}").write_bytes(b"x" * size * 10)
+    keep(found, corpus)
+    keep(found, corpus)
+    assert sorted(path.name for path in corpus.iterdir()) == [f"{size:03}" for size in range(52)]
