@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,9 @@ class Points:
 def _after(value: str | None) -> float:
     """Raises: Problem."""
     try:
-        return float(value or 0)
+        after = 0.0 if value is None else float(value)
     except ValueError:
-        raise Problem(400, "INVALID_PARAMETER", f"after={value}: seconds since 1970 are allowed") from None
+        after = math.nan
+    if not math.isfinite(after):
+        raise Problem(400, "INVALID_PARAMETER", f"after={value}: seconds since 1970 are allowed")
+    return after

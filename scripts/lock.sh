@@ -16,7 +16,7 @@ lock() { # lock FILE ARGUMENT...: with a header that says how it came to be
     local file=$1
     shift
     cp "$file" "$tools/lock" 2>/dev/null || cp requirements.lock "$tools/lock"
-    "$tools/bin/uv" pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+    "$tools/bin/uv" pip compile -q --universal --python-version 3.10 --generate-hashes \
         --no-header --no-annotate -o "$tools/lock" "$@"
     { echo "# Made by scripts/lock.sh from pyproject.toml; install with pip --require-hashes, as scripts/lib.sh does."; cat "$tools/lock"; } >"$file"
     step "$file: $(grep -c '==' "$file") packages, $(grep -c -- '--hash=' "$file") files"
