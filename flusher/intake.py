@@ -126,13 +126,12 @@ class Intake:
 
     def _stamp(self, submits: Sequence[Submit]) -> list[Entry]:
         """Gives arrivals in µs since 1970 UTC, strictly rising even when the clock steps back; a replayed dead letter
-        keeps its own, which lies in the past whatever its file has become."""
-        now = self._wall_ns() // 1000
-        arrival = max(now, self._last_arrival + 1)
+        keeps its own, which is none that was never given out, whatever has become of its file."""
+        arrival = max(self._wall_ns() // 1000, self._last_arrival + 1)
         entries = []
         for one in submits:
             if one.arrival:
-                entries.append(Entry(one.kind, one.count, min(one.arrival, now), one.body))
+                entries.append(Entry(one.kind, one.count, min(one.arrival, arrival), one.body))
             else:
                 entries.append(Entry(one.kind, one.count, arrival, one.body))
                 self._last_arrival = self._flush.floor = arrival

@@ -32,7 +32,7 @@ BREAKS = (
         "acknowledge before the append",
         "flusher/intake.py",
         "        try:\n            segment = self._open_segment()",
-        "        reply(b''.join([encode(Ack(one.seq, 1)) for one in admitted]))\n"
+        "        reply(b''.join(map(encode, acks([one.seq for one in admitted], [1] * len(admitted)))))\n"
         "        try:\n            segment = self._open_segment()",
     ),
     Break(
@@ -174,8 +174,8 @@ BREAKS = (
         "4 one merge rule",
         "a replay forgets the first arrival",
         "flusher/intake.py",
-        "one.arrival or self._stamp()",
-        "self._stamp()",
+        "min(one.arrival, arrival)",
+        "arrival",
         ("tests/flusher", "tests/ctl"),
     ),
     Break(
