@@ -101,18 +101,22 @@ async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
                 segment.first_arrival = found.first_arrival
 
 
-async def count_dead_letters(path: Path, figures: Figures) -> None:
-    """Keeps the number of dead letters right: writers add to the file, an operator's replay takes out of it."""
+async def count_dead_letters(path: Path, figures: Figures, writers: Writers) -> None:
+    """Keeps the number of dead letters right: writers add to the file, an operator's replay takes out of it.
+
+    Only while no writer is at work: what it has added, its answer would add once more.
+    """
     seen: tuple[int, int, int] | None = None
     while True:
         try:
             status = path.stat()  # noqa: ASYNC240 -- takes microseconds
             now = (status.st_mtime_ns, status.st_size, figures.dead_lettered)
         except FileNotFoundError:
-            now = (0, 0, 0)
-        if now != seen:
-            seen = now
-            figures.dead_letters_waiting = await asyncio.to_thread(dead_letters.count, path)
+            now = (0, 0, figures.dead_lettered)
+        if now != seen and not writers.busy:
+            count = await asyncio.to_thread(dead_letters.count, path)
+            if not writers.busy and now[2] == figures.dead_lettered:
+                seen, figures.dead_letters_waiting = now, count
         await asyncio.sleep(DEAD_LETTERS_SEEN_S)
 
 
@@ -181,7 +185,7 @@ async def serve(config: Config) -> None:
     )
     background = [
         loop.create_task(survey_leftovers(leftovers, backlog)),
-        loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures)),
+        loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures, writers)),
     ]
     if leftovers:
         log.info("recovering %d segments, %d bytes", len(leftovers), journal.bytes)

@@ -163,6 +163,8 @@ class Syncer:
             segment.synced = size
             if size == segment.size:
                 del self._dirty[segment.sequence]
+                # Also what came after the sync was asked for, and before the thread began with it.
+                self._unsynced.pop(segment.sequence, None)
                 if segment.sealed:
                     segment.close()
         self._release(lambda waiter: waiter.end <= waiter.segment.synced)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_bytes_appended_during_a_sync_wait_for_the_next_one(tmp_path: Path) -> N
 
         events = [event for event in node.disk.events if event in ("sync", "ack")]
         assert events == ["sync", "ack", "sync", "ack"]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_what_came_before_the_thread_began_its_sync_counts_as_synced(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        busy = threading.Event()
+        node.syncer._thread.submit(busy.wait)
+        node.submit(b"asks for the sync")
+        node.submit(b"comes before it begins")
+        busy.set()
+        await node.until(lambda: len(node.acked()) == 2)
+        assert node.syncer.unsynced_records == 0
 
     run(test, tmp_path, Fsync.ALWAYS)
 

@@ -65,9 +65,10 @@ def test_counters_do_not_fall_when_workers_die_and_are_replaced(
                 found = metrics(service)
             except ConnectionError:
                 continue  # it was in the queue of the worker that was leaving
-            assert found[name] >= highest
-            assert found[name] == found[count]
-            highest = found[name]
+            # A worker's first counts are published within a second.
+            assert found.get(name, 0.0) >= highest
+            assert found.get(name) == found.get(count)
+            highest = found.get(name, 0.0)
         # Each worker publishes within a second; what a killed one had not published is lost with it.
         lost = 40 if killed is signal.SIGKILL else 0
         wait_until(lambda: metrics(service)[name] >= posts - lost)  # noqa: B023
