@@ -55,6 +55,8 @@ NUMBERS = (
     0.0,
     -0.0,
     1.0,
+    0.1234,
+    0.98765,
     0.00005,
     0.99995,
     1.00005,
@@ -63,6 +65,7 @@ NUMBERS = (
     2147483647.0,
     1e15,
     1e308,
+    "0.4321",
     "10",
     " 7 ",
     "+7",
@@ -184,16 +187,13 @@ class Draw:
         """A record that is valid in most of its fields: one that is refused at once teaches nothing."""
         record: dict[str, Any] = {}
         for field in msgspec.structs.fields(kind.record):
-            how = self.byte() % 8
-            if how < 3 or (how == 3 and not field.required):
-                if field.name in PLAIN:
-                    record[field.name] = PLAIN[field.name]
-            elif how == 3:
-                record[field.name] = self.text() or "x"
-            elif how < 7:
-                record[field.name] = self.fitting(kind, field.name)
-            else:
+            how = self.byte() % 16
+            if how == 15:
                 record[field.name] = self.value()
+            elif how > (9 if field.required else 5):
+                record[field.name] = self.fitting(kind, field.name)
+            elif field.required:
+                record[field.name] = PLAIN[field.name]
         if not self.byte() % 16:
             record[self.text()] = self.value()
         return record
@@ -205,8 +205,10 @@ class Draw:
         if name in kind.fields_of(msgspec.inspect.DictType):
             return self.object()
         if name in kind.fields_of(msgspec.inspect.DateTimeType):
-            return self.choose(TIMES)
-        if name in kind.fields_of(msgspec.inspect.IntType, msgspec.inspect.FloatType):
+            return self.choose(TIMES if self.byte() % 2 else TIMES[:4])
+        if name in kind.fields_of(msgspec.inspect.FloatType):
+            return self.choose(NUMBERS) if self.byte() % 4 == 3 else self.integer(2) / 65535
+        if name in kind.fields_of(msgspec.inspect.IntType):
             return self.choose(NUMBERS) if self.byte() % 2 else self.integer(4) % 2**31
         return self.text()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flusher import rows as encoders
 from tests.fuzz import targets
 from tests.fuzz.__main__ import CORPUS
 from tests.fuzz.campaign import Campaign, keep
@@ -74,6 +77,29 @@ def test_the_database_would_be_caught_changing_a_value(
     monkeypatch.setattr("flusher.store.SQL_MODE", "")  # a strict server would refuse the row: another test's subject
     with pytest.raises(AssertionError, match="the database warns"):
         differential(b"")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [('b"%.4f"', 'b"%.2f"'), ("literal(orjson.dumps(value)", "literal(orjson.dumps({})")],
+)
+def test_the_differential_notices_an_encoder_that_is_wrong(
+    right: str, wrong: str, mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = inspect.getsource(encoders._column_encoder)
+    assert right in source
+    names: dict[str, Any] = dict(vars(encoders))
+    exec(source.replace(right, wrong), names)
+    monkeypatch.setattr(encoders, "_column_encoder", names["_column_encoder"])
+    differential = Differential(mariadb.socket, database)
+    chance = random.Random(2)
+
+    def try_many() -> None:
+        for _ in range(2000):
+            differential(chance.randbytes(chance.randrange(60)))
+
+    with pytest.raises(AssertionError, match="is stored for"):
+        try_many()
 
 
 def test_the_smallest_new_inputs_are_kept(tmp_path: Path) -> None:
