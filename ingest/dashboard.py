@@ -17,7 +17,7 @@ import falcon
 import falcon.asgi
 
 from ingest.history import INTERVAL_S, WINDOW_S, History
-from ingest.resources import Problem
+from ingest.resources import Problem, parse_number
 from shared import VERSION
 
 STATIC = Path(__file__).parent / "static"
@@ -89,10 +89,7 @@ class Points:
 
 def _after(value: str | None) -> float:
     """Raises: Problem."""
-    try:
-        after = 0.0 if value is None else float(value)
-    except ValueError:
-        after = math.nan
+    after = 0.0 if value is None else parse_number(value)
     if not math.isfinite(after):
         raise Problem(400, "INVALID_PARAMETER", f"after={value}: seconds since 1970 are allowed")
     return after

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
@@ -24,6 +26,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 60.0
 BACKLOG_DEGRADED_PERCENT = 50.0
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 
 LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", "version": VERSION})
@@ -83,14 +86,16 @@ def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(max(1, round(after_s)))})
 
 
+def parse_number(value: str) -> float:
+    """A number as JSON would have it, nan for all else: float() also takes white space, 1_0 and other digits."""
+    return float(value) if _NUMBER.fullmatch(value) else math.nan
+
+
 def parse_timeout(value: str | None, default_s: float = DEFAULT_TIMEOUT_S) -> float:
     """`?timeout=SECONDS`. Raises: Problem."""
     if value is None:
         return default_s
-    try:
-        timeout_s = float(value)
-    except ValueError:
-        timeout_s = -1.0
+    timeout_s = parse_number(value)
     if not 0 <= timeout_s <= MAX_TIMEOUT_S:
         raise Problem(400, "INVALID_PARAMETER", f"timeout={value}: seconds from 0 to {MAX_TIMEOUT_S:g} are allowed")
     return timeout_s

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.fuzz.__main__ import CORPUS
+from tests.fuzz.__main__ import CORPUS, HERE
 from tests.fuzz.rows import DATABASE, SOCKET
 from tests.fuzz.targets import TARGETS
 from tests.support.mariadb import MariaDB
@@ -83,7 +83,12 @@ class Campaign:
         try:
             status, output = await _run(
                 [
-                    *(str(Path(sys.executable).parent / "schemathesis"), "run"),
+                    *(
+                        str(Path(sys.executable).parent / "schemathesis"),
+                        "--config-file",
+                        str(HERE / "schemathesis.toml"),
+                        "run",
+                    ),
                     f"http://127.0.0.1:{service.port}/openapi.json",
                     *("--checks", "all", "--max-time", str(self._seconds), "--continue-on-failure"),
                     *("--header", f"Authorization:Bearer {TOKEN}", "--request-timeout", "120"),

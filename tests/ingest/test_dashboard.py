@@ -107,7 +107,7 @@ def test_the_history_is_answered_as_it_was_recorded(app: App, tmp_path: Path) ->
     assert newest["at"] == now - 10
 
 
-@pytest.mark.parametrize("after", ["soon", "1e", "--1", "", "nan", "inf"])
+@pytest.mark.parametrize("after", ["soon", "1e", "--1", "", "nan", "inf", "8%0B", "1_0", "%D9%A3"])
 def test_a_time_that_is_none_is_a_400(app: App, after: str) -> None:
     status, _, body = get(app, "/dashboard/history", f"after={after}".encode())
     assert (status, orjson.loads(body)["error_code"]) == (400, "INVALID_PARAMETER")
