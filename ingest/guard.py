@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from ingest.cycle import App, Message, Receive, Scope, Send
+from ingest.cycle import JSON, App, Message, Receive, Scope, Send
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
@@ -297,8 +297,7 @@ def gunzip(body: bytes, max_bytes: int) -> bytes:
 async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:
     """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
     closing with unread bytes would reset the connection, and the client would never see why."""
-    headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(problem.body))]
-    headers += problem.fields
+    headers = [*JSON, (b"content-length", b"%d" % len(problem.body)), *problem.fields]
     if unread and "Connection" not in problem.headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})

@@ -2,9 +2,8 @@
 # On a fresh machine: installs what is missing, then lint, types, layers, all tests. Arguments go to pytest.
 . "$(dirname "$0")/lib.sh"
 
-need_packages mariadb-server-core mariadb-client-core wrk util-linux
-need_packages prometheus nginx haproxy        # deploy/ is checked and run with them
-need_packages chromium fonts-dejavu-core      # the dashboard is tested in a browser
+# deploy/ is checked and run with prometheus, nginx and haproxy; the dashboard is tested in a browser.
+need_packages mariadb-server-core mariadb-client-core wrk util-linux prometheus nginx haproxy chromium fonts-dejavu-core
 for program in curl git openssl; do # the documents' examples are run as they stand, tracked files are looked through
     command -v $program >/dev/null || need_packages $program
 done
