@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,9 +23,9 @@ import uvloop
 from tests.support.service import wait_until
 from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS, Faults
-from tests.system.chaos.load import Load, percentiles
+from tests.system.chaos.load import Figures, Load, percentiles
 from tests.system.chaos.model import TABLES, Differences, Model, compare
-from tests.system.chaos.run import schedule
+from tests.system.chaos.run import FaultRun, schedule
 from tests.system.chaos.service import Service
 
 QUIET_S = 3.0
@@ -87,9 +88,41 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
     await asyncio.to_thread(service.stop)
     say("stopped")
     await asyncio.to_thread(until, lambda: not service.processes(), 10.0)
-    report = {
+    report = what_happened(
+        options,
+        faults,
+        model,
+        figures,
+        differences,
+        services=[service],
+        fsync=options.fsync,
+        faults_s=faults_s,
+        undelivered=undelivered,
+        healed=healed,
+        flushed=flushed,
+    )
+    report["problems"] = reports.problems(report)
+    return report
+
+
+def what_happened(
+    options: argparse.Namespace,
+    faults: FaultRun,
+    model: Model,
+    figures: Figures,
+    differences: Differences,
+    *,
+    services: Sequence[Service],
+    fsync: str,
+    faults_s: float,
+    undelivered: int,
+    healed: bool,
+    flushed: bool,
+) -> dict[str, Any]:
+    """The report of a run, before its verdict. The services have been stopped."""
+    return {
         "seed": options.seed,
-        "fsync": options.fsync,
+        "fsync": fsync,
         "clients": options.clients,
         "seconds": {"faults": round(faults_s, 1)},
         "faults": {
@@ -121,20 +154,18 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
             "duplicated": differences.duplicated,
             "unexpected": differences.unexpected,
             "committed_but_not_stored": figures.committed_not_stored,
-            "dead_letters": service.dead_letters(),
-            "journaled_entries_left": service.journaled_entries(),
-            "processes_left": len(service.processes()),
+            "dead_letters": sum(service.dead_letters() for service in services),
+            "journaled_entries_left": sum(service.journaled_entries() for service in services),
+            "processes_left": sum(len(service.processes()) for service in services),
             "requests_never_acknowledged": undelivered,
             "wrong_answers": sum(figures.wrong.values()),
-            "tracebacks": service.tracebacks(),
+            "tracebacks": sum(service.tracebacks() for service in services),
         },
-        "segments_set_aside": service.set_aside(),
+        "segments_set_aside": sum(service.set_aside() for service in services),
         "healed": healed,
         "flushed": flushed,
         "examples": differences.examples,
     }
-    report["problems"] = reports.problems(report)
-    return report
 
 
 async def say_progress(faults: Faults, model: Model, asked: int) -> None:

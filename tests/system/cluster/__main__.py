@@ -27,8 +27,8 @@ from scripts import cluster as trial
 from scripts.galera import NODES as DATABASE_NODES
 from scripts.galera import Galera
 from tests.support.service import ROOT
-from tests.system.chaos.__main__ import say, say_progress, until
-from tests.system.chaos.load import Load, percentiles
+from tests.system.chaos.__main__ import say, say_progress, until, what_happened
+from tests.system.chaos.load import Load
 from tests.system.chaos.model import TABLES, Differences, Model, compare
 from tests.system.chaos.run import Kinds, schedule
 from tests.system.cluster import report as reports
@@ -143,58 +143,25 @@ async def run(directory: Path, cluster: Galera, nodes: Sequence[Node], balancer:
         await asyncio.to_thread(node.stop)
     balancer.stop()
     await asyncio.to_thread(until, lambda: not any(node.processes() for node in nodes), 10.0)
-    report = {
-        "seed": options.seed,
-        "fsync": "interval",
-        "clients": options.clients,
-        "seconds": {"faults": round(faults_s, 1)},
-        "faults": {
-            "asked": options.faults,
-            "hit": faults.hits.total(),
-            "missed": faults.missed.total(),
-            "by_kind": dict(faults.hits),
-        },
-        "records": {
-            "acknowledged": model.records_acknowledged,
-            "keys": sum(model.keys(kind) for kind in TABLES),
-            "rows": differences.rows,
-        },
-        "requests": {
-            "sent": figures.requests,
-            "refused": dict(figures.refused),
-            "unanswered": figures.unanswered,
-            "committed": figures.committed,
-            "wrong": dict(figures.wrong),
-        },
-        "longest_gap_ms": round(1000 * figures.longest_gap_s),
-        "latency_ms": {
-            "POST answered 202": {phase: percentiles(values) for phase, values in figures.posts.items()},
-            "batch with its repetitions": {phase: percentiles(values) for phase, values in figures.accepted.items()},
-        },
-        "must_be_zero": {
-            "lost": differences.lost,
-            "stale": differences.stale,
-            "duplicated": differences.duplicated,
-            "unexpected": differences.unexpected,
-            "committed_but_not_stored": figures.committed_not_stored,
-            "dead_letters": sum(node.dead_letters() for node in nodes),
-            "journaled_entries_left": sum(node.journaled_entries() for node in nodes),
-            "processes_left": sum(len(node.processes()) for node in nodes),
-            "requests_never_acknowledged": undelivered,
-            "wrong_answers": sum(figures.wrong.values()),
-            "tracebacks": sum(node.tracebacks() for node in nodes),
-        },
-        "segments_set_aside": sum(node.set_aside() for node in nodes),
-        "healed": healed,
-        "flushed": flushed,
-        "examples": differences.examples,
-        "cluster": {
-            "links": bool(cluster.network.name),
-            "same": {"digests": digests, "rows": rows},
-            "drained": drained,
-            "digests": at_the_end,
-            "conflicts": {"in metrics": conflicts.total, "of the database": faults.conflicts_seen},
-        },
+    report = what_happened(
+        options,
+        faults,
+        model,
+        figures,
+        differences,
+        services=nodes,
+        fsync="interval",
+        faults_s=faults_s,
+        undelivered=undelivered,
+        healed=healed,
+        flushed=flushed,
+    )
+    report["cluster"] = {
+        "links": bool(cluster.network.name),
+        "same": {"digests": digests, "rows": rows},
+        "drained": drained,
+        "digests": at_the_end,
+        "conflicts": {"in metrics": conflicts.total, "of the database": faults.conflicts_seen},
     }
     report["problems"] = reports.problems(report)
     return report
