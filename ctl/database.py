@@ -26,7 +26,7 @@ from ctl.output import (
 )
 from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row
+from flusher.rows import Row, with_values
 from flusher.schema import FILE, create, open_store
 from flusher.store import Store, StoreError
 from shared.config import Database
@@ -139,9 +139,9 @@ def rehearsed(store: Store, facts: Facts, kind: Kind, database: str) -> Finding:
         record = Session(key, "ctl-db-check", "ctl-db-check", "pending", "ctl-db-check")
     else:
         record = Task(key, "ctl-db-check", key, "ctl-db-check", "ctl-db-check", 0, "ctl-db-check", "pending")
-    row = Row(datetime.now(timezone.utc).replace(tzinfo=None), record, 0, 0)
+    rows = {kind: with_values(kind, [Row(datetime.now(timezone.utc), record, 0, 0)])}
     try:
-        store.write({kind: [row]}, rehearse=True)
+        store.write(rows, rehearse=True)
     except StoreError as error:
         return refused(f"writing to {kind.table}", error, database, facts.user)
     return Finding("ok", f"writing to {kind.table}", "takes a record (rolled back)")

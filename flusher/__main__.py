@@ -141,9 +141,9 @@ async def serve(config: Config) -> None:
         syncer,
         figures,
         policy=FlushPolicy(config.buffer.max_buffer_size, config.buffer.flush_interval),
-        # More writers than cores take each other's time, and that of accepting; two even on one, since one mostly
-        # waits for the database.
-        pool_size=min(database.pool_size, max(2, len(os.sched_getaffinity(0)))),
+        # Each keeps half a core of its own and most of one of the database's at work; more take accepting's time.
+        writers_at_once=min(database.pool_size, max(1, len(os.sched_getaffinity(0)) // 2)),
+        pool_size=database.pool_size,
         random=random.random,
     )
     intake = Intake(

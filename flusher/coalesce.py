@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 
 from flusher.rows import Row
-from shared.records import Kind, Record, utc
+from shared.records import UTC, Kind, Record, utc
 
-EPOCH = datetime(1970, 1, 1)
-MAX_ARRIVAL = (datetime.max - EPOCH) // timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_ARRIVAL = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 """The last that a DATETIME holds."""
 
 
@@ -33,11 +33,15 @@ def coalesce(
     winners: dict[str, Row] = {}
     key_of = attrgetter(kind.key)
     for number, arrival, records in entries:
+        arrived = EPOCH + timedelta(microseconds=arrival)
         for index, record in enumerate(records):
             if refused and (number, index) in refused:
                 continue
-            time = record.updated_at
-            updated_at = EPOCH + timedelta(microseconds=arrival) if time is None else utc(time)
+            updated_at = record.updated_at
+            if updated_at is None:
+                updated_at = arrived
+            elif updated_at.tzinfo is not UTC:
+                updated_at = utc(updated_at).replace(tzinfo=UTC)
             key: str = key_of(record)
             held = winners.get(key)
             if held is None or updated_at >= held.updated_at:

@@ -24,7 +24,7 @@ from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
 from flusher.stats import Figures
 from flusher.syncer import Syncer
 from flusher.triggers import FlushPolicy, FlushReason
-from flusher.writers import WriterDied, Writers
+from flusher.writers import COMMANDS_EACH, PATIENCE_S, WriterDied, Writers
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Flush:
         figures: Figures,
         *,
         policy: FlushPolicy,
+        writers_at_once: int,
         pool_size: int,
         random: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
@@ -79,6 +80,7 @@ class Flush:
         self._syncer = syncer
         self._figures = figures
         self._policy = policy
+        self._writers_at_once = writers_at_once
         self._pool_size = pool_size
         self._random = random
         self._clock = clock
@@ -244,9 +246,14 @@ class Flush:
     def _may_write(self, now: float) -> bool:
         if now < self._paused_until:
             return False
-        healthy = not self._attempts
-        wanted = triggers.writers_wanted(waiting=len(self._backlog), pool_size=self._pool_size, healthy=healthy)
-        return len(self._under_way) < wanted
+        return len(self._under_way) < triggers.segments_at_once(
+            waiting=len(self._backlog),
+            writers=self._writers_at_once,
+            pool_size=self._pool_size,
+            each=COMMANDS_EACH,
+            healthy=not self._attempts,
+            held_up=self.longest_write_s(now) >= PATIENCE_S,
+        )
 
     def _arm(self, now: float, due: FlushReason | None) -> None:
         """Wakes consider() when the next thing is due; a wake-up too many does no harm."""
@@ -259,7 +266,10 @@ class Flush:
                 at = min(at, self._paused_until)
         elif len(self._backlog) > len(self._under_way):
             # Looked at only while writers are free: an append must not cost more the more there is to write.
-            at = min(at, self._backlog.next_at() if self._may_write(now) else at)
+            if self._may_write(now):
+                at = min(at, self._backlog.next_at())
+            elif self.longest_write_s(now) < PATIENCE_S:
+                at = min(at, min(self._writing_since.values(), default=math.inf) + PATIENCE_S)
         if at in (math.inf, self._wake_at):
             return
         if self._timer is not None:
@@ -363,9 +373,11 @@ class Flush:
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
             segment.not_before = now + delay
         else:
-            self._attempts += 1
-            delay = triggers.retry_delay(answer.error_class, self._attempts, self._random())
-            self._paused_until = now + delay
+            if now >= self._paused_until:  # else it was tried together with one that has failed already
+                self._attempts += 1
+                delay = triggers.retry_delay(answer.error_class, self._attempts, self._random())
+                self._paused_until = now + delay
+            delay = self._paused_until - now
         self._backlog.put_back(segment)
         if self._logged[0] != answer.message or now - self._logged[1] > _LOG_AGAIN_S:
             self._logged = (answer.message, now)

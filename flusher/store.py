@@ -1,4 +1,4 @@
-"""The only place that talks to MySQL: connection, SQL text, and the merge rule in SQL.
+"""The only place that talks to MySQL: connection, transaction, and what a failure means.
 
 Rules: a Store belongs to one thread (mysqlclient refuses a connection used from two). Every failure comes out as a
 StoreError with its class; the transaction is then rolled back and, where the connection is in doubt, closed.
@@ -7,7 +7,7 @@ StoreError with its class; the transaction is then rolled back and, where the co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,11 @@ import MySQLdb
 from flusher.facts import Column, Facts, Index
 from flusher.facts import Table as TableFacts
 from flusher.mysql_errors import ErrorClass, Flavour, classify
-from flusher.rows import Row, Rows, row_encoder
-from shared.records import KINDS, Kind
+from flusher.rows import Rows
+from flusher.upsert import MAX_STATEMENT_BYTES, statements
+from shared.records import KINDS
 
 LOCK_WAIT_S = 10
-MAX_STATEMENT_ROWS = 1000
-MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
 
@@ -105,17 +104,17 @@ class Store:
     def connected(self) -> bool:
         return self._db is not None
 
-    def write(self, rows: Rows, *, rehearse: bool = False) -> None:
+    def write(self, rows: Rows, ready: Sequence[bytes] | None = None, *, rehearse: bool = False) -> None:
         """Upserts rows in one transaction: sessions first, then tasks. Blocks. A rehearsal is rolled back.
 
+        Args: ready: the rows' statements, where somebody has made them already.
         Raises: StoreError; then nothing of it is in the database, except after a connection lost at COMMIT, when
         nobody knows. Writing it again is harmless either way.
         """
         try:
             db = self._connection()
-            for kind in KINDS:
-                for statement in self._statements(db, kind, rows.get(kind, ())):
-                    self._query(db, statement)
+            for statement in self._fitting(rows, ready):
+                self._query(db, statement)
             self._asked_at = self._clock()
             self.statements += 1
             if rehearse:
@@ -270,33 +269,22 @@ class Store:
         self._asked_at = self._clock()
         db.query(statement)
 
-    def _statements(self, db: Any, kind: Kind, rows: Sequence[Row]) -> Iterator[bytes]:
-        """One upsert, or several where it would exceed the caps. Raises: StoreError for a row over the packet."""
-        upsert = UPSERTS[kind]
-        encode = row_encoder(kind, db.string_literal)
-        fixed = len(upsert.head) + len(upsert.tail)
+    def _fitting(self, rows: Rows, ready: Sequence[bytes] | None) -> Sequence[bytes]:
+        """The rows' statements, each within the server's packet. Raises: StoreError for a row that is not."""
         # The packet holds the statement and one byte of command; leave some room for either.
         packet = self._max_packet_bytes - 1024
-        limit = min(packet, MAX_STATEMENT_BYTES)
-        values: list[bytes] = []
-        size = fixed
-        for row in rows:
-            value = encode(row)
-            if values and (size + len(value) + 1 > limit or len(values) >= MAX_STATEMENT_ROWS):
-                yield upsert.head + b",".join(values) + upsert.tail
-                values, size = [], fixed
-            if fixed + len(value) > packet:
-                misconfigured = packet < MIN_PACKET_BYTES - 1024
-                raise StoreError(
-                    ErrorClass.SCHEMA if misconfigured else ErrorClass.TOO_BIG,
-                    1153,
-                    f"a row of {len(value)} bytes is over the server's max_allowed_packet of"
-                    f" {self._max_packet_bytes} bytes; set it to {MIN_PACKET_BYTES} or more",
-                )
-            values.append(value)
-            size += len(value) + 1
-        if values:
-            yield upsert.head + b",".join(values) + upsert.tail
+        if ready is None or max(map(len, ready), default=0) > packet:
+            ready = statements(rows, min(packet, MAX_STATEMENT_BYTES))
+        longest = max(map(len, ready), default=0)
+        if longest > packet:
+            misconfigured = packet < MIN_PACKET_BYTES - 1024
+            raise StoreError(
+                ErrorClass.SCHEMA if misconfigured else ErrorClass.TOO_BIG,
+                1153,
+                f"a row makes a statement of {longest} bytes, over the server's max_allowed_packet of"
+                f" {self._max_packet_bytes} bytes; set it to {MIN_PACKET_BYTES} or more",
+            )
+        return ready
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
@@ -355,34 +343,6 @@ def _select(db: Any, statement: str) -> list[tuple[Any, ...]]:
 def _plain(value: Any) -> Any:
     """information_schema gives some of its texts as bytes on MySQL 8."""
     return value.decode() if isinstance(value, bytes) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Upsert:
-    head: bytes
-    tail: bytes
-
-
-def _upsert(kind: Kind) -> Upsert:
-    """INSERT whose update leaves a newer stored row alone: the merge rule in SQL.
-
-    updated_at is assigned last: MySQL assigns from left to right, and the guards should see the stored value.
-    VALUES() is deprecated on MySQL 8.0.20+, where its successor is a syntax error on MariaDB: the one that both
-    take is used.
-    """
-    columns = [name for name in kind.record.__struct_fields__ if name != "updated_at"] + ["updated_at"]
-    updates = [
-        f"{name}=IF(VALUES(updated_at)>=updated_at,VALUES({name}),{name})"
-        for name in columns
-        if name not in (kind.key, "updated_at")
-    ]
-    updates.append("updated_at=GREATEST(updated_at,VALUES(updated_at))")
-    head = f"INSERT INTO {kind.table} ({','.join(columns)}) VALUES "  # noqa: S608 -- constants from KINDS
-    tail = f" ON DUPLICATE KEY UPDATE {','.join(updates)}"
-    return Upsert(head.encode(), tail.encode())
-
-
-UPSERTS = {kind: _upsert(kind) for kind in KINDS}
 
 
 def schema_statements(text: str, database: str) -> list[str]:

@@ -81,9 +81,11 @@ def retry_after(missing_bytes: int, drained_bytes_per_s: float, *, longest_s: fl
     return float(min(longest_s, max(1, math.ceil(missing_bytes / drained_bytes_per_s))))
 
 
-def writers_wanted(*, waiting: int, pool_size: int, healthy: bool) -> int:
-    """How many writers may work at once: one, and another for every four segments that wait while the database
-    takes what it is given. Against a database that is away one is enough to notice that it is back."""
+def segments_at_once(*, waiting: int, writers: int, pool_size: int, each: int, healthy: bool, held_up: bool) -> int:
+    """How many segments may be with writers at once: `each` for one writer, and for another, up to `writers`, for every
+    four segments that wait while the database takes what it is given. One writer more, up to `pool_size`, where a
+    write is held up: by a locked row, for instance, which is not to stop all others. Against a database that is away
+    one segment is enough to notice that it is back."""
     if not healthy:
         return 1
-    return min(pool_size, 1 + waiting // 4)
+    return each * min(pool_size, min(writers, 1 + waiting // 4) + held_up)

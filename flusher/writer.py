@@ -1,9 +1,12 @@
-"""THE order of a write: read -> coalesce -> upsert -> commit -> answer. A child process of the flusher.
+"""THE order of a write: prepare -> upsert -> commit -> answer. A child process of the flusher.
 
 One JSON command a line on stdin, one JSON answer a line on stdout, so that it can be tried by hand:
 
     {"write": "/path/to/00000000000000000001.segment"}
     {"ping": true}
+
+A command may follow before the answer to the one before it: its segment is prepared (batch.py) by a thread of its own,
+while the database works on the other. Answers come in the order of commands.
 
 It never touches the segment: the flusher unlinks it after a good answer. Before the answer every record of the segment
 is committed, superseded by a newer one that is committed, or in the synced dead-letter file. When stdin closes, its
@@ -21,14 +24,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import msgspec
 import orjson
 
-from flusher import dead_letters, journal
+from flusher import dead_letters
 from flusher.answers import Alive, Failed, Written
-from flusher.coalesce import MAX_ARRIVAL, coalesce
+from flusher.batch import Batch, Prepared, prepare
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Row, Rows
@@ -36,12 +38,14 @@ from flusher.store import Server, Store, StoreError
 from shared import logs
 from shared.config import Database, load_or_exit
 from shared.process import close_to_others
-from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind, Record, decode, decode_raw
+from shared.records import KIND_OF_CODE, KINDS, Kind
 
 log = logging.getLogger(__name__)
 
-NICE = 10
+NICE = 19
 """Accepting goes before writing where both want the same core."""
+SWITCH_S = 0.0005
+"""How long preparing may keep the interpreter from the next statement; Python's own 5 ms are a third of one."""
 SCHEMA_FAULT_ROWS = 10
 """If over half of a batch of at least this many rows is refused, it is not the rows."""
 
@@ -54,49 +58,24 @@ class Refused(msgspec.Struct, frozen=True):
     error: StoreError
 
 
-class Entries:
-    """A segment's entries, decoded; those that no longer decode become dead letters as they are."""
-
-    def __init__(self, entries: Sequence[journal.Entry]) -> None:
-        self.entries = entries
-        self.by_kind: dict[Kind, list[tuple[int, int, Sequence[Record]]]] = {kind: [] for kind in KINDS}
-        self.records = 0
-        self.undecodable: list[tuple[journal.Entry, str]] = []
-        for number, entry in enumerate(entries):
-            kind = KIND_OF_CODE.get(entry.kind)
-            self.records += entry.count
-            if kind is None:
-                self.undecodable.append((entry, f"kind {entry.kind} is not known"))
-                continue
-            if entry.arrival > MAX_ARRIVAL:
-                self.undecodable.append((entry, "its arrival lies after the year 9999"))
-                continue
-            try:
-                self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body)))
-            except (InvalidBody, InvalidRecord) as error:
-                self.undecodable.append((entry, f"does not decode: {type(error).__name__}"))
-
-    def rows(self, refused: set[tuple[int, int]]) -> Rows:
-        return {kind: coalesce(entries, kind, refused) for kind, entries in self.by_kind.items()}
-
-    def raw(self, kind: Kind, row: Row) -> Any:
-        return decode_raw(kind, self.entries[row.entry].body)[row.index]
-
-
 class Writer:
     def __init__(self, store: Store, dead_letters_path: Path, dead_letters_max_bytes: int) -> None:
         self._store = store
         self._dead_letters_path = dead_letters_path
         self._dead_letters_max_bytes = dead_letters_max_bytes
 
-    def write(self, path: Path) -> Written | Failed:
-        """Blocks for as long as the database does."""
+    def write(self, path: Path, prepared: Prepared | OSError) -> Written | Failed:
+        """Blocks for as long as the database does.
+
+        Args: prepared: prepared(path).
+        """
         statements_before = self._store.statements
         try:
-            contents = journal.read(path)
-            entries = Entries(contents.entries)
-            written, refused = self._upsert(entries)
-            letters = self._letters(entries, refused)
+            if isinstance(prepared, OSError):
+                raise prepared
+            batch = prepared.batch
+            written, refused = self._upsert(prepared)
+            letters = self._letters(batch, refused)
             if letters:
                 dead_letters.append(self._dead_letters_path, letters, self._dead_letters_max_bytes)
         except StoreError as error:
@@ -109,11 +88,11 @@ class Writer:
         dead = len(letters)
         return Written(
             rows={kind.name: count for kind, count in written.items()},
-            records=entries.records,
-            coalesced=max(0, entries.records - sum(written.values()) - dead),
+            records=batch.records,
+            coalesced=max(0, batch.records - sum(written.values()) - dead),
             dead_lettered=dead,
             dead_arrivals=sorted({letter.arrival for letter in letters}),
-            damaged_bytes=contents.damaged_bytes,
+            damaged_bytes=batch.damaged_bytes,
             statements=self._store.statements - statements_before,
             last_error=refused[-1].error.public if refused else None,
         )
@@ -128,15 +107,16 @@ class Writer:
     def _failed(self, error: StoreError) -> Failed:
         return Failed(error.error_class, error.number, error.public, self._store.connected)
 
-    def _upsert(self, entries: Entries) -> tuple[dict[Kind, int], list[Refused]]:
+    def _upsert(self, prepared: Prepared) -> tuple[dict[Kind, int], list[Refused]]:
         """Writes every row that the database takes. Where one is refused, an older state of its key gets its turn."""
         written = dict.fromkeys(KINDS, 0)
         refused: list[Refused] = []
         positions: set[tuple[int, int]] = set()
-        rows = entries.rows(positions)
+        batch, rows, ready = prepared.batch, prepared.rows, prepared.statements
         total = sum(map(len, rows.values()))
         while any(rows.values()):
-            found = self._bisect(rows, total)
+            found = self._bisect(rows, ready, total)
+            ready = None
             for kind, kind_rows in rows.items():
                 written[kind] += len(kind_rows)
             for one in found:
@@ -146,11 +126,11 @@ class Writer:
             keys = {(one.kind, _key(one.kind, one.row)) for one in found}
             rows = {
                 kind: [row for row in kind_rows if (kind, _key(kind, row)) in keys]
-                for kind, kind_rows in (entries.rows(positions) if found else {}).items()
+                for kind, kind_rows in (batch.rows(positions) if found else {}).items()
             }
         return written, refused
 
-    def _bisect(self, rows: Rows, total: int) -> list[Refused]:
+    def _bisect(self, rows: Rows, ready: Sequence[bytes] | None, total: int) -> list[Refused]:
         """One transaction; where a row is refused, one for each half, down to the row (log2 steps for one bad row).
 
         Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's,
@@ -161,7 +141,7 @@ class Writer:
         while todo:
             part = todo.pop()
             try:
-                self._store.write(part)
+                self._store.write(part, ready if part is rows else None)
                 continue
             except StoreError as error:
                 if error.error_class not in (ErrorClass.DATA, ErrorClass.TOO_BIG):
@@ -180,7 +160,7 @@ class Writer:
                     ) from error
         return refused
 
-    def _letters(self, entries: Entries, refused: Sequence[Refused]) -> list[DeadLetter]:
+    def _letters(self, batch: Batch, refused: Sequence[Refused]) -> list[DeadLetter]:
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         letters = [
             DeadLetter(
@@ -190,12 +170,12 @@ class Writer:
                 error_code=one.error.number,
                 error=one.error.detail,
                 column=_column(one.error.detail),
-                arrival=entries.entries[one.row.entry].arrival,
-                record=entries.raw(one.kind, one.row),
+                arrival=batch.entries[one.row.entry].arrival,
+                record=batch.raw(one.kind, one.row),
             )
             for one in refused
         ]
-        for entry, why in entries.undecodable:
+        for entry, why in batch.undecodable:
             kind = KIND_OF_CODE.get(entry.kind)
             body = bytes(entry.body).decode(errors="backslashreplace")
             name = kind.name if kind else str(entry.kind)
@@ -248,10 +228,28 @@ def server_of(database: Database) -> Server:
     )
 
 
-def _read_commands(commands: SimpleQueue[bytes]) -> None:
-    for line in sys.stdin.buffer:
-        commands.put(line)
+Command = tuple[Path, Prepared | OSError] | None
+"""A segment to write, with what preparing it gave; None: a ping."""
+
+
+def _read_ahead(commands: SimpleQueue[Command]) -> None:
+    """Prepares each segment as soon as it is named."""
+    try:
+        for line in sys.stdin.buffer:
+            path = orjson.loads(line).get("write")
+            commands.put((Path(path), prepared(Path(path))) if path is not None else None)
+    except Exception:
+        log.critical("the thread that prepares segments failed", exc_info=True)
+        os._exit(1)  # the flusher sees it, and starts another
     os._exit(0)  # the parent is gone; sys.exit would wait for the query under way
+
+
+def prepared(path: Path) -> Prepared | OSError:
+    """What Writer.write() takes. Blocks while the file is read."""
+    try:
+        return prepare(path)
+    except OSError as error:
+        return error
 
 
 def main() -> None:
@@ -265,11 +263,12 @@ def main() -> None:
         Path(config.state_directory, dead_letters.FILE_NAME),
         config.dead_letters.max_bytes,
     )
-    commands: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
+    sys.setswitchinterval(SWITCH_S)
+    commands: SimpleQueue[Command] = SimpleQueue()
+    threading.Thread(target=_read_ahead, args=(commands,), daemon=True).start()
     while True:
-        command = orjson.loads(commands.get())
-        answer = writer.write(Path(command["write"])) if "write" in command else writer.ping()
+        command = commands.get()
+        answer = writer.ping() if command is None else writer.write(*command)
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 

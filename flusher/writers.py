@@ -1,7 +1,8 @@
 """The child processes that write: started when needed, replaced when dead, reduced when idle.
 
-Rules: belongs to the loop's thread. A child has at most one command under way. One that dies or does not answer in
-time is killed; its segment is still in the journal, so the next one writes it.
+Rules: belongs to the loop's thread. A child has at most two commands under way, so that it prepares one segment while
+the database works on the other. One that dies or does not answer in time is killed; its segments are still in the
+journal, so the next one writes them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Sequence
-from weakref import WeakSet
 
 import msgspec
 import orjson
@@ -20,6 +21,9 @@ from flusher.answers import Answer, Failed
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "flusher.writer")
+COMMANDS_EACH = 2
+PATIENCE_S = 1.0
+"""A child whose command takes longer, behind a lock for instance, is given no second one to hold up."""
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
@@ -27,35 +31,57 @@ class WriterDied(Exception):
     """A child ended, or was killed for its silence, before it answered."""
 
 
+class _Child:
+    """`asked`: commands without an answer. `since`: when the first of them began. `connected`: to the database, at its
+    last answer. Whoever holds `turn` reads the next answer."""
+
+    def __init__(self, now: float) -> None:
+        self.process: asyncio.subprocess.Process | None = None
+        self.starting = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        self.asked = 0
+        self.since = now
+        self.connected = False
+
+
 class Writers:
-    def __init__(self, answer_timeout_s: float, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        answer_timeout_s: float,
+        command: Sequence[str] = COMMAND,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._answer_timeout_s = answer_timeout_s
         self._command = command
-        self._idle: list[asyncio.subprocess.Process] = []
-        self._busy: set[asyncio.subprocess.Process] = set()
-        self._connected: WeakSet[asyncio.subprocess.Process] = WeakSet()
+        self._patience_s = patience_s
+        self._children: list[_Child] = []
 
     @property
     def busy(self) -> int:
-        return len(self._busy)
+        return sum(child.asked > 0 for child in self._children)
 
     @property
     def processes(self) -> int:
-        return len(self._idle) + len(self._busy)
+        return len(self._children)
 
     @property
     def connected(self) -> int:
         """Children that had a connection to the database at their last answer."""
-        return sum(child in self._connected for child in (*self._idle, *self._busy))
+        return sum(child.connected for child in self._children)
 
     async def ask(self, command: dict[str, object]) -> Answer:
-        """Gives one command to an idle child, or to a new one. Raises: WriterDied."""
-        child = self._take_idle()
-        if child is None:
-            child = await self._start()
-        self._busy.add(child)
+        """Gives one command to a child, to a new one where none is free, and waits for its answer.
+
+        Raises: WriterDied.
+        """
+        child = self._choose()
+        child.asked += 1
         try:
-            answer = await asyncio.wait_for(self._exchange(child, command), self._answer_timeout_s)
+            await self._send(child, command)
+            async with child.turn:
+                child.since = time.monotonic()
+                answer = await asyncio.wait_for(self._receive(child), self._answer_timeout_s)
         except asyncio.TimeoutError:
             raise await self._bury(child, f"no answer in {self._answer_timeout_s:g} s") from None
         except (OSError, EOFError, ValueError) as error:
@@ -64,72 +90,87 @@ class Writers:
             await self._bury(child, "cancelled")
             raise
         finally:
-            self._busy.discard(child)
-        self._idle.append(child)
-        if isinstance(answer, Failed) and not answer.connected:
-            self._connected.discard(child)
-        else:
-            self._connected.add(child)
+            child.asked -= 1
+        child.connected = not isinstance(answer, Failed) or answer.connected
         return answer
 
     def shrink(self, keep: int) -> None:
         """Ends idle children over `keep`: their stdin closes, they leave."""
-        while len(self._idle) > 0 and self.processes > keep:
-            self._close(self._idle.pop(0))
+        for child in [child for child in self._children if not child.asked][: max(0, len(self._children) - keep)]:
+            self._children.remove(child)
+            if child.process is not None and child.process.stdin is not None:
+                child.process.stdin.close()
 
     async def terminate(self) -> None:
         """Kills all children and waits for them; what they were writing stays in the journal."""
-        children = [*self._idle, *self._busy]
-        self._idle.clear()
-        for child in children:
+        for child in list(self._children):
             await self._bury(child, "")
 
-    def _take_idle(self) -> asyncio.subprocess.Process | None:
-        while self._idle:
-            child = self._idle.pop()
-            if child.returncode is None:
+    def _choose(self) -> _Child:
+        """One at work that takes another command before one that is idle: each at work has a core and a connection."""
+        now = time.monotonic()
+        for child in list(self._children):
+            if child.process is not None and child.process.returncode is not None and not child.asked:
+                log.warning("writer %d ended while idle, status %s", child.process.pid, child.process.returncode)
+                self._children.remove(child)
+            elif 0 < child.asked < COMMANDS_EACH and now - child.since < self._patience_s:
                 return child
-            log.warning("writer %d ended while idle, status %s", child.pid, child.returncode)
-        return None
+        idle = [child for child in self._children if not child.asked]
+        if not idle:
+            idle.append(_Child(now))
+            self._children += idle
+        idle[-1].since = now
+        return idle[-1]
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _send(self, child: _Child, command: dict[str, object]) -> None:
+        async with child.starting:
+            if child.process is None:
+                child.process = await self._start()
+        assert child.process.stdin is not None
         try:
-            return await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_MAX_ANSWER_BYTES,
-            )
-        except OSError as error:
-            raise WriterDied(f"cannot be started: {error}") from error
-
-    @staticmethod
-    async def _exchange(child: asyncio.subprocess.Process, command: dict[str, object]) -> Answer:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            child.stdin.write(orjson.dumps(command) + b"\n")
+            child.process.stdin.write(orjson.dumps(command) + b"\n")
         except RuntimeError as error:
             # uvloop's answer to a pipe that it has closed, when the child's end was seen before its status.
             raise EOFError("ended before it was asked") from error
-        line = await child.stdout.readline()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_MAX_ANSWER_BYTES,
+        )
+
+    @staticmethod
+    async def _receive(child: _Child) -> Answer:
+        assert child.process is not None
+        assert child.process.stdout is not None
+        line = await child.process.stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError("ended before it answered")
         answer: Answer = msgspec.json.decode(line, type=Answer)
         return answer
 
-    async def _bury(self, child: asyncio.subprocess.Process, why: str) -> WriterDied:
-        if child.returncode is None:
+    async def _bury(self, child: _Child, why: str) -> WriterDied:
+        """Also for the second to find a child dead: it is said once."""
+        known = child in self._children
+        if known:
+            self._children.remove(child)
+        process = child.process
+        if process is None:
+            return WriterDied(f"cannot be started: {why}")
+        if process.returncode is None:
             try:
-                child.kill()
+                process.kill()
             except ProcessLookupError:
                 pass  # it was quicker
-        await child.wait()
-        if why:
-            log.warning("writer %d: %s; it is replaced", child.pid, why)
+        await process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+            try:
+                await process.stdin.wait_closed()
+            except OSError:
+                pass  # a command that was written to a child that had died; nobody else would look at it
+        if why and known:
+            log.warning("writer %d: %s; it is replaced", process.pid, why)
         return WriterDied(why)
-
-    @staticmethod
-    def _close(child: asyncio.subprocess.Process) -> None:
-        if child.stdin is not None:
-            child.stdin.close()

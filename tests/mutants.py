@@ -145,14 +145,14 @@ BREAKS = (
     Break(
         "4 one merge rule",
         "no guard in the SQL",
-        "flusher/store.py",
+        "flusher/upsert.py",
         'f"{name}=IF(VALUES(updated_at)>=updated_at,VALUES({name}),{name})"',
         'f"{name}=VALUES({name})"',
     ),
     Break(
         "4 one merge rule",
         "an older record sets updated_at back",
-        "flusher/store.py",
+        "flusher/upsert.py",
         "updated_at=GREATEST(updated_at,VALUES(updated_at))",
         "updated_at=VALUES(updated_at)",
     ),

@@ -18,7 +18,7 @@ from typing import Any
 
 import MySQLdb
 
-from flusher.store import UPSERTS
+from flusher.upsert import UPSERTS
 from shared.records import TASKS
 from tests.bench import tasks
 from tests.bench.machine import on_cores

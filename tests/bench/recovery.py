@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from flusher import journal
+from flusher.batch import Batch
+from flusher.coalesce import coalesce
 from flusher.journal import Entry, Journal
 from flusher.triggers import FlushPolicy, is_full
-from flusher.writer import Entries
 from shared.records import TASKS
 from tests.bench import tasks
 from tests.bench.bench import Bench, say
@@ -92,10 +93,10 @@ def main() -> None:
     began_at = time.monotonic()
     records = rows = 0
     for path in paths:
-        entries = Entries(journal.read(path).entries)
-        assert not entries.undecodable
-        records += entries.records
-        rows += sum(map(len, entries.rows(set()).values()))
+        batch = Batch(journal.read(path).entries)
+        assert not batch.undecodable
+        records += batch.records
+        rows += sum(len(coalesce(entries, kind)) for kind, entries in batch.by_kind.items())
     took_s = time.monotonic() - began_at
     figures = {"records": records, "rows": rows, "segments": len(paths), "seconds": round(took_s, 3)}
     print(json.dumps({**figures, "records_per_s": round(records / took_s, 1)}))

@@ -8,7 +8,7 @@ ready pieces with that number. wrk.lua does the same with the file that write() 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from random import Random
@@ -17,7 +17,8 @@ from uuid import UUID
 
 import orjson
 
-from shared.records import Task
+from flusher.rows import COLUMNS as COLUMNS_OF
+from shared.records import TASKS, Task
 
 POOL = 2000
 """Distinct tasks."""
@@ -42,6 +43,7 @@ _CHINESE_TEXT = """
 _ENGLISH, _CHINESE = _ENGLISH_TEXT.split(), _CHINESE_TEXT.split()
 _STATUSES = ("pending", "processing", "completed", "completed")
 COLUMNS = tuple(Task.__struct_fields__)
+UPSERT_COLUMNS = COLUMNS_OF[TASKS]
 _TIMES = {"start_time", "end_time", "updated_at"}
 
 
@@ -154,7 +156,7 @@ def _json(task: dict[str, Any]) -> bytes:
 
 
 def _tsv(task: dict[str, Any]) -> bytes:
-    return "\t".join(_tsv_value(value) for value in _row(task)).encode()
+    return "\t".join(_tsv_value(value) for value in _row(task, COLUMNS)).encode()
 
 
 def _tsv_value(value: Any) -> str:
@@ -164,7 +166,7 @@ def _tsv_value(value: Any) -> str:
 
 
 def _sql(task: dict[str, Any]) -> bytes:
-    return ("(" + ",".join(_sql_value(value) for value in _row(task)) + ")").encode()
+    return ("(" + ",".join(_sql_value(value) for value in _row(task, UPSERT_COLUMNS)) + ")").encode()
 
 
 def _sql_value(value: Any) -> str:
@@ -175,9 +177,9 @@ def _sql_value(value: Any) -> str:
     return str(value)
 
 
-def _row(task: dict[str, Any]) -> Iterator[Any]:
-    """Values in the order of COLUMNS, times as DATETIME takes them."""
-    for name in COLUMNS:
+def _row(task: dict[str, Any], columns: Iterable[str]) -> Iterator[Any]:
+    """Values in the order of `columns`, times as DATETIME takes them."""
+    for name in columns:
         value = task.get(name, 0 if name == "retry_count" else None)
         if value is not None and name in _TIMES:
             value = datetime.fromisoformat(value).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")

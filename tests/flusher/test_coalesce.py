@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flusher.coalesce import EPOCH, coalesce
-from shared.records import SESSIONS, TASKS, Record, Session, Task
+from shared.records import SESSIONS, TASKS, UTC, Record, Session, Task
 
 NOON = datetime(2026, 1, 1, 12)
-ARRIVAL = int((NOON - EPOCH) / timedelta(microseconds=1))
+ARRIVAL = int((NOON.replace(tzinfo=UTC) - EPOCH) / timedelta(microseconds=1))
 
 Entries = list[tuple[int, int, Sequence[Record]]]
 
@@ -44,7 +44,7 @@ def test_a_record_without_a_time_of_its_own_has_that_of_its_arrival() -> None:
 
     (row,) = coalesce([(0, ARRIVAL, [task("t", NOON)]), (1, ARRIVAL + 1, [silent])], TASKS)
     assert row.record is silent
-    assert row.updated_at == NOON + timedelta(microseconds=1)
+    assert row.updated_at == NOON.replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
 def test_times_with_different_offsets_are_compared_as_moments() -> None:
@@ -52,7 +52,7 @@ def test_times_with_different_offsets_are_compared_as_moments() -> None:
     (row,) = coalesce([(0, ARRIVAL, [task("t", NOON), task("t", east)])], TASKS)
 
     assert row.record.updated_at == NOON
-    assert row.updated_at.tzinfo is None
+    assert row.updated_at.tzinfo is UTC
 
 
 def test_keys_are_told_apart_by_case_and_trailing_spaces() -> None:
@@ -107,7 +107,7 @@ def test_the_merge_is_that_of_a_model_of_a_few_lines(bodies: list[tuple[int, lis
         entries.append((number, arrival, records))
         for one in records:
             at = EPOCH + timedelta(microseconds=arrival) if one.updated_at is None else one.updated_at
-            at = at.replace(tzinfo=None)
+            at = at.replace(tzinfo=UTC)
             if one.task_id not in model or at >= model[one.task_id][0]:
                 model[one.task_id] = (at, one)
 

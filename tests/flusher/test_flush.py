@@ -170,21 +170,29 @@ def test_a_fault_of_the_database_pauses_every_segment_until_its_time_has_come(
 ) -> None:
     async def test(node: Node) -> None:
         node.writers.answer = lambda path: failed(error_class)
-        seal(node, b"one")
-        seal(node, b"two")
+        for body in (b"one", b"two", b"three"):
+            seal(node, body)
         node.flush.consider()
         await node.until(lambda: node.figures.failures)
         await node.settled()
         node.flush.consider()
         await node.settled()
-        assert node.writers.asked == [name(1)]
+        # Two at once for one writer, which fail as one attempt.
+        assert node.writers.asked == [name(1), name(2)]
+        assert node.flush._attempts == 1
         assert node.figures.database_up is False
 
         node.clock.now += 60
         node.flush.consider()
-        await node.until(lambda: len(node.writers.asked) > 1)
-        # The failed one stands behind the other now.
-        assert node.writers.asked[1] == name(2)
+        await node.settled()
+        assert node.writers.asked[2:] == [name(3)]  # one, to see whether it is back
+        assert node.flush._attempts == 2
+
+        node.clock.now += 60
+        node.flush.consider()
+        await node.settled()
+        # The failed one stands behind the others now.
+        assert node.writers.asked[3:] == [name(1)]
 
     run(test, tmp_path)
 
@@ -364,19 +372,19 @@ def test_more_writers_join_only_while_there_is_a_backlog_and_the_database_takes_
         seal(node, b"first")
         node.flush.consider()
         await node.until(lambda: len(answers) == 1)
-        for number in range(11):
+        for number in range(15):
             seal(node, b"%d" % number)
         node.flush.consider()
-        await node.until(lambda: len(answers) == 3)
+        await node.until(lambda: len(answers) == 6)
         await node.settled()
-        assert len(answers) == 3  # pool_size, for 12 segments that wait
+        assert len(answers) == 6  # two for each of three writers, for 16 segments that wait
 
         node.writers.answer = written
         for number, one in enumerate(answers):
             one.set_result(written(tmp_path / name(number + 1)))
         await node.until(lambda: not bodies_in(tmp_path))
 
-    run(test, tmp_path, pool_size=3)
+    run(test, tmp_path, writers_at_once=3, pool_size=10)
 
 
 def test_what_an_earlier_run_left_is_written_oldest_first_while_new_records_are_accepted(tmp_path: Path) -> None:

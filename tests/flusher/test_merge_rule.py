@@ -13,18 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flusher.answers import Written
+from flusher.batch import Batch, prepare
 from flusher.coalesce import EPOCH, coalesce
 from flusher.journal import Entry, Journal
-from flusher.rows import Row, Rows
+from flusher.rows import Row, Rows, with_values
 from flusher.store import Store
-from flusher.writer import Entries, Writer
-from shared.records import KINDS, SESSIONS, TASKS, Kind, decode
+from flusher.writer import Writer
+from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, decode, utc
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import session, task
 
 NOON = datetime(2026, 1, 1, 12)
-ARRIVAL = int((NOON - EPOCH) / timedelta(microseconds=1))
+ARRIVAL = int((NOON.replace(tzinfo=UTC) - EPOCH) / timedelta(microseconds=1))
 
 Body = tuple[Kind, list[dict[str, Any]]]
 Tables = dict[str, dict[str, tuple[datetime, str]]]
@@ -94,7 +95,7 @@ def model(flushes: Sequence[Sequence[Entry]]) -> Tables:
 
 def as_tables(rows: Rows) -> Tables:
     return {
-        kind.name: {getattr(row.record, kind.key): (row.updated_at, row.record.status) for row in rows[kind]}
+        kind.name: {getattr(row.record, kind.key): (utc(row.updated_at), row.record.status) for row in rows[kind]}
         for kind in KINDS
     }
 
@@ -105,7 +106,7 @@ def uncoalesced(entries: Sequence[Entry]) -> Iterator[Rows]:
         kind = SESSIONS if entry.kind == SESSIONS.code else TASKS
         for index, record in enumerate(decode(kind, entry.body)):
             (row,) = coalesce([(0, entry.arrival, [record])], kind)
-            yield {kind: [Row(row.updated_at, record, 0, index)]}
+            yield {kind: with_values(kind, [Row(row.updated_at, record, 0, index)])}
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ on_the_database = settings(max_examples=100, deadline=None, suppress_health_chec
 def test_in_memory_one_flush_of_everything_ends_in_the_models_tables(flushes: list[list[Entry]]) -> None:
     everything = [entry for flush in flushes for entry in flush]
 
-    assert as_tables(Entries(everything).rows(set())) == model([everything])
+    assert as_tables(Batch(everything).rows()) == model([everything])
 
 
 @on_the_database
@@ -165,7 +166,7 @@ def test_coalesced_in_memory_and_merged_in_sql_the_tables_end_as_the_models(
     empty_tables()
     store = Store(mariadb.server(database))
     for entries in flushes:
-        store.write(Entries(entries).rows(set()))
+        store.write(Batch(entries).rows())
     store.close()
 
     assert stored(mariadb, database) == model(flushes)
@@ -185,7 +186,7 @@ def test_through_segments_and_restarted_writers_the_tables_end_as_the_models(
         segment = journal.seal()
         segment.close()
         store = Store(mariadb.server(database))
-        assert isinstance(Writer(store, tmp_path / "dead", 1).write(segment.path), Written)
+        assert isinstance(Writer(store, tmp_path / "dead", 1).write(segment.path, prepare(segment.path)), Written)
         store.close()
         segment.path.unlink()
 

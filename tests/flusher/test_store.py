@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from MySQLdb.connections import Connection
 
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row
+from flusher.rows import Row, with_values
 from flusher.schema import FILE
-from flusher.store import MAX_STATEMENT_ROWS, RETURN_S, Store, StoreError, schema_statements
-from shared.records import KINDS, MAX_JSON_BYTES, SESSIONS, TASKS, Kind, Record, Session, Task, utc
+from flusher.store import RETURN_S, Store, StoreError, schema_statements
+from flusher.upsert import MAX_STATEMENT_ROWS
+from shared.records import KINDS, MAX_JSON_BYTES, SESSIONS, TASKS, UTC, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
 
 NOON = datetime(2026, 1, 1, 12)
@@ -60,9 +61,10 @@ def rows_of(*records: Record) -> dict[Kind, list[Row]]:
     for index, record in enumerate(records):
         kind = SESSIONS if isinstance(record, Session) else TASKS
         assert record.updated_at is not None
-        found[kind].append(Row(utc(record.updated_at), record, 0, index))
+        found[kind].append(Row(utc(record.updated_at).replace(tzinfo=UTC), record, 0, index))
     for kind, rows in found.items():
         rows.sort(key=lambda row, kind=kind: getattr(row.record, kind.key))
+        with_values(kind, rows)
     return found
 
 

@@ -15,7 +15,7 @@ from flusher.triggers import (
     is_full,
     retry_after,
     retry_delay,
-    writers_wanted,
+    segments_at_once,
 )
 
 POLICY = FlushPolicy(max_records=1000, interval_s=30.0, segment_max_records=5000, segment_max_bytes=4096)
@@ -96,12 +96,24 @@ def test_retry_after_is_the_longest_while_nothing_drains() -> None:
     assert retry_after(1, 0.0) == 60.0
 
 
+def at_once(**state: Any) -> int:
+    normal = {"waiting": 0, "writers": 4, "pool_size": 10, "each": 2, "healthy": True, "held_up": False}
+    return segments_at_once(**{**normal, **state})
+
+
 @pytest.mark.parametrize(
-    ("waiting", "pool_size", "expected"), [(0, 10, 1), (3, 10, 1), (4, 10, 2), (36, 10, 10), (400, 10, 10), (400, 1, 1)]
+    ("waiting", "writers", "expected"), [(0, 4, 2), (3, 4, 2), (4, 4, 4), (12, 4, 8), (400, 4, 8), (400, 1, 2)]
 )
-def test_more_writers_join_while_segments_wait(waiting: int, pool_size: int, expected: int) -> None:
-    assert writers_wanted(waiting=waiting, pool_size=pool_size, healthy=True) == expected
+def test_more_writers_join_while_segments_wait(waiting: int, writers: int, expected: int) -> None:
+    assert at_once(waiting=waiting, writers=writers) == expected
 
 
-def test_one_writer_is_enough_to_notice_that_the_database_is_back() -> None:
-    assert writers_wanted(waiting=400, pool_size=10, healthy=False) == 1
+def test_a_write_that_is_held_up_does_not_hold_up_the_others_unless_the_pool_is_used_up() -> None:
+    assert at_once(held_up=True) == at_once() + 2
+    assert at_once(held_up=True, waiting=400) == at_once(waiting=400) + 2
+    assert at_once(held_up=True, writers=1, pool_size=1) == at_once(writers=1, pool_size=1)
+
+
+def test_one_segment_is_enough_to_notice_that_the_database_is_back() -> None:
+    assert at_once(waiting=400, healthy=False) == 1
+    assert at_once(waiting=400, healthy=False, held_up=True) == 1

@@ -19,7 +19,7 @@ from flusher.journal import Entry, Journal
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Rows
 from flusher.store import Store, StoreError
-from flusher.writer import Writer
+from flusher.writer import Writer, prepared
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, session, task, wait_until
@@ -50,7 +50,7 @@ class Place:
         return segment.path
 
     def write(self, path: Path, max_bytes: int = MAX_BYTES) -> Written | Failed:
-        return Writer(self.store, self.dead_letters, max_bytes).write(path)
+        return Writer(self.store, self.dead_letters, max_bytes).write(path, prepared(path))
 
     def refuse(self, condition: str, name: str = "poison") -> None:
         self.execute(f"ALTER TABLE translation_tasks ADD CONSTRAINT {name} CHECK (NOT ({condition}))")
@@ -306,7 +306,7 @@ class ScriptedStore:
         self.statements = 0
         self.committed: list[str] = []
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Rows, ready: object = None) -> None:
         self.statements += 1
         keys = [getattr(row.record, kind.key) for kind, kind_rows in rows.items() for row in kind_rows]
         error = self.verdict(keys)

@@ -44,9 +44,9 @@ for line in sys.stdin:
 """
 
 
-def run(test: Callable[[Writers], Awaitable[None]], answer_timeout_s: float = 30.0) -> None:
+def run(test: Callable[[Writers], Awaitable[None]], patience_s: float = 30.0) -> None:
     async def main() -> None:
-        writers = Writers(answer_timeout_s, (sys.executable, "-c", CHILD))
+        writers = Writers(30.0, (sys.executable, "-c", CHILD), patience_s=patience_s)
         try:
             await asyncio.wait_for(test(writers), 60)
         finally:
@@ -73,7 +73,44 @@ def test_one_child_serves_one_command_after_the_other() -> None:
     run(test)
 
 
-def test_commands_at_the_same_time_go_to_children_of_their_own(tmp_path: Path) -> None:
+def test_a_child_at_work_gets_a_second_command_and_no_third_and_answers_in_their_order(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifos = [tmp_path / "a", tmp_path / "b"]
+        for fifo in fifos:
+            os.mkfifo(fifo)
+        first = asyncio.create_task(pid_of(writers, str(fifos[0])))
+        await asyncio.to_thread(wait_until, Path(f"{fifos[0]}.begun").exists)
+        second = asyncio.create_task(pid_of(writers))
+        await asyncio.sleep(0)
+        third = asyncio.create_task(pid_of(writers, str(fifos[1])))
+        await asyncio.to_thread(wait_until, Path(f"{fifos[1]}.begun").exists)
+        assert (writers.processes, writers.busy) == (2, 2)
+        assert not second.done()
+        for fifo in fifos:
+            await asyncio.to_thread(lambda fifo=fifo: fifo.open("w").close())
+
+        assert await first == await second != await third
+
+    run(test)
+
+
+def test_both_commands_of_a_child_that_ends_are_given_back(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "a"
+        os.mkfifo(fifo)
+        pid = await pid_of(writers)
+        asked = [asyncio.create_task(writers.ask({"write": word})) for word in (str(fifo), "")]
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        os.kill(pid, signal.SIGKILL)
+
+        assert [type(found) for found in await asyncio.gather(*asked, return_exceptions=True)] == 2 * [WriterDied]
+        assert (writers.processes, writers.busy) == (0, 0)
+        assert await pid_of(writers) != pid
+
+    run(test)
+
+
+def test_a_child_whose_command_is_held_up_gets_no_second_one(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
         fifos = [tmp_path / "a", tmp_path / "b"]
         for fifo in fifos:
@@ -88,7 +125,7 @@ def test_commands_at_the_same_time_go_to_children_of_their_own(tmp_path: Path) -
         assert len(set(await asyncio.gather(*asked))) == 2
         assert (writers.processes, writers.busy) == (2, 0)
 
-    run(test)
+    run(test, patience_s=0.0)
 
 
 def test_a_child_counts_as_connected_until_it_says_otherwise_or_ends() -> None:
@@ -190,7 +227,7 @@ def test_shrink_ends_idle_children_over_the_number_to_keep(tmp_path: Path) -> No
         await asyncio.to_thread(lambda: fifo.open("w").close())
         await asked
 
-    run(test)
+    run(test, patience_s=0.0)
 
 
 def is_zombie_or_gone(pid: int) -> bool:
@@ -217,7 +254,7 @@ def test_terminate_kills_idle_and_busy_children(tmp_path: Path) -> None:
         assert writers.processes == 0
         assert is_gone(idle)
 
-    run(test)
+    run(test, patience_s=0.0)
 
 
 def test_a_cancelled_command_leaves_no_child_that_would_answer_the_next_one(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from flusher.store import Row, Server, Store
+from flusher.rows import Row
+from flusher.store import Server, Store
 from shared.records import Kind, Record, utc
 from tests.fuzz import targets
 from tests.fuzz.draw import Draw
@@ -58,7 +59,7 @@ class Differential:
         for row in rows:
             found = stored[getattr(row.record, kind.key)]
             for name, value in zip(names, found, strict=True):
-                expected = row.updated_at if name == "updated_at" else as_stored(row.record, name)
+                expected = utc(row.updated_at) if name == "updated_at" else as_stored(row.record, name)
                 if isinstance(expected, dict):
                     value = orjson.loads(value)  # noqa: PLW2901 -- the same value, read
                 assert type(value) is type(expected), f"{name}: {value!r} is stored for {expected!r}"

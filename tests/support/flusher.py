@@ -143,6 +143,7 @@ class Node:
         max_bytes: int = 1 << 20,
         policy: FlushPolicy | None = None,
         last_arrival: int = 0,
+        writers_at_once: int = 1,
         pool_size: int = 1,
     ) -> None:
         self.disk = Disk()
@@ -165,6 +166,7 @@ class Node:
             self.syncer,
             self.figures,
             policy=policy or FlushPolicy(max_records=1000, interval_s=3600.0),
+            writers_at_once=writers_at_once,
             pool_size=pool_size,
             random=lambda: 1.0,
             clock=self.clock,

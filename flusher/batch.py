@@ -1,0 +1,66 @@
+"""A segment made ready for the database: read -> decode -> coalesce -> SQL. Needs no connection, only the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flusher import journal
+from flusher.coalesce import MAX_ARRIVAL, coalesce
+from flusher.rows import Row, Rows, with_values
+from flusher.upsert import statements
+from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind, Record, decode, decode_raw
+
+
+class Batch:
+    """A segment's entries, decoded; those that no longer decode become dead letters as they are."""
+
+    def __init__(self, entries: Sequence[journal.Entry], damaged_bytes: int = 0) -> None:
+        self.entries = entries
+        self.damaged_bytes = damaged_bytes
+        self.by_kind: dict[Kind, list[tuple[int, int, Sequence[Record]]]] = {kind: [] for kind in KINDS}
+        self.records = 0
+        self.undecodable: list[tuple[journal.Entry, str]] = []
+        for number, entry in enumerate(entries):
+            kind = KIND_OF_CODE.get(entry.kind)
+            self.records += entry.count
+            if kind is None:
+                self.undecodable.append((entry, f"kind {entry.kind} is not known"))
+                continue
+            if entry.arrival > MAX_ARRIVAL:
+                self.undecodable.append((entry, "its arrival lies after the year 9999"))
+                continue
+            try:
+                self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body)))
+            except (InvalidBody, InvalidRecord) as error:
+                self.undecodable.append((entry, f"does not decode: {type(error).__name__}"))
+
+    def rows(self, refused: AbstractSet[tuple[int, int]] = frozenset()) -> Rows:
+        """Args: refused: (entry, index) of records to pass over."""
+        return {kind: with_values(kind, coalesce(entries, kind, refused)) for kind, entries in self.by_kind.items()}
+
+    def raw(self, kind: Kind, row: Row) -> Any:
+        return decode_raw(kind, self.entries[row.entry].body)[row.index]
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What is to be written first of a batch: its rows, and their statements, None where a row has no form in SQL."""
+
+    batch: Batch
+    rows: Rows
+    statements: Sequence[bytes] | None
+
+
+def prepare(path: Path) -> Prepared:
+    """Blocks while the file is read. Raises: OSError."""
+    contents = journal.read(path)
+    batch = Batch(contents.entries, contents.damaged_bytes)
+    rows = batch.rows()
+    try:
+        return Prepared(batch, rows, statements(rows))
+    except ValueError:
+        return Prepared(batch, rows, None)
