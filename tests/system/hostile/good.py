@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ class Crowd:
         self._process = subprocess.Popen(
             self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        # Elsewhere it would run on cores of its own; here it is not to take the service's.
+        os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line != "ready\n":
