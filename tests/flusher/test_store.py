@@ -215,6 +215,13 @@ def test_a_moment_with_an_offset_is_stored_in_utc(store: Store, mariadb: MariaDB
 
     assert stored(mariadb, database, TASKS)["t"].start_time == datetime(2025, 12, 31, 19, 32, 3, 456789)  # type: ignore[union-attr]
 
+    west = datetime(2025, 12, 31, 23, 0, tzinfo=timezone(timedelta(hours=-5)))
+    store.write(rows_of(session(updated_at=west), task("west", updated_at=west, end_time=NOON)))
+    assert stored(mariadb, database, SESSIONS)["s"].updated_at == datetime(2026, 1, 1, 4, 0)
+    assert stored(mariadb, database, TASKS)["west"] == task(
+        "west", updated_at=datetime(2026, 1, 1, 4, 0), end_time=NOON
+    )
+
 
 json_values = st.recursive(
     st.one_of(
@@ -256,6 +263,28 @@ def test_every_record_that_passes_validation_comes_back_as_sent(
     store.write(rows_of(sent))
 
     assert stored(mariadb, database, SESSIONS) == {key: sent}
+
+
+hostile = st.text(st.sampled_from("',\\\"()`;-#%_/*\0\n\x1a aZ\u0301\u4f60\U0001f642"), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_text_in_any_field_is_anything_but_a_text(
+    store: Store, mariadb: MariaDB, database: str, data: st.DataObject
+) -> None:
+    sent: list[Record] = []
+    for kind, made in ((SESSIONS, session), (TASKS, task)):
+        mariadb.execute(f"DELETE FROM {kind.table}", (), database)
+        texts_of = kind.fields_of(msgspec.inspect.StrType)
+        assert len(texts_of) >= 4
+        fields: dict[str, Any] = {name: data.draw(hostile, name) for name in texts_of}
+        fields |= {name: {data.draw(hostile): data.draw(hostile)} for name in kind.fields_of(msgspec.inspect.DictType)}
+        sent.append(made(**fields))
+
+    store.write(rows_of(*sent))
+
+    assert [*stored(mariadb, database, SESSIONS).values(), *stored(mariadb, database, TASKS).values()] == sent
 
 
 def test_objects_nested_as_deep_as_allowed_are_stored(store: Store, mariadb: MariaDB, database: str) -> None:

@@ -430,6 +430,35 @@ def test_the_child_answers_one_line_of_json_for_each_line_it_is_given(place: Pla
     assert first.exists()
 
 
+def opened_by_a_reader(fifo: Path) -> int | None:
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None  # nobody reads it yet
+
+
+def test_the_child_prepares_the_next_segment_while_the_database_is_at_work(place: Place, child: Child) -> None:
+    first = place.segment(task_body(task("a")))
+    content = place.segment(task_body(task("b"))).read_bytes()
+    second = first.with_name("fifo")
+    os.mkfifo(second)
+    holder = place.mariadb.connect(place.database)
+    try:
+        holder.query("LOCK TABLES translation_tasks WRITE")
+        for path in (first, second):
+            child.send(json.dumps({"write": str(path)}).encode())
+        fd = wait_until(lambda: opened_by_a_reader(second), what="the second segment is read")
+        os.write(fd, content)
+        os.close(fd)
+    finally:
+        holder.query("UNLOCK TABLES")
+        holder.close()
+
+    answers = [json.loads(child.stdout.readline()) for _ in range(2)]
+    assert [answer["rows"]["tasks"] for answer in answers] == [1, 1]
+    assert set(place.tasks()) == {"a", "b"}
+
+
 def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:
     assert child.ask({"ping": True})["answer"] == "alive"
     child.stdin.close()
