@@ -142,7 +142,7 @@ async def serve(config: Config) -> None:
         figures,
         policy=FlushPolicy(config.buffer.max_buffer_size, config.buffer.flush_interval),
         # Each keeps half a core of its own and most of one of the database's at work; more take accepting's time.
-        writers_at_once=min(database.pool_size, max(1, len(os.sched_getaffinity(0)) // 2)),
+        writers_at_once=max(1, len(os.sched_getaffinity(0)) // 2),
         pool_size=database.pool_size,
         random=random.random,
     )

@@ -210,6 +210,10 @@ def records(data: bytes) -> None:
     accepted(*Draw(data).body())
 
 
+_VALUES = re.compile(rb"\((?:(?:(?:NULL|null)|-?\d+(?:\.\d+)?|'(?:[^'\\]|\\\\|'')*')(?:,(?!\))|(?=\))))+\)", re.DOTALL)
+"""A row as SQL: one tuple of literals, and nothing that lies outside of a literal."""
+
+
 def accepted(kind: Kind, body: bytes) -> list[Row]:
     """Returns: the rows that a flusher makes of the body; none where ingest refuses it."""
     try:
@@ -235,7 +239,7 @@ def accepted(kind: Kind, body: bytes) -> list[Row]:
     by_key = {getattr(record, kind.key) for record in validated}
     assert {getattr(row.record, kind.key) for row in rows} == by_key
     assert all(row.record == validated[row.index] for row in rows)
-    encoded(kind, rows)
+    assert all(_VALUES.fullmatch(row.values) for row in rows), "values are no literals"
     return rows
 
 
@@ -294,16 +298,6 @@ def depth(value: Any) -> int:
             children = node.values() if isinstance(node, dict) else node
             todo += [(child, level + 1) for child in children]
     return deepest
-
-
-_VALUES = re.compile(rb"\((?:(?:(?:NULL|null)|-?\d+(?:\.\d+)?|'(?:[^'\\]|\\\\|'')*')(?:,(?!\))|(?=\))))+\)", re.DOTALL)
-
-
-def encoded(kind: Kind, rows: Sequence[Row]) -> list[bytes]:
-    """Rows as SQL: one tuple of literals each, and nothing that lies outside of a literal."""
-    values = [row.values for row in rows]
-    assert all(_VALUES.fullmatch(value) for value in values), "values are no literals"
-    return values
 
 
 def configuration(data: bytes) -> None:

@@ -25,7 +25,7 @@ from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS, Faults
 from tests.system.chaos.load import Figures, Load, percentiles
 from tests.system.chaos.model import TABLES, Differences, Model, compare
-from tests.system.chaos.run import FaultRun, schedule
+from tests.system.chaos.run import FaultRun, Kinds, schedule
 from tests.system.chaos.service import Service
 
 QUIET_S = 3.0
@@ -61,14 +61,7 @@ async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
     load.start()
     await asyncio.sleep(QUIET_S)
 
-    say("faults begin")
-    figures.phase = "faults"
-    began_at = time.monotonic()
-    progress = loop.create_task(say_progress(faults, model, options.faults))
-    await faults.run(options.faults, schedule(options.seed, options.per_second, kinds))
-    progress.cancel()
-    faults_s = time.monotonic() - began_at
-    say("faults have ended")
+    faults_s = await run_faults(options, faults, kinds, model, figures)
     healed = await asyncio.to_thread(until, service.is_healthy, HEAL_S)
     figures.phase = "quiet"
     say("healthy again" if healed else "NOT healthy again")
@@ -168,7 +161,21 @@ def what_happened(
     }
 
 
-async def say_progress(faults: Faults, model: Model, asked: int) -> None:
+async def run_faults(
+    options: argparse.Namespace, faults: FaultRun, kinds: Kinds, model: Model, figures: Figures
+) -> float:
+    """All that were asked for. Returns: how many seconds they took."""
+    say("faults begin")
+    figures.phase = "faults"
+    began_at = time.monotonic()
+    progress = asyncio.get_running_loop().create_task(say_progress(faults, model, options.faults))
+    await faults.run(options.faults, schedule(options.seed, options.per_second, kinds))
+    progress.cancel()
+    say("faults have ended")
+    return time.monotonic() - began_at
+
+
+async def say_progress(faults: FaultRun, model: Model, asked: int) -> None:
     while True:
         await asyncio.sleep(15)
         say(f"{faults.hits.total()} of {asked} faults, {model.records_acknowledged} records acknowledged")

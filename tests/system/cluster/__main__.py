@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +26,10 @@ from scripts import cluster as trial
 from scripts.galera import NODES as DATABASE_NODES
 from scripts.galera import Galera
 from tests.support.service import ROOT
-from tests.system.chaos.__main__ import say, say_progress, until, what_happened
+from tests.system.chaos.__main__ import run_faults, say, until, what_happened
 from tests.system.chaos.load import Load
 from tests.system.chaos.model import TABLES, Differences, Model, compare
-from tests.system.chaos.run import Kinds, schedule
+from tests.system.chaos.run import Kinds
 from tests.system.cluster import report as reports
 from tests.system.cluster import tables
 from tests.system.cluster.drain import restart
@@ -110,15 +109,8 @@ async def run(directory: Path, cluster: Galera, nodes: Sequence[Node], balancer:
     drained = await restart(nodes[: options.restarts], balancer, load)
     say(f"drained and restarted: {drained}")
 
-    say("faults begin")
-    figures.phase = "faults"
-    began_at = time.monotonic()
     faults = Faults(cluster, nodes, load, directory / "faults.log")
-    progress = loop.create_task(say_progress(faults, model, options.faults))
-    await faults.run(options.faults, schedule(options.seed, options.per_second, kinds_of(cluster)))
-    progress.cancel()
-    faults_s = time.monotonic() - began_at
-    say("faults have ended")
+    faults_s = await run_faults(options, faults, kinds_of(cluster), model, figures)
     healed = await asyncio.to_thread(until, lambda: all(node.is_healthy() for node in nodes), HEAL_S)
     figures.phase = "quiet"
     say("healthy again" if healed else "NOT healthy again")
