@@ -232,10 +232,12 @@ Command = tuple[Path, Prepared | OSError] | None
 """A segment to write, with what preparing it gave; None: a ping."""
 
 
-def _read_ahead(commands: SimpleQueue[Command]) -> None:
-    """Prepares each segment as soon as it is named."""
+def _read_ahead(commands: SimpleQueue[Command], done: list[Command]) -> None:
+    """Prepares each segment as soon as it is named. What is done is freed here, which takes milliseconds: between two
+    segments the database would wait for them."""
     try:
         for line in sys.stdin.buffer:
+            done.clear()
             path = orjson.loads(line).get("write")
             commands.put((Path(path), prepared(Path(path))) if path is not None else None)
     except Exception:
@@ -265,10 +267,12 @@ def main() -> None:
     )
     sys.setswitchinterval(SWITCH_S)
     commands: SimpleQueue[Command] = SimpleQueue()
-    threading.Thread(target=_read_ahead, args=(commands,), daemon=True).start()
+    done: list[Command] = []
+    threading.Thread(target=_read_ahead, args=(commands, done), daemon=True).start()
     while True:
         command = commands.get()
         answer = writer.ping() if command is None else writer.write(*command)
+        done.append(command)
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
