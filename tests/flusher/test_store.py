@@ -717,6 +717,44 @@ def test_the_session_is_strict_whatever_the_servers_own_mode(mariadb: MariaDB, d
     assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1406)
 
 
+def test_a_column_in_another_character_set_gets_texts_not_bytes(store: Store, mariadb: MariaDB, database: str) -> None:
+    mariadb.execute("ALTER TABLE translation_tasks MODIFY context MEDIUMTEXT CHARACTER SET latin1", (), database)
+
+    store.write(rows_of(task("fits", context="café")))
+    with pytest.raises(StoreError) as caught:
+        store.write(rows_of(task("does not", context="你好")))
+
+    (found,) = stored(mariadb, database, TASKS).values()
+    assert isinstance(found, Task)
+    assert found.context == "café"
+    assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1366)
+
+
+def test_bytes_that_are_no_text_are_refused(mariadb: MariaDB, database: str) -> None:
+    connections: list[Any] = []
+
+    def connect(**options: Any) -> Any:
+        connections.append(MySQLdb.connect(**options))
+        return connections[-1]
+
+    store = Store(mariadb.server(database), connect=connect)
+    store.ping()
+    (db,) = connections
+    db.query("SELECT @@character_set_client")
+    assert db.store_result().fetch_row() == (("binary",),), "texts are not sent as bytes"
+    rows = rows_of(task(source_text="MARK"))
+    (row,) = rows[TASKS]
+    good = row.values
+    for broken in (b"\xff", b"\xf0\x9f\x99", b"\xc0\xaf"):
+        row.values = good.replace(b"MARK", broken)
+        with pytest.raises(StoreError) as caught:
+            store.write(rows)
+        assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1366)
+    store.close()
+
+    assert stored(mariadb, database, TASKS) == {}
+
+
 def test_the_schema_is_idempotent_and_takes_any_database_name(mariadb: MariaDB) -> None:
     name = "we`ird name"
     try:
