@@ -35,7 +35,7 @@ RETURN_CONNECT_S = 1
 
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
-_AS_BYTES = (
+AS_BYTES = (
     "SET SESSION session_track_system_variables='', character_set_client=binary, character_set_connection=binary"
 )
 """Texts are sent as the bytes that the columns hold, and are checked when they are stored. MariaDB converts each text
@@ -267,7 +267,7 @@ class Store:
             db.query("SELECT @@max_allowed_packet")
             self._max_packet_bytes = int(db.store_result().fetch_row()[0][0])
             if database and self._flavour is Flavour.MARIADB and _select(db, _CHARACTER_SETS) == [("utf8mb4",)]:
-                db.query(_AS_BYTES)
+                db.query(AS_BYTES)
         except BaseException:
             db.close()
             raise

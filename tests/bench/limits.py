@@ -18,6 +18,7 @@ from typing import Any
 
 import MySQLdb
 
+from flusher.store import AS_BYTES
 from flusher.upsert import UPSERTS
 from shared.records import TASKS
 from tests.bench import tasks
@@ -64,6 +65,8 @@ def measure(
 def _run(job: Job) -> dict[str, Any]:
     db = MySQLdb.connect(unix_socket=job.socket, user="root", db=job.database, charset="utf8mb4", local_infile=1)
     db.query("SET SESSION time_zone='+00:00'")
+    if job.what == STATEMENTS:
+        db.query(AS_BYTES)
     count = max(3, int(MOST_ROWS_PER_S * job.seconds / job.rows))
     with tempfile.TemporaryDirectory() as directory:
         prepared = list(_prepare(job, count, Path(directory)))
