@@ -35,9 +35,7 @@ RETURN_CONNECT_S = 1
 
 SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 
-AS_BYTES = (
-    "SET SESSION session_track_system_variables='', character_set_client=binary, character_set_connection=binary"
-)
+AS_BYTES = "SET SESSION session_track_system_variables='', character_set_client=binary, character_set_connection=binary"
 """Texts are sent as the bytes that the columns hold, and are checked when they are stored. MariaDB converts each text
 that it is told to be utf8mb4, to give it a name: an eighth of an upsert. Not for MySQL, whose JSON takes no bytes. The
 client library is not told (session_track), since Python knows no encoding "binary"."""

@@ -112,7 +112,8 @@ HARD_TEXTS = [
     "it's \"quoted\" `ticks` ''",
     "back\\slash \\' \\\\ \\n \\0 \\Z \\%",
     "nul \x00 and \x1a and \x7f",
-    "\r\n\t\x08",
+    "".join(map(chr, range(32))),
+    '\\u0041 \\\\n \\" \\\\" \\f \\',
     " leading and trailing ",
     "%s %(name)s {} ; -- /* */ #",
     "\ufeff\ufffd\uffff\U0010ffff",
@@ -265,7 +266,9 @@ def test_every_record_that_passes_validation_comes_back_as_sent(
     assert stored(mariadb, database, SESSIONS) == {key: sent}
 
 
-hostile = st.text(st.sampled_from("',\\\"()`;-#%_/*\0\n\x1a aZ\u0301\u4f60\U0001f642"), min_size=1, max_size=12)
+hostile = st.text(
+    st.sampled_from("',\\\"()`;-#%_/*\0\n\r\t\b\f\x01\x1a anu01Z\u0301\u4f60\U0001f642"), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -285,6 +288,23 @@ def test_no_text_in_any_field_is_anything_but_a_text(
     store.write(rows_of(*sent))
 
     assert [*stored(mariadb, database, SESSIONS).values(), *stored(mariadb, database, TASKS).values()] == sent
+
+
+@pytest.mark.parametrize("text", ["\\", '\\"', '" , "x', '\\\\" -- ', "\\', \\n\n\t\f", '\\"),("x"'])
+def test_a_text_ends_where_it_should_even_where_a_backslash_is_only_a_character(
+    mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def unescaped(statement: str) -> str:
+        return statement.replace("STRICT_ALL_TABLES", "STRICT_ALL_TABLES,NO_BACKSLASH_ESCAPES")
+
+    monkeypatch.setattr(WatchedConnection, "rewrite", staticmethod(unescaped))
+    store = Store(mariadb.server(database), connect=WatchedConnection)
+
+    store.write(rows_of(task("t", source_text=text, context=text)))
+    store.close()
+
+    doubled = text.replace("\\", "\\\\")
+    assert stored(mariadb, database, TASKS) == {"t": task("t", source_text=doubled, context=doubled)}
 
 
 def test_objects_nested_as_deep_as_allowed_are_stored(store: Store, mariadb: MariaDB, database: str) -> None:
@@ -374,7 +394,7 @@ def small_packets(mariadb: MariaDB) -> Iterator[int]:
 def test_statements_stay_under_the_servers_packet(
     store: Store, mariadb: MariaDB, database: str, small_packets: int
 ) -> None:
-    sent = {f"{number:03}": task(f"{number:03}", source_text="'" * 1000) for number in range(200)}
+    sent = {f"{number:03}": task(f"{number:03}", source_text='"' * 1000) for number in range(200)}
     store.write(rows_of(*sent.values()))
 
     assert stored(mariadb, database, TASKS) == sent
@@ -395,7 +415,7 @@ def test_a_row_over_a_packet_that_is_set_too_small_is_the_settings_fault(
 def test_the_largest_objects_fit_the_servers_default_packet_although_every_byte_is_escaped(
     store: Store, mariadb: MariaDB, database: str
 ) -> None:
-    document = {"x": '"' * (MAX_JSON_BYTES // 2 - 10)}  # as JSON each is \", as SQL \\\"
+    document = {"x": '"' * (MAX_JSON_BYTES // 2 - 10)}  # as JSON each is \", as SQL \\""
     sent = session(game_info=document, metadata=document)
 
     store.write(rows_of(sent))
