@@ -19,6 +19,7 @@ def document(max_records: int) -> bytes:
     _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas: dict[str, Any] = dict(components)
     for kind in KINDS:
+        schemas[kind.record.__name__].pop("additionalProperties", None)  # unknown fields are ignored
         properties = schemas[kind.record.__name__]["properties"]
         for name, schema in properties.items():
             properties[name] = _flat(schema)

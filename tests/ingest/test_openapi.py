@@ -62,6 +62,7 @@ def test_the_schema_of_a_record_has_its_fields_and_what_is_required(kind: Any) -
     fields = msgspec.structs.fields(kind.record)
     assert list(schema["properties"]) == [field.name for field in fields]
     assert schema["required"] == [field.name for field in fields if field.required]
+    assert "additionalProperties" not in schema
 
 
 def test_limits_stand_in_the_schema() -> None:
