@@ -30,7 +30,7 @@ from flusher.writers import Writers
 from shared import logs
 from shared.config import Config, load_or_exit
 from shared.exposure import warnings
-from shared.process import close_to_others, own_state_directory
+from shared.process import close_to_others, keep_freed_memory, own_state_directory
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
@@ -216,6 +216,7 @@ async def serve(config: Config) -> None:
 
 def main() -> None:
     close_to_others()
+    keep_freed_memory()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)

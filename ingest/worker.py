@@ -26,7 +26,7 @@ from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, keep_sweeping
 from shared import logs
 from shared.config import load_or_exit
-from shared.process import close_to_others
+from shared.process import close_to_others, keep_freed_memory
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -108,6 +108,7 @@ def connection_limit(wanted: int) -> int:
 
 def main() -> None:
     close_to_others()
+    keep_freed_memory()
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("ingest", level=logging_config.level, format=logging_config.format, file=logging_config.file)
