@@ -58,7 +58,7 @@ class _Columns:
         self.texts = [name for name, found in types.items() if found <= {StrType, LiteralType, NoneType}]
         self.plain = [name for name, found in types.items() if found <= {IntType, DateTimeType, NoneType}]
         self.others = [name for name in types if name not in (*self.texts, *self.plain)]
-        self.encoders = [_encoder(types[name]) for name in self.others]
+        self.encoders = [_encoder(name, types[name]) for name in self.others]
         self.names = (*self.texts, *self.others, *self.plain, "updated_at")
 
 
@@ -67,30 +67,39 @@ def _types(field_type: Any) -> set[type]:
     return {type(member) for member in getattr(info, "types", (info,))}
 
 
-def _encoder(types: set[type]) -> Callable[[Any], bytes]:
+def _encoder(name: str, types: set[type]) -> Callable[[Record], bytes]:
+    value_of = attrgetter(name)
+    form: Callable[[Any], bytes]
     if FloatType in types:
-        return b"%.4f".__mod__
-    assert DictType in types
-    return lambda value: _texts([orjson.dumps(value).decode()])
+        form = b"%.4f".__mod__
+    else:
+        assert DictType in types
+        form = _object
+
+    def encode(record: Record) -> bytes:
+        value = value_of(record)
+        return b"NULL" if value is None else form(value)
+
+    return encode
+
+
+def _object(value: Any) -> bytes:
+    return _texts([orjson.dumps(value).decode()])
 
 
 def _row_encoder(columns: _Columns) -> Callable[[Row], bytes]:
     """A function from a row to its `(...)` in SQL."""
     texts_of, plain_of = attrgetter(*columns.texts), attrgetter(*columns.plain)
-    others_of = attrgetter(*columns.others, *columns.others[:1])  # with one name alone it would return no tuple
     encoders = columns.encoders
 
     def encode(row: Row) -> bytes:
         record = row.record
-        others = [
-            b"NULL" if value is None else encoder(value)
-            for encoder, value in zip(encoders, others_of(record), strict=False)
-        ]
         plain = (*plain_of(record), row.updated_at)
         values = _json(plain)
         if values.count(b'"') != 2 * values.count(b'Z"'):
             values = _json([utc(value) if isinstance(value, datetime) else value for value in plain])
-        return b"(%b,%b,%b)" % (_texts(texts_of(record)), b",".join(others), values[1:-1].translate(None, b'-T:Z"'))
+        others = [encoder(record) for encoder in encoders]
+        return b"(%b)" % b",".join((_texts(texts_of(record)), *others, values[1:-1].translate(None, b'-T:Z"')))
 
     return encode
 

@@ -25,7 +25,7 @@ SLIGHTLY_MORE = 1.1
 
 def landing(bench: Bench) -> dict[str, Any]:
     """Each contender is sent what LOAD DATA lands, and less, for a short time, twice, since a short time may be a bad
-    one; then for the full time at the rate at which most landed, and at a rate slightly over what landed."""
+    one; then for the full time at the rate at which most landed, at what landed, and at slightly more."""
     found: dict[str, Any] = {LOAD_DATA: [], STATEMENTS: []}
     _limit(bench, found, FLUSH_ROWS)
     limit = found[LOAD_DATA][0].get("rows_per_s")
@@ -37,7 +37,8 @@ def landing(bench: Bench) -> dict[str, Any]:
         if len(rates) > 1:
             tries = [_land(bench, name, rate, plan.offered_s) for rate in rates * 2]
             best = max(tries, key=lambda one: one["rows_per_s"])
-            rates = [best["offered_per_s"], max(rates[-1], SLIGHTLY_MORE * best["rows_per_s"])]
+            landed = max(rates[-1], best["rows_per_s"])
+            rates = [best["offered_per_s"], landed, SLIGHTLY_MORE * landed]
         found[name] = {"tries": tries, "rounds": [_land(bench, name, rate, plan.landing_s) for rate in rates]}
         if name == OURS:
             # The limit again, in batches as large as the service has made them under this load.
