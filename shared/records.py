@@ -156,9 +156,13 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     """
     latest = now + timedelta(seconds=max_clock_skew_s)
     records = _decode_typed(kind, body)
-    if records is None or len(records) > max_records or not _is_plain(kind, records, latest):
-        records = _validate_closely(kind, body, latest, max_records)
-    return records
+    if records is not None and len(records) <= max_records and _is_plain(kind, records, latest):
+        return records
+    items = _parse(kind, body)
+    if not 1 <= len(items) <= max_records:
+        message = f"takes 1 to {max_records} records, {len(items)} were sent"
+        raise InvalidRecord([FieldError(kind.name, message)], len(items))
+    return _convert(kind, items, latest, small=len(body) < _SMALL_BODY_BYTES)
 
 
 def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
@@ -167,9 +171,9 @@ def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     Raises: InvalidBody, InvalidRecord, where the body comes from a version with other limits, or from a dead letter
     that somebody has edited.
     """
-    records = _decode_typed(kind, bytes(body))
+    records = _decode_typed(kind, body)
     if records is None:
-        records = _decode_closely(kind, body)
+        records = _convert(kind, _parse(kind, body), None, small=True)
     times_of = _TIMES_OF[kind.code]
     for index, record in enumerate(records):
         for time in times_of(record):
@@ -194,7 +198,7 @@ def utc(time: datetime) -> datetime:
     return time.replace(tzinfo=None)
 
 
-def _decode_typed(kind: Kind, body: bytes) -> list[Record] | None:
+def _decode_typed(kind: Kind, body: bytes | memoryview) -> list[Record] | None:
     """The records of most bodies of tasks, in one pass; None for all others, which must be read by orjson.
 
     msgspec and orjson agree on what passes here, and fuzzers hold them to it. They do not on what stands in an unknown
@@ -210,33 +214,6 @@ def _decode_typed(kind: Kind, body: bytes) -> list[Record] | None:
     return records or None  # none at all is for the closer look to refuse
 
 
-def _validate_closely(kind: Kind, body: bytes, latest: datetime, max_records: int) -> list[Record]:
-    items = _parse(kind, body)
-    if not 1 <= len(items) <= max_records:
-        message = f"takes 1 to {max_records} records, {len(items)} were sent"
-        raise InvalidRecord([FieldError(kind.name, message)], len(items))
-    try:
-        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
-    except (msgspec.ValidationError, RecursionError):
-        records = []
-    if not records or not _is_plain(kind, records, latest):
-        records, errors = _convert_each(kind, items, latest, small=len(body) < _SMALL_BODY_BYTES)
-        if errors:
-            raise InvalidRecord(errors, len(items))
-    return records
-
-
-def _decode_closely(kind: Kind, body: bytes | memoryview) -> list[Record]:
-    items = _parse(kind, body)
-    try:
-        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
-    except (msgspec.ValidationError, RecursionError):
-        records, errors = _convert_each(kind, items, None, small=True)
-        if errors:
-            raise InvalidRecord(errors, len(items)) from None
-    return records
-
-
 def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:
     try:
         document = orjson.loads(body)
@@ -248,10 +225,28 @@ def _parse(kind: Kind, body: bytes | memoryview) -> list[Any]:
     return items
 
 
+def _convert(kind: Kind, items: list[Any], latest: datetime | None, *, small: bool) -> list[Record]:
+    """Parsed records, in one strict pass where that suffices; `latest` None: limits were checked before.
+
+    Raises: InvalidRecord.
+    """
+    try:
+        records: list[Record] = msgspec.convert(items, _LIST_TYPE[kind.code])
+    except (msgspec.ValidationError, RecursionError):
+        pass
+    else:
+        if latest is None or _is_plain(kind, records, latest):
+            return records
+    records, errors = _convert_each(kind, items, latest, small=small)
+    if errors:
+        raise InvalidRecord(errors, len(items))
+    return records
+
+
 def _convert_each(
     kind: Kind, items: list[Any], latest: datetime | None, *, small: bool
 ) -> tuple[list[Record], list[FieldError]]:
-    """Every record alone, so that each that is wrong can be named; `latest` None: limits were checked before."""
+    """Every record alone, so that each that is wrong can be named."""
     records: list[Record] = []
     errors: list[FieldError] = []
     for index, item in enumerate(items):
