@@ -705,15 +705,22 @@ def test_while_the_first_host_takes_no_writes_the_other_is_kept_without_an_error
     cluster.store.close()
 
 
-def test_a_connection_older_than_its_time_is_replaced(mariadb: MariaDB, database: str) -> None:
-    now = [0.0]
-    connections: list[Any] = []
+def remembering(connections: list[Any]) -> Callable[..., Any]:
+    """Connects, and adds each connection to the list."""
 
     def connect(**options: Any) -> Any:
         connections.append(MySQLdb.connect(**options))
         return connections[-1]
 
-    store = Store(replace(mariadb.server(database), recycle_s=100.0), connect=connect, clock=lambda: now[0])
+    return connect
+
+
+def test_a_connection_older_than_its_time_is_replaced(mariadb: MariaDB, database: str) -> None:
+    now = [0.0]
+    connections: list[Any] = []
+    store = Store(
+        replace(mariadb.server(database), recycle_s=100.0), connect=remembering(connections), clock=lambda: now[0]
+    )
     store.ping()
     now[0] = 99.0
     store.ping()
@@ -752,12 +759,7 @@ def test_a_column_in_another_character_set_gets_texts_not_bytes(store: Store, ma
 
 def test_bytes_that_are_no_text_are_refused(mariadb: MariaDB, database: str) -> None:
     connections: list[Any] = []
-
-    def connect(**options: Any) -> Any:
-        connections.append(MySQLdb.connect(**options))
-        return connections[-1]
-
-    store = Store(mariadb.server(database), connect=connect)
+    store = Store(mariadb.server(database), connect=remembering(connections))
     store.ping()
     (db,) = connections
     db.query("SELECT @@character_set_client")

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import orjson
 import yaml
 
@@ -43,6 +42,7 @@ from shared.records import (
 )
 from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
 from tests.fuzz.draw import Draw
+from tests.support.service import values_of
 
 NOW = datetime(2026, 11, 23, 10, 15, 30, tzinfo=timezone.utc)
 ARRIVAL = 1_764_000_000_000_000
@@ -249,11 +249,6 @@ def accepted(kind: Kind, body: bytes) -> list[Row]:
     assert all(row.record == batch.by_kind[kind][0][2][row.index] for row in rows)
     assert all(_VALUES.fullmatch(row.values) for row in rows), "values are no literals"
     return rows
-
-
-def values_of(records: Sequence[Record]) -> list[tuple[Any, ...]]:
-    """A record that was sent with unknown fields is of another type, and as good."""
-    return [msgspec.structs.astuple(record) for record in records]
 
 
 LENGTHS = {

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -31,7 +31,7 @@ from shared.records import (
     utc,
     validate,
 )
-from tests.support.service import session, task
+from tests.support.service import session, task, values_of
 
 UTC = timezone.utc
 NOW = datetime(2026, 11, 23, 10, 15, 30, tzinfo=UTC)
@@ -92,11 +92,6 @@ def check(kind: Kind, body: bytes, **limits: Any) -> list[Record]:
     for decoded in (decode(kind, body), decode(kind, memoryview(body))):
         assert values_of(decoded) == values_of(records)
     return records
-
-
-def values_of(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A record that was sent with unknown fields is of another type, and as good."""
-    return [msgspec.structs.asdict(record) for record in records]
 
 
 def one(kind: Kind, **fields: Any) -> Any:

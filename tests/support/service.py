@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from flusher import journal
-from shared.records import Kind, decode
+from shared.records import Kind, Record, decode
 from tests.support.mariadb import MariaDB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,3 +264,8 @@ def session(session_id: str = "s1", **fields: Any) -> dict[str, Any]:
         "llm_provider": "openai",
         **fields,
     }
+
+
+def values_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """To compare records by: one that was sent with unknown fields is of another type, and as good."""
+    return [msgspec.structs.asdict(record) for record in records]
