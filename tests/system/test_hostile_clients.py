@@ -28,7 +28,8 @@ CROWD = {
 }
 MIB = 1024 * 1024
 ACCEPTED = b"HTTP/1.1 202 Accepted"
-BESIDE_S = 1.5
+BESIDE_S = 1.0
+CROWDS = 4
 
 
 @pytest.fixture
@@ -44,9 +45,9 @@ def test_good_clients_go_on_beside_a_crowd_of_bad_ones_and_nothing_stays_of_it(
     for _ in range(50):
         assert good.post(keep=True)[0] == ACCEPTED
     descriptors_before = descriptors(worker)
-    memory_before = memory_bytes(worker)
+    memory = [memory_bytes(worker)]
 
-    for round_ in range(2):
+    for _ in range(CROWDS):
         with Crowd(service.port, CROWD) as crowd:
             assert descriptors(worker) > 1000
             until = time.monotonic() + BESIDE_S
@@ -58,12 +59,12 @@ def test_good_clients_go_on_beside_a_crowd_of_bad_ones_and_nothing_stays_of_it(
         assert crowd.done["garbage"] > 0
         assert crowd.done["cut"] > 0
         wait_until(lambda: descriptors(worker) <= descriptors_before, what="every descriptor is given back")
-        if round_ == 0:
-            memory_after_one = memory_bytes(worker)
+        memory.append(memory_bytes(worker))
 
-    # Memory that a crowd has needed is used again by the next one. 16 KiB for each of its connections are plenty.
-    assert memory_after_one - memory_before < 1250 * 16 * 1024
-    assert memory_bytes(worker) - memory_after_one < 4 * MIB
+    # 16 KiB for each connection of a crowd are plenty. Memory that it has needed is used again by the next one; the
+    # second still finds some of it in pieces, from then on nothing may grow by even 2 KiB a connection.
+    assert memory[1] - memory[0] < 1250 * 16 * 1024
+    assert memory[CROWDS] - memory[2] < 4 * MIB, memory
     assert worker_of(service) == worker
 
 
