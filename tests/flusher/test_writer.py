@@ -19,7 +19,7 @@ from flusher.journal import Entry, Journal
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Rows
 from flusher.store import Store, StoreError
-from flusher.writer import Writer, prepared
+from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, session, task, wait_until
@@ -457,6 +457,17 @@ def test_the_child_prepares_the_next_segment_while_the_database_is_at_work(place
     answers = [json.loads(child.stdout.readline()) for _ in range(2)]
     assert [answer["rows"]["tasks"] for answer in answers] == [1, 1]
     assert set(place.tasks()) == {"a", "b"}
+
+
+def test_asking_the_database_goes_before_preparing_and_accepting_before_both(child: Child) -> None:
+    assert child.ask({"ping": True})["answer"] == "alive"
+
+    threads = sorted(int(thread.name) for thread in Path(f"/proc/{child.process.pid}/task").iterdir())
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads] == [
+        min(own + NICE, 19),
+        PREPARING_NICE,
+    ]
 
 
 def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:
