@@ -38,6 +38,10 @@ WINDOW_BYTES = 32 * 1024 * 1024
 _RECONNECT_S = (0.02, 0.5)
 _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
+ATTENDED_TURNS = 40
+"""Of the loop, 2 to 3 µs each: the flusher has usually answered by then, and waking a core that sleeps takes longer."""
+UNATTENDED = 100
+"""Times that nothing is attended to after one in vain: the flusher syncs before it answers, or wants this very core."""
 
 
 class FlusherUnavailable(Exception):
@@ -77,6 +81,7 @@ class Forwarder:
         self._in_flight_bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._unsent: list[bytes] = []
+        self._unattended = 0
         self._runner: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -213,6 +218,19 @@ class Forwarder:
         unsent, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.writelines(unsent)
+            if self._unattended:
+                self._unattended -= 1
+            elif len(self._pending) == 1:
+                self._attend(ATTENDED_TURNS)
+
+    def _attend(self, turns: int) -> None:
+        """Keeps the loop from sleeping while a lone request is at the flusher; all else goes on as ever."""
+        if len(self._pending) != 1:
+            return
+        if turns:
+            self._loop.call_soon(self._attend, turns - 1)
+        else:
+            self._unattended = UNATTENDED
 
     async def _window(self, size: int) -> None:
         """Waits, first come first served, until `size` more bytes may be under way."""

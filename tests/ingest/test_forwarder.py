@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
+from ingest.forwarder import ATTENDED_TURNS, UNATTENDED, FlusherUnavailable, Forwarder, Rejected
 from shared.wire import (
     Ack,
     Committed,
@@ -157,6 +157,58 @@ def test_frames_are_pipelined_and_answers_find_their_asker_in_any_order(short_pa
         assert len({frame.seq for frame in frames}) == 50
         flusher.send(*[Ack(frame.seq, int(bytes(frame.body))) for frame in reversed(frames)])
         assert [(await result(one))[0] for one in submitted] == list(range(50))
+
+    run(short_path, test)
+
+
+def test_a_lone_request_is_attended_to_for_some_turns_and_after_one_in_vain_the_next_ones_are_not(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    attend = Forwarder._attend
+
+    def counted(forwarder: Forwarder, left: int) -> None:
+        turns.append(left)
+        attend(forwarder, left)
+
+    monkeypatch.setattr(Forwarder, "_attend", counted)
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        async def ask() -> None:
+            submitted = soon(forwarder.submit(2, 1, b"a"))
+            frame = await flusher.submit()
+            flusher.send(Ack(frame.seq, 1))
+            await result(submitted)
+
+        in_vain = soon(forwarder.submit(2, 1, b"a"))
+        frame = await flusher.submit()
+        while not turns or turns[-1]:
+            await asyncio.sleep(0)
+        flusher.send(Ack(frame.seq, 1))
+        await result(in_vain)
+        assert turns == list(range(ATTENDED_TURNS, -1, -1))
+
+        turns.clear()
+        for _ in range(UNATTENDED):
+            await ask()
+        assert not turns
+        await ask()
+        assert turns[0] == ATTENDED_TURNS
+        assert turns[-1] > 0
+
+    run(short_path, test)
+
+
+def test_requests_that_are_not_alone_are_not_attended_to(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    monkeypatch.setattr(Forwarder, "_attend", lambda _, left: turns.append(left))
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = [soon(forwarder.submit(2, 1, b"a")) for _ in range(2)]
+        frames = [await flusher.submit() for _ in submitted]
+        flusher.send(*[Ack(frame.seq, 1) for frame in frames])
+        await asyncio.gather(*submitted)
+        assert not turns
 
     run(short_path, test)
 
