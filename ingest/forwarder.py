@@ -38,7 +38,7 @@ WINDOW_BYTES = 32 * 1024 * 1024
 _RECONNECT_S = (0.02, 0.5)
 _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
-ATTENDED_TURNS = 40
+ATTENDED_TURNS = 100
 """Of the loop, 2 to 3 µs each: the flusher has usually answered by then, and waking a core that sleeps takes longer."""
 UNATTENDED = 100
 """Times that nothing is attended to after one in vain: the flusher syncs before it answers, or wants this very core."""
