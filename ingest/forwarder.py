@@ -39,7 +39,7 @@ _RECONNECT_S = (0.02, 0.5)
 _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
 ATTENDED_TURNS = 100
-"""Of the loop, 2 to 3 µs each: the flusher has usually answered by then, and waking a core that sleeps takes longer."""
+"""Of the loop, under 1 µs each: the flusher has often answered by then, and a core that sleeps takes longer to wake."""
 UNATTENDED = 100
 """Times that nothing is attended to after one in vain: the flusher syncs before it answers, or wants this very core."""
 
