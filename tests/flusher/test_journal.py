@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,19 @@ ENTRIES = [
     Entry(2, 1, FLOOR + 3, b"{}"),
     Entry(1, 1000, FLOOR + 4, b'{"sessions":[]}'),
 ]
+
+
+@given(st.binary(max_size=300), st.integers(1, 2000), st.integers(0, 2**32 - 1))
+def test_the_crc_is_the_same_with_and_without_isal(piece: bytes, times: int, start: int) -> None:
+    data = piece * times
+    assert journal.crc32(data, start) == zlib.crc32(data, start)
+    assert journal.crc32(memoryview(data)[1:], start) == zlib.crc32(memoryview(data)[1:], start)
+
+
+def test_without_isal_the_journal_works_as_well() -> None:
+    code = "import sys, zlib; sys.modules['isal'] = None; import flusher.journal as j; print(j.crc32 is zlib.crc32)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "True\n"
 
 
 def segment_header(version: int = 1, floor: int = FLOOR) -> bytes:
