@@ -389,6 +389,39 @@ def test_a_time_that_no_datetime_column_holds_is_refused(value: str) -> None:
     assert error_of(TASKS, start_time=value).field == "tasks[0].start_time"
 
 
+OFFSETS = ["", "Z", "+00:00", "+23:59", "-23:59", "+05:30"]
+DAYS = st.one_of(
+    st.sampled_from(["0999-12-31", "1000-01-01", "1000-12-31", "1001-01-01", "1001-01-02", "9998-12-30", "9999-12-31"]),
+    st.dates().map(lambda date: f"{date.year:04}-{date.month:02}-{date.day:02}"),
+)
+CLOCKS = st.sampled_from(["00:00:00", "00:00:00.000001", "12:00:00", "23:59:59.999999"])
+SENT_TIMES = st.builds("{}T{}{}".format, DAYS, CLOCKS, st.sampled_from(OFFSETS))
+
+
+def since_the_year_one(time: str) -> timedelta:
+    """In UTC; may lie outside of what a datetime holds."""
+    read = datetime.fromisoformat(time.replace("Z", "+00:00"))
+    return read.replace(tzinfo=None) - datetime.min - (read.utcoffset() or timedelta())
+
+
+@given(st.lists(SENT_TIMES, min_size=1, max_size=6))
+@example(["2026-11-23T10:15:30", "2026-11-23T10:15:30Z"])
+@example(["1001-01-01T00:00:00+23:59", "1000-12-31T23:59:59.999999"])
+@pytest.mark.parametrize(("field", "latest"), [("updated_at", NOW + timedelta(minutes=5)), ("end_time", None)])
+def test_times_are_judged_each_by_itself(field: str, latest: datetime | None, times: list[str]) -> None:
+    until = (utc(latest) if latest else datetime.max) - datetime.min
+    since = datetime(1000, 1, 1) - datetime.min
+    expected = [index for index, time in enumerate(times) if not since <= since_the_year_one(time) <= until]
+    body = body_of(TASKS, *(task(**{field: time}) for time in times))
+    if expected:
+        errors = errors_of(TASKS, body)
+        assert [error.field for error in errors] == [f"tasks[{index}].{field}" for index in expected]
+    else:
+        assert [utc(getattr(record, field)) - datetime.min for record in check(TASKS, body)] == [
+            since_the_year_one(time) for time in times
+        ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("offset", ["", "Z", "+00:00"])
 def test_updated_at_may_be_ahead_by_the_clock_skew_and_no_more(kind: Kind, offset: str) -> None:
