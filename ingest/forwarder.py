@@ -115,14 +115,13 @@ class Forwarder:
         if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:
             await self._window(size)
         seq = self._next_seq()
-        head = encode_submit_header(seq, kind, count, len(body), want_commit=want_commit)
-        parts = (head + body,) if size < _SMALL_BODY_BYTES else (head, body)
+        parts = _frame(encode_submit_header(seq, kind, count, len(body), want_commit=want_commit), body)
         if want_commit:
             self._committing[seq] = self._loop.create_future()
         return await self._answer(seq, parts, size, self._ack_timeout_s), seq
 
     def submit_now(self, kind: int, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
-        """submit() of a small body without a task: `done` gets the arrival, Rejected or FlusherUnavailable.
+        """submit() without a task: `done` gets the arrival, Rejected or FlusherUnavailable.
 
         Returns: False where the window is full; then nothing was sent, and `done` is not called.
         """
@@ -130,8 +129,7 @@ class Forwarder:
         if self._in_flight_bytes + size > self._window_bytes:
             return False
         seq = self._next_seq()
-        head = encode_submit_header(seq, kind, count, len(body))
-        self._ask(seq, (head + body,), size, self._ack_timeout_s, done)
+        self._ask(seq, _frame(encode_submit_header(seq, kind, count, len(body)), body), size, self._ack_timeout_s, done)
         return True
 
     async def committed(self, seq: int, timeout_s: float) -> bool:
@@ -318,6 +316,11 @@ class Forwarder:
             self._settle(message.seq, message.stats)
         else:
             raise ProtocolError(f"{type(message).__name__} is not for ingest")
+
+
+def _frame(head: bytes, body: bytes) -> tuple[bytes, ...]:
+    """What is cheaper to copy than to send as a further piece is one piece."""
+    return (head + body,) if len(body) < _SMALL_BODY_BYTES else (head, body)
 
 
 class _Connection(asyncio.Protocol):

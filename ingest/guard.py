@@ -24,6 +24,8 @@ MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
 SMALL_BODY_BYTES = 64 * 1024
 """A body that is no larger always has room: who holds the rest does not lock out everybody."""
+MAX_SHORTCUT_BYTES = 32 * 1024 * 1024
+"""Bodies over that which are on the short way (ingest/shortcut.py), as they were announced; more take the long way."""
 UNKNOWN_ROUTE = "other"
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
@@ -62,6 +64,7 @@ class Guard:
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
         self._reading_bytes = 0
+        self._shortcut_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -149,6 +152,20 @@ class Guard:
         if self._tokens is not None:
             return has_token(headers.get(b"authorization", b""), self._tokens)
         return not self._protected or (client is not None and is_loopback(client[0]))
+
+    def reserve(self, size: int) -> bool:
+        """Whether a body of `size` bytes may come by the short way; if so, release() must follow."""
+        if size > self._max_body_bytes:
+            return False
+        if size > SMALL_BODY_BYTES:
+            if self._shortcut_bytes + size > MAX_SHORTCUT_BYTES:
+                return False
+            self._shortcut_bytes += size
+        return True
+
+    def release(self, size: int) -> None:
+        if size > SMALL_BODY_BYTES:
+            self._shortcut_bytes -= size
 
     def _check_route(self, scope: Scope) -> None:
         methods = self._routes.get(scope["path"])

@@ -134,7 +134,9 @@ class Protocol(asyncio.Protocol):
         self._parsing: Cycle | None = None
         self._shortcut: Shortcut | None = None
         """Where its body goes, if nothing is special about its header."""
-        self._body = b""
+        self._announced = 0
+        """What is reserved there for the body."""
+        self._body: list[bytes] = []
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
@@ -184,6 +186,8 @@ class Protocol(asyncio.Protocol):
         # They hold us: without them all of it goes at once, with them when the collector comes by.
         del self._parser
         self._parsing = None
+        if self._shortcut is not None:
+            self._shortcut.release(self._announced)
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.disconnect()
@@ -286,10 +290,11 @@ class Protocol(asyncio.Protocol):
                 shortcut is not None
                 and parser.get_method() == b"POST"
                 and parser.get_http_version() == "1.1"
-                and shortcut.admits(headers, self._addresses["client"])
+                and (announced := shortcut.admits(headers, self._addresses["client"]))
             ):
                 self._shortcut = shortcut
-                self._body = b""
+                self._announced = announced
+                self._body = []
                 return
         self._begin_cycle(path, query)
 
@@ -324,7 +329,7 @@ class Protocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         if self._shortcut is not None:
-            self._body = self._body + body if self._body else body
+            self._body.append(body)
             return
         cycle = self._parsing
         if cycle is not None and not cycle.response_complete:
@@ -337,11 +342,14 @@ class Protocol(asyncio.Protocol):
         if shortcut is not None:
             self.phase = Phase.ANSWER
             self.since = Clock.now
-            self._cycle = shortcut.take(self, self._body, self._may_keep_alive(), self._started_at)
+            shortcut.release(self._announced)
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body = []
+            self._cycle = shortcut.take(self, body, self._may_keep_alive(), self._started_at)
             if self._cycle is not None:
                 return
             self._begin_cycle(self._url, b"")
-            self.on_body(self._body)
+            self.on_body(body)
         if self._parsing is not None:
             self._parsing.end_of_body()
         # Without a cycle its answer did not wait for its end.

@@ -1,10 +1,10 @@
-"""The short way of nearly every request: a plain POST of a small batch, answered without ASGI and Falcon.
+"""The short way of nearly every request: a plain POST of a batch that is not large, answered without ASGI and Falcon.
 
 Those cost twice as much as all that has to be done for such a request (docs/PERFORMANCE.md). What is taken here passes
 the same guard, the same validation and the same forwarder, and gets the same answer; whatever has anything special to
 it, an invalid record included, goes the long way, which words the problem.
 
-Rules: belongs to the loop's thread. A plain request is small and whole, has no query, and its header says nothing that
+Rules: belongs to the loop's thread. A plain request says how large it is, has no query, and its header has nothing that
 the guard would have to look at twice.
 """
 
@@ -14,10 +14,13 @@ from collections.abc import Mapping
 
 from ingest.cycle import JSON, Connection, Exchange, encode_head
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
-from ingest.guard import SMALL_BODY_BYTES, Guard
+from ingest.guard import Guard
 from ingest.request_ids import log_problem, request_id
 from ingest.resources import Batch, accepted
 from shared.records import InvalidBody, InvalidRecord
+
+MAX_BODY_BYTES = 256 * 1024
+_LENGTH_DIGITS = len(str(MAX_BODY_BYTES))
 
 _HEAD = {
     keep_alive: encode_head(202, JSON, length=0, keep_alive=keep_alive).replace(b": 0\r\n", b": %d\r\n") + b"%b"
@@ -73,16 +76,21 @@ class Shortcut:
         self._forwarder = forwarder
         self.route = batch.path
 
-    def admits(self, fields: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> bool:
-        """Whether a request with this header may come this way, if its body is all right."""
+    def admits(self, fields: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> int:
+        """Whether a request with this header may come this way, if its body is all right.
+
+        Returns: the bytes of its body, for which release() must follow; 0 if not.
+        """
         headers: Mapping[bytes, bytes] = dict(fields)
-        length = headers.get(b"content-length")
-        return (
-            length is not None
-            and len(length) <= 5
-            and int(length) <= SMALL_BODY_BYTES
-            and self._guard.is_plain(fields, headers, client)
-        )
+        length = headers.get(b"content-length", b"")
+        if not 1 <= len(length) <= _LENGTH_DIGITS or not self._guard.is_plain(fields, headers, client):
+            return 0
+        size = int(length)
+        return size if size <= MAX_BODY_BYTES and self._guard.reserve(size) else 0
+
+    def release(self, size: int) -> None:
+        """The body is no longer being read."""
+        self._guard.release(size)
 
     def take(self, connection: Connection, body: bytes, keep_alive: bool, started_at: float) -> PlainBatch | None:
         """Validates and forwards. Returns: None where it needs the long way, and then nothing has been done."""

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from ingest.forwarder import Forwarder, Rejected
-from ingest.guard import SMALL_BODY_BYTES, Guard
+from ingest.guard import MAX_SHORTCUT_BYTES, SMALL_BODY_BYTES, Guard
 from ingest.protocol import Protocol
 from ingest.resources import Batch
-from ingest.shortcut import Shortcut
+from ingest.shortcut import MAX_BODY_BYTES, Shortcut
 from shared.records import TASKS
 from shared.wire import Reason
 from tests.support.service import task
@@ -55,14 +55,16 @@ async def long_way(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"long"})
 
 
-def guard(auth_token: str | None = None, *, protected_mode: bool = True) -> Guard:
+def guard(
+    auth_token: str | None = None, *, protected_mode: bool = True, max_body_bytes: int = 2 * MAX_BODY_BYTES
+) -> Guard:
     return Guard(
         long_way,
         routes={TASKS.path: frozenset(["POST"])},
         posts_with_body=frozenset([TASKS.path]),
         auth_token=auth_token,
         protected_mode=protected_mode,
-        max_body_bytes=10 * SMALL_BODY_BYTES,
+        max_body_bytes=max_body_bytes,
     )
 
 
@@ -75,13 +77,13 @@ class Front:
     """Protocol on a port, with the short way in front of the long one. `observed`: what the metrics hear."""
 
     def __init__(self) -> None:
+        self.keeper = guard()
         self.forwarder = FakeForwarder()
         self.observed: list[tuple[str, int]] = []
         self.state = ServerState()
 
     async def start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        keeper = guard()
-        config = uvicorn.Config(cast(Any, keeper), ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(cast(Any, self.keeper), ws="none", lifespan="off", log_config=None)
         config.load()
         make = partial(
             Protocol,
@@ -89,7 +91,7 @@ class Front:
             server_state=self.state,
             app_state={},
             max_connections=10,
-            shortcuts={TASKS.path.encode(): shortcut(self.forwarder, keeper)},
+            shortcuts={TASKS.path.encode(): shortcut(self.forwarder, self.keeper)},
             observe=lambda route, status, _: self.observed.append((route, status)),
         )
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
@@ -160,6 +162,79 @@ def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
     play(scenario)
 
 
+LARGE = BODY + b" " * (MAX_BODY_BYTES - len(BODY))
+
+
+def free_bytes(keeper: Guard) -> int:
+    """How much more of bodies over SMALL_BODY_BYTES may come by the short way."""
+    sizes = []
+    for size in (MAX_BODY_BYTES, SMALL_BODY_BYTES + 1):
+        while keeper.reserve(size):
+            sizes.append(size)
+    for size in sizes:
+        keeper.release(size)
+    return sum(sizes)
+
+
+def test_a_batch_that_is_not_small_takes_room_while_it_comes() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = post(LARGE)
+        writer.write(request[:-1])
+        while free_bytes(front.keeper) == MAX_SHORTCUT_BYTES:
+            await asyncio.sleep(0.001)
+        assert free_bytes(front.keeper) == MAX_SHORTCUT_BYTES - MAX_BODY_BYTES
+        writer.write(request[-1:])
+        await front.submitted()
+        front.forwarder.done[0](ARRIVAL)
+        assert (await answer(reader))[0] == 202
+        assert front.forwarder.bodies == [LARGE]
+        assert free_bytes(front.keeper) == MAX_SHORTCUT_BYTES
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("cut", ["closed", "half-closed", "reset"])
+def test_room_comes_back_where_a_body_does_not(cut: str) -> None:
+    async def scenario(front: Front, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(LARGE)[:-1])
+        while free_bytes(front.keeper) == MAX_SHORTCUT_BYTES:
+            await asyncio.sleep(0.001)
+        if cut == "closed":
+            writer.close()
+        elif cut == "half-closed":
+            writer.write_eof()
+        else:
+            writer.transport.abort()
+        while free_bytes(front.keeper) != MAX_SHORTCUT_BYTES:
+            await asyncio.sleep(0.001)
+        assert front.forwarder.bodies == []
+
+    play(scenario)
+
+
+def test_without_room_a_batch_that_is_not_small_goes_the_long_way_and_a_small_one_does_not() -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while front.keeper.reserve(MAX_BODY_BYTES):
+            pass
+        small = BODY + b" " * (SMALL_BODY_BYTES - len(BODY))
+        writer.write(post(small))
+        await front.submitted()
+        front.forwarder.done[0](ARRIVAL)
+        assert (await answer(reader))[0] == 202
+        writer.write(post(LARGE))
+        assert (await answer(reader))[2] == b"long"
+        assert front.forwarder.bodies == [small]
+
+    play(scenario)
+
+
+def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_is() -> None:
+    header = [(b"Host", b"h"), (b"content-length", b"%d" % len(BODY))]
+    for limit, admitted in ((len(BODY), len(BODY)), (len(BODY) - 1, 0)):
+        way = shortcut(FakeForwarder(), guard(max_body_bytes=limit))
+        assert way.admits([(name.lower(), value) for name, value in header], LOCAL) == admitted
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -170,7 +245,7 @@ def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
         post(BODY, "Expect: 100-continue"),
         post(BODY, "Authorization: Bearer x", "Authorization: Bearer y"),
         post(BODY, "X-Forwarded-For: a", "X-Forwarded-For: b"),
-        post(b" " * (SMALL_BODY_BYTES + 1)),
+        post(BODY + b" " * (MAX_BODY_BYTES + 1 - len(BODY))),
         post(b'{"tasks":[{}]}'),
         post(b'{"sessions":[]}'),
         post(b"not JSON"),
