@@ -11,9 +11,10 @@ the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 
 a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
 To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
 
-Rules: one Journal owns the directory (the caller holds the lock); everything but SegmentFile.sync() and the functions
-at the end belongs to the loop's thread. A write reaches the file whole or not at all: on a short or failed write the
-file is cut back to its last good byte. Nothing here waits for the disk except sync(), read() and rewrite().
+Rules: one Journal owns the directory (the caller holds the lock); everything but SegmentFile's sync() and leave_cache()
+and the functions at the end belongs to the loop's thread. A write reaches the file whole or not at all: on a short or
+failed write the file is cut back to its last good byte. Nothing here waits for the disk except sync(), read() and
+rewrite().
 """
 
 from __future__ import annotations
@@ -114,6 +115,10 @@ class SegmentFile:
             sync_directory(self.path.parent)
             self.named = True
         return size
+
+    def leave_cache(self) -> None:
+        """Gives back the memory of what is synced: who reads it, reads the disk. For the syncer's thread."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         if self.fd >= 0:

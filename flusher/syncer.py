@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 LATE_S = 2.0
 REWRITE_AGAIN_S = 1.0
+CACHED_SEGMENTS = 16
+"""So many segments that writers come to next stay in memory."""
 
 
 class Fsync(str, Enum):
@@ -68,6 +71,7 @@ class Syncer:
         self._covered_since: float | None = None
         self._unsynced: dict[int, int] = {}
         self._rewriting = 0
+        self._last_gone = 0
         self.last_error: str | None = None
 
     @property
@@ -112,6 +116,7 @@ class Syncer:
 
     def gone(self, sequence: int) -> None:
         """A segment whose records are in the database needs the disk no longer: its pages need not be written."""
+        self._last_gone = max(self._last_gone, sequence)
         self._unsynced.pop(sequence, None)
         self._release(lambda waiter: waiter.segment.sequence == sequence)
         if self._running is None:
@@ -127,7 +132,7 @@ class Syncer:
             await asyncio.wait([self._running])
         segments = list(self._dirty.values())
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _sync_all, segments)
+            await asyncio.get_running_loop().run_in_executor(self._thread, _sync_all, segments, math.inf)
         except OSError as error:
             log.error("journal: the last sync failed: %s", error.strerror)
         for segment in segments:
@@ -145,7 +150,8 @@ class Syncer:
         covered = dict(self._unsynced)
         segments = list(self._dirty.values())
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, _sync_all, segments)
+        cached = self._last_gone + CACHED_SEGMENTS
+        self._running = loop.run_in_executor(self._thread, _sync_all, segments, cached)
         self._running.add_done_callback(lambda done: self._synced(segments, covered, done))
 
     def _synced(self, segments: list[SegmentFile], covered: dict[int, int], done: asyncio.Future[list[int]]) -> None:
@@ -220,5 +226,14 @@ class Syncer:
         loop.run_in_executor(self._thread, journal.rewrite, path).add_done_callback(done)
 
 
-def _sync_all(segments: list[SegmentFile]) -> list[int]:
-    return [segment.sync() for segment in segments]
+def _sync_all(segments: list[SegmentFile], cached: float) -> list[int]:
+    """Args: cached: sealed segments with a higher number than this leave the page cache.
+
+    While writers are behind, that is where the memory for the newest segments comes from: to take it from the kernel's
+    free memory costs up to half of the flusher's work on a virtual machine, whose host has to find it first.
+    """
+    sizes = [segment.sync() for segment in segments]
+    for segment in segments:
+        if segment.sealed and segment.sequence > cached:
+            segment.leave_cache()
+    return sizes

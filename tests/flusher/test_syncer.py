@@ -5,10 +5,17 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from flusher import journal
-from flusher.syncer import LATE_S, Fsync
+from flusher.answers import Answer
+from flusher.journal import SegmentFile
+from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
+from flusher.triggers import FlushPolicy
 from shared.wire import Reason
-from tests.support.flusher import Node, bodies_in
+from tests.support.flusher import Node, bodies_in, written
+
+FULL = FlushPolicy(max_records=1, interval_s=1.0).segment_max_records
 
 
 def run(test: Callable[[Node], Awaitable[None]], directory: Path, fsync: Fsync) -> None:
@@ -294,6 +301,58 @@ def test_a_sealed_file_is_closed_once_it_is_synced_and_not_before(tmp_path: Path
         await node.until(lambda: segment.fd == -1)
 
     run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_while_writers_are_behind_segments_that_they_come_to_late_leave_the_cache_once_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[tuple[int, bool]] = []
+
+    async def test(node: Node) -> None:
+        def leave_cache(segment: SegmentFile) -> None:
+            left.append((segment.sequence, segment.fd in node.disk.synced_fds))
+
+        monkeypatch.setattr(SegmentFile, "leave_cache", leave_cache)
+        node.submit(b"body")
+        await node.ask_flush()
+        assert node.journal.active is not None
+        written_up_to = node.journal.active.sequence - 1
+
+        behind = asyncio.Event()
+
+        async def answer_late(path: Path) -> Answer:
+            await behind.wait()
+            return written(path)
+
+        node.writers.answer = answer_late
+        node.disk.hold_syncs()
+        for _ in range(CACHED_SEGMENTS + 4):
+            node.submit(b"body", count=FULL)
+        node.submit(b"body")
+        active = node.journal.active.sequence
+        node.disk.synced_fds.clear()
+        node.disk.let_syncs_go()
+        await node.until(lambda: not node.syncer.unsynced_records)
+        behind.set()
+
+        assert left == [(sequence, True) for sequence in range(written_up_to + CACHED_SEGMENTS + 1, active)]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
+    opened = journal.Journal(tmp_path)
+    opened.open(1)
+    opened.append([journal.Entry(2, 1, 2, b"synced" * 10_000)])
+    assert opened.active is not None
+    opened.active.sync()
+    opened.append([journal.Entry(2, 1, 3, b"not synced")])
+    opened.active.leave_cache()
+    assert [bytes(entry.body) for entry in journal.read(opened.active.path).entries] == [
+        b"synced" * 10_000,
+        b"not synced",
+    ]
+    opened.active.close()
 
 
 def test_close_syncs_what_is_left_and_closes_the_files(tmp_path: Path) -> None:
