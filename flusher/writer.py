@@ -42,7 +42,7 @@ from shared.records import KIND_OF_CODE, KINDS, Kind
 
 log = logging.getLogger(__name__)
 
-NICE, PREPARING_NICE = 5, 19
+NICE, PREPARING_NICE = 12, 19
 """Accepting goes before writing where both want the same core. What hands statements to the database takes a tenth of a
 writer's time, and the database waits for it: it goes before preparing."""
 SWITCH_S = 0.00005
