@@ -22,7 +22,6 @@ ALL = 0.97
 MORE, SLIGHTLY_MORE = 1.15, 1.05
 """Than landed. A backlog that grows takes the core from the writers, one that is empty leaves them idle: where nearly
 all that was offered has landed, clearly more is offered next, else slightly more than landed."""
-SUSTAINED_RUNS = 3
 
 
 def landing(bench: Bench) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def landing(bench: Bench) -> dict[str, Any]:
         tries = [_land(bench, name, rate, plan.offered_s) for rate in rates * 2] if len(rates) > 1 else []
         found[name] = {"tries": tries, "rounds": []}
         rate = max(tries, key=lambda one: one["rows_per_s"])["offered_per_s"] if tries else rates[0]
-        for _ in range(SUSTAINED_RUNS if tries else 1):
+        for _ in range(plan.landing_rounds):
             measured = _land(bench, name, rate, plan.landing_s)
             found[name]["rounds"].append(measured)
             landed = max(measured["rows_per_s"], rates[-1])

@@ -102,6 +102,7 @@ class Plan:
     """Shares of LOAD DATA's rate that are tried, to find at which one lands most."""
     offered_s: float
     landing_s: float
+    landing_rounds: int
     limit_s: float
     lifecycle_tasks: int
     recover_records: int
@@ -138,6 +139,7 @@ FULL = Plan(
     offered=(1.0, 0.8, 0.6, 0.4, 0.25),
     offered_s=4,
     landing_s=20,
+    landing_rounds=3,
     limit_s=4,
     lifecycle_tasks=10_000,
     recover_records=1_000_000,
@@ -159,6 +161,7 @@ QUICK = Plan(
     offered=(0.6,),
     offered_s=0.5,
     landing_s=1,
+    landing_rounds=1,
     limit_s=0.3,
     lifecycle_tasks=1500,
     recover_records=50_000,
