@@ -182,7 +182,7 @@ def _stretch(draw: Draw) -> bytes:
         return draw.bytes(draw.byte())
     if how == 1 and not draw.byte() % 4:
         head = journal._SEGMENT.pack(journal.SEGMENT_MAGIC, draw.choose((1, 1, 2)), 0, 0, draw.integer(8), 0)[:-4]
-        return head + journal._CRC.pack(journal.zlib.crc32(head))
+        return head + journal._CRC.pack(journal.crc32(head))
     kind, body = draw.body()
     # Where the input has ended all is 0, and the entry is a good one.
     code = draw.byte() if draw.byte() % 8 == 7 else kind.code
