@@ -342,17 +342,32 @@ FIELDS = st.sampled_from(
         (b"x-other", b""),
     ]
 )
+NEARLY_PLAIN = st.builds(
+    lambda length, more: [(b"host", b"h"), (b"content-length", b"%d" % length), *more],
+    st.sampled_from([5, 70000, MAX_BODY_BYTES + 1]),
+    st.lists(FIELDS, max_size=2),
+)
 
 
 @given(
-    st.lists(FIELDS, max_size=6), st.sampled_from([None, "token"]), st.booleans(), st.sampled_from([LOCAL, STRANGER])
+    NEARLY_PLAIN | st.lists(FIELDS, max_size=6),
+    st.sampled_from([None, "token"]),
+    st.booleans(),
+    st.sampled_from([60_000, 2 * MAX_BODY_BYTES]),
+    st.sampled_from([LOCAL, STRANGER]),
 )
 def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
-    fields: list[tuple[bytes, bytes]], token: str | None, protected_mode: bool, client: tuple[str, int]
+    fields: list[tuple[bytes, bytes]],
+    token: str | None,
+    protected_mode: bool,
+    max_body_bytes: int,
+    client: tuple[str, int],
 ) -> None:
-    keeper = guard(token, protected_mode=protected_mode)
-    if not shortcut(FakeForwarder(), keeper).admits(fields, client):
+    keeper = guard(token, protected_mode=protected_mode, max_body_bytes=max_body_bytes)
+    size = shortcut(FakeForwarder(), keeper).admits(fields, client)
+    if not size:
         return
+    assert size <= MAX_BODY_BYTES
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -364,7 +379,7 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": b"12345", "more_body": False}
+        return {"type": "http.request", "body": bytes(size), "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)

@@ -211,7 +211,7 @@ def side(mariadb: MariaDB) -> Iterator[Side]:
     directory = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
     database = mariadb.create_database()
     # Nothing is flushed: all that was ever taken is still in the journal.
-    service = Service(directory, mariadb, database, BUFFER_FLUSH_INTERVAL=3600, BUFFER_MAX_BUFFER_SIZE=100_000)
+    service = Service(directory, mariadb, database, BUFFER_FLUSH_INTERVAL=3600, BUFFER_MAX_SIZE=100_000)
     try:
         service.start()
         yield Side(service)
