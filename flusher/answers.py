@@ -1,4 +1,4 @@
-"""What a writer answers to a command: one JSON object a line, told apart by `answer`."""
+"""What a writer answers to a command: one JSON object a line, told apart by `answer`; and how it may be started."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import TypeAlias
 import msgspec
 
 from flusher.mysql_errors import ErrorClass
+
+YIELDING = "--yielding"
+"""A writer's argument: at idle priority where there is more than one core. Whoever of ingest and flusher wakes finds a
+core at once then, even if all are at work. Others that keep every core busy leave it next to nothing; what it is held
+up with goes to a further writer, which has no such argument."""
 
 
 class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):

@@ -21,6 +21,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,7 +30,7 @@ import msgspec
 import orjson
 
 from flusher import dead_letters
-from flusher.answers import Alive, Failed, Written
+from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.batch import Batch, Prepared, prepare
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
@@ -262,6 +263,9 @@ def main() -> None:
     logging_config = config.logging
     logs.setup("writer", level=logging_config.level, format=logging_config.format, file=logging_config.file)
     os.nice(NICE)
+    if YIELDING in sys.argv[1:] and len(os.sched_getaffinity(0)) > 1:
+        with suppress(PermissionError):  # a sandbox's
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     writer = Writer(
         Store(server_of(config.database)),
         Path(config.state_directory, dead_letters.FILE_NAME),

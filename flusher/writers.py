@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 import orjson
 
-from flusher.answers import Answer, Failed
+from flusher.answers import YIELDING, Answer, Failed
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class _Child:
     """`asked`: commands without an answer. `since`: when the first of them began. `connected`: to the database, at its
     last answer. Whoever holds `turn` reads the next answer."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, arguments: Sequence[str]) -> None:
+        self.arguments = arguments
         self.process: asyncio.subprocess.Process | None = None
         self.starting = asyncio.Lock()
         self.turn = asyncio.Lock()
@@ -117,7 +118,8 @@ class Writers:
                 return child
         idle = [child for child in self._children if not child.asked]
         if not idle:
-            idle.append(_Child(now))
+            # A further one is there for a backlog or for a write that is held up, if only for want of a core.
+            idle.append(_Child(now, () if self._children else (YIELDING,)))
             self._children += idle
         idle[-1].since = now
         return idle[-1]
@@ -125,7 +127,7 @@ class Writers:
     async def _send(self, child: _Child, command: dict[str, object]) -> None:
         async with child.starting:
             if child.process is None:
-                child.process = await self._start()
+                child.process = await self._start(child.arguments)
         assert child.process.stdin is not None
         try:
             child.process.stdin.write(orjson.dumps(command) + b"\n")
@@ -133,9 +135,10 @@ class Writers:
             # uvloop's answer to a pipe that it has closed, when the child's end was seen before its status.
             raise EOFError("ended before it was asked") from error
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *self._command,
+            *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_MAX_ANSWER_BYTES,

@@ -104,6 +104,9 @@ wait -n "$supervisor" "$schema" || fail "$(cat "$STATE"/{schema,supervisord}.std
 kill -0 "$supervisor" 2>/dev/null || fail "supervisord ended: $(tail -n 1 "$STATE/supervisord.stderr.log")"
 schema=
 step "database and tables are ready"
+# It shares the service's cores and goes after it (docs/OPERATIONS.md, Tuning); from here on, since on a busy machine it
+# would take minutes to start like that. After a restart by supervisord it does not.
+[ $private = no ] || chrt --all-tasks --idle --pid 0 "$(cat "$STATE/mysql/mysqld.pid")" 2>/dev/null || true
 "$ROOT/.venv/bin/supervisorctl" -c "$SUPERVISOR_CONF" start flusher ingest >"$STATE/start.log" 2>&1 ||
     fail "$(why_not_started)"
 "$PYTHON" - "$url/ready" <<'PY' || fail "the service did not get ready; see $STATE/*.stderr.log and the log file"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.machine import pin
+from tests.bench.machine import ALL, PINS, give_way, pin
 from tests.support.mariadb import MariaDB
 
 OPTIONS = (
@@ -44,8 +44,14 @@ class Database:
             self.mariadb.stop()
 
     def move_to(self, cores: Sequence[int]) -> None:
+        """Where it may run on any core, the service's too, it gives way, as run.sh has it do."""
         assert self.mariadb.process is not None
         pin(self.mariadb.process.pid, cores)
+        self.give_way(cores == ALL and PINS)
+
+    def give_way(self, yes: bool) -> None:
+        assert self.mariadb.process is not None
+        give_way(self.mariadb.process.pid, yes)
 
     def empty(self) -> None:
         """Waits until nobody else uses the tables: a killed writer's transaction may still be under way. Whoever is

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,26 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 def pin(pid: int, cores: Sequence[int]) -> None:
     """Moves all threads of a running process."""
+    _each_thread(pid, lambda thread: os.sched_setaffinity(thread, cores))
+
+
+def give_way(pid: int, yes: bool) -> None:
+    """All threads of a running process, and those that they start, get a core only where nobody else wants it, or as
+    usual again. Nothing changes where this user may not take it back."""
+    if may_take_back():
+        policy = os.SCHED_IDLE if yes else os.SCHED_OTHER
+        _each_thread(pid, lambda thread: os.sched_setscheduler(thread, policy, os.sched_param(0)))
+
+
+@cache
+def may_take_back() -> bool:
+    return subprocess.run(["chrt", "--idle", "0", "chrt", "--other", "0", "true"], capture_output=True).returncode == 0
+
+
+def _each_thread(pid: int, do: Callable[[int], None]) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         try:
-            os.sched_setaffinity(int(thread.name), cores)
+            do(int(thread.name))
         except ProcessLookupError:
             pass  # a thread that has just ended
 
@@ -65,6 +83,7 @@ def description() -> dict[str, Any]:
         "python": platform.python_version(),
         "mariadb": _first_line("mariadbd", "--version"),
         "wrk": _first_line("wrk", "--version"),
+        "database_gives_way": may_take_back(),
     }
 
 

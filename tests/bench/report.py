@@ -20,6 +20,8 @@ def text(raw: Raw) -> str:
         f" {machine['memory_gib']:g} GiB; {machine['kernel']}; Python {machine['python']}\n"
         f"{machine['mariadb']}; {machine['wrk'].partition(' Copyright')[0]}"
     )
+    if not machine["database_gives_way"]:
+        ran_on += "\nThis user may not change the database's priority: it gives way in no cell."
     parts = [
         ran_on,
         _cells(raw, "requests/s, pinned: the contender on one core, load and database on the other", pinned=True),
@@ -107,9 +109,9 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
         lambda raw: f"{_p99(raw, 'locked', 'idle')} / {_p99(raw, 'locked', 'locked')}",
     ),
     (
-        "p99 in µs, open loop, batch 100: flushing / database away",
+        "p99 in µs, open loop, batch 100: flushing / with a database that does not give way / database away",
         ("flushing.flushing",),
-        lambda raw: f"{_p99(raw, 'flushing', 'flushing')} / {_p99(raw, 'flushing', 'away')}",
+        lambda raw: " / ".join(_p99(raw, "flushing", state) for state in ("flushing", "equal", "away")),
     ),
     (
         "open loop, batch 10, locked in between: requests/s; p50 / p99 in µs",

@@ -56,6 +56,7 @@ RAW: dict[str, Any] = {
         "python": "3",
         "mariadb": "M",
         "wrk": "W",
+        "database_gives_way": True,
     },
     "cells": [
         cell(FALCON, 1, 16, 20_000),
@@ -72,7 +73,12 @@ RAW: dict[str, Any] = {
     ],
     "locked": {"idle": p99(2000), "locked": p99(2200)},
     "locked_open_loop": {"rate": 5.0, "latency_us": {"p50": 1.0, "p99": 2.0}, "problems": []},
-    "flushing": {"highest": {"requests_per_s": 9.0, "problems": []}, "flushing": p99(3000), "away": p99(1000)},
+    "flushing": {
+        "highest": [{"requests_per_s": 9.0, "problems": []}],
+        "flushing": p99(3000),
+        "equal": p99(9000),
+        "away": p99(1000),
+    },
     "landing": {
         LOAD_DATA: [rows_per_s(50_000), rows_per_s(60_000)],
         STATEMENTS: [rows_per_s(40_000)],
@@ -202,6 +208,8 @@ def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
 
     assert all(f"**{name}**" in text for name in NAMES)
     assert "NOT VALID" not in text
+    assert "3,000 / 9,000 / 1,000" in text
+    assert "may not change" not in text
     assert "ingest worker 99 (batch 1000)" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| **")]
     shown = {row[0].strip("*"): row[2:] for row in cells}
@@ -209,6 +217,12 @@ def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
     assert shown["p99_flushing_vs_idle"] == ["3", "≤ 2", "NO"]
     assert shown["rss_mb"] == ["50, 40, 45", "≤ 60, 60, 150", "yes"]
     assert shown["workers2_vs_1"] == ["1.1", "reported", ""]
+
+
+def test_the_report_says_where_the_database_could_not_give_way() -> None:
+    text = report.text({**RAW, "machine": {**RAW["machine"], "database_gives_way": False}, "ratios": ratios(RAW)})
+
+    assert "may not change the database's priority" in text
 
 
 @pytest.mark.parametrize("plan", [FULL, QUICK], ids=lambda plan: plan.name)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from flusher.writers import WriterDied, Writers
+from flusher.writers import WriterDied, Writers, _Child
 
 
 def test_a_writer_that_died_before_it_was_asked_is_reported_as_dead() -> None:
@@ -13,12 +13,13 @@ def test_a_writer_that_died_before_it_was_asked_is_reported_as_dead() -> None:
 
     async def ask_the_dead() -> None:
         writers = Writers(5.0, command=("true",))
-        child = await writers._start()
-        assert child.stdin is not None
-        await child.wait()
-        while not child.stdin.is_closing():
+        child = _Child(0.0, ())
+        child.process = await writers._start(child.arguments)
+        assert child.process.stdin is not None
+        await child.process.wait()
+        while not child.process.stdin.is_closing():
             await asyncio.sleep(0)
-        writers._take_idle = lambda: child  # type: ignore[method-assign]
+        writers._choose = lambda: child  # type: ignore[method-assign]
         with pytest.raises(WriterDied):
             await writers.ask({"ping": True})
         assert writers.busy == 0

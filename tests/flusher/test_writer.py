@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flusher import dead_letters, journal
-from flusher.answers import Alive, Failed, Written
+from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.coalesce import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
 from flusher.journal import Entry, Journal
@@ -20,6 +20,7 @@ from flusher.mysql_errors import ErrorClass
 from flusher.rows import Rows
 from flusher.store import Store, StoreError
 from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
+from tests.bench.machine import ALL, on_cores
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, session, task, wait_until
@@ -376,9 +377,9 @@ def test_ping_says_which_server_answers_or_why_none_does(place: Place) -> None:
 class Child:
     """`python -m flusher.writer`, by hand."""
 
-    def __init__(self, place: Place, directory: Path, user: str = "root") -> None:
+    def __init__(self, place: Place, directory: Path, user: str = "root", arguments: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flusher.writer"],
+            [sys.executable, "-m", "flusher.writer", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -403,17 +404,20 @@ class Child:
         self.send(json.dumps(command).encode())
         return json.loads(self.stdout.readline())
 
+    def end(self) -> None:
+        if not self.stdin.closed:
+            self.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(30)
+        self.stdout.close()
+
 
 @pytest.fixture
 def child(place: Place, tmp_path: Path) -> Iterator[Child]:
     made = Child(place, tmp_path)
     yield made
-    if not made.stdin.closed:
-        made.stdin.close()
-    if made.process.poll() is None:
-        made.process.kill()
-    made.process.wait(30)
-    made.stdout.close()
+    made.end()
 
 
 def test_the_child_answers_one_line_of_json_for_each_line_it_is_given(place: Place, child: Child) -> None:
@@ -468,6 +472,28 @@ def test_asking_the_database_goes_before_preparing_and_accepting_before_both(chi
         min(own + NICE, 19),
         PREPARING_NICE,
     ]
+
+
+@pytest.mark.parametrize(
+    ("cores", "arguments", "expected"),
+    [
+        (ALL, [YIELDING], os.SCHED_IDLE if len(ALL) > 1 else os.SCHED_OTHER),
+        (ALL, [], os.SCHED_OTHER),
+        (ALL[:1], [YIELDING], os.SCHED_OTHER),
+    ],
+    ids=["yielding", "not yielding", "one core"],
+)
+def test_a_yielding_writer_is_at_idle_priority_where_there_are_other_cores(
+    place: Place, tmp_path: Path, cores: Sequence[int], arguments: Sequence[str], expected: int
+) -> None:
+    with on_cores(cores):
+        child = Child(place, tmp_path, arguments=arguments)
+    try:
+        assert child.ask({"ping": True})["answer"] == "alive"
+        threads = [int(thread.name) for thread in Path(f"/proc/{child.process.pid}/task").iterdir()]
+        assert [os.sched_getscheduler(thread) for thread in threads] == [expected] * 2
+    finally:
+        child.end()
 
 
 def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:

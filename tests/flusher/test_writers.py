@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher.answers import Alive, Failed
+from flusher.answers import YIELDING, Alive, Failed
 from flusher.writers import WriterDied, Writers
 from tests.support.service import wait_until
 
@@ -126,6 +126,27 @@ def test_a_child_whose_command_is_held_up_gets_no_second_one(tmp_path: Path) -> 
         assert (writers.processes, writers.busy) == (2, 0)
 
     run(test, patience_s=0.0)
+
+
+def test_the_first_child_yields_its_core_and_one_beside_it_does_not(tmp_path: Path) -> None:
+    async def test(writers: Writers) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        asked = asyncio.create_task(pid_of(writers, str(fifo)))
+        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        second = await pid_of(writers)
+        await asyncio.to_thread(lambda: fifo.open("w").close())
+        first = await asked
+
+        assert first != second
+        assert YIELDING in arguments(first)
+        assert YIELDING not in arguments(second)
+
+    run(test, patience_s=0.0)
+
+
+def arguments(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 def test_a_child_counts_as_connected_until_it_says_otherwise_or_ends() -> None:
