@@ -279,8 +279,11 @@ def main() -> None:
         command = commands.get()
         answer = writer.ping() if command is None else writer.write(*command)
         done.append(command)
-        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the parent is gone, and the other thread has not seen it yet
 
 
 if __name__ == "__main__":

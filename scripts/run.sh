@@ -92,6 +92,7 @@ why_not_started() { # what the first program that did not start has said last
     name=$(sed -n 's/: ERROR.*//p' "$STATE/start.log" | head -n 1)
     tail -n 1 "$STATE/$name.stderr.log" 2>/dev/null | grep . || tr '\n' ' ' <"$STATE/start.log"
 }
+rm -f "$STATE/supervisor.sock" # of one that was killed
 trap stop_all EXIT
 trap 'exit 0' INT TERM
 setsid "$ROOT/.venv/bin/supervisord" -n -s -c "$SUPERVISOR_CONF" >/dev/null 2>"$STATE/supervisord.stderr.log" </dev/null &
@@ -101,7 +102,11 @@ wait=5
 "$PYTHON" -m flusher.schema --wait $wait 2>"$STATE/schema.stderr.log" &
 schema=$!
 wait -n "$supervisor" "$schema" || fail "$(cat "$STATE"/{schema,supervisord}.stderr.log | tail -n 1)"
-kill -0 "$supervisor" 2>/dev/null || fail "supervisord ended: $(tail -n 1 "$STATE/supervisord.stderr.log")"
+for ((tries = 0; tries < 400; tries++)); do # 20 s; the tables may be ready before supervisord listens
+    kill -0 "$supervisor" 2>/dev/null || fail "supervisord ended: $(tail -n 1 "$STATE/supervisord.stderr.log")"
+    [ ! -S "$STATE/supervisor.sock" ] || break
+    sleep 0.05
+done
 schema=
 step "database and tables are ready"
 # It shares the service's cores and goes after it (docs/OPERATIONS.md, Tuning); from here on, since on a busy machine it

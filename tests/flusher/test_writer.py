@@ -503,6 +503,15 @@ def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:
     assert child.process.wait(30) == 0
 
 
+def test_the_child_ends_without_a_word_when_nobody_reads_its_answers(child: Child, capfd: Any) -> None:
+    assert child.ask({"ping": True})["answer"] == "alive"
+    child.stdout.close()
+    child.send(b'{"ping": true}')
+
+    assert child.process.wait(30) == 0
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("how", ["stdin closes", "killed"])
 def test_a_child_that_ends_in_the_middle_of_a_query_leaves_nothing_half_written(
     place: Place, child: Child, how: str
