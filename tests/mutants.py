@@ -110,7 +110,7 @@ BREAKS = (
         "2 journaled => written",
         "no CRC check",
         "flusher/journal.py",
-        "    if zlib.crc32(body, zlib.crc32(view[at : body_at - 4])) != crc:\n        return None\n",
+        "    if crc32(body, crc32(view[at : body_at - 4])) != crc:\n        return None\n",
         "",
     ),
     Break(
@@ -219,8 +219,8 @@ BREAKS = (
         "6 the loop never waits",
         "the sync runs on the loop",
         "flusher/syncer.py",
-        "self._running = loop.run_in_executor(self._thread, _sync_all, segments)",
-        "self._running = loop.create_future()\n        self._running.set_result(_sync_all(segments))",
+        "self._running = loop.run_in_executor(self._thread, _sync_all, segments, cached)",
+        "self._running = loop.create_future()\n        self._running.set_result(_sync_all(segments, cached))",
     ),
     Break(
         "7 a failure is loud",
