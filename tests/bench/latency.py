@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from contextlib import nullcontext
 from typing import Any
 
 from tests.bench.bench import Bench, say
 from tests.bench.contenders import Contender, Ours
+from tests.bench.figures import median
 from tests.bench.machine import ALL
 from tests.bench.open_loop import Running, job
 from tests.bench.plan import OURS, Cell
@@ -53,10 +53,11 @@ def flushing(bench: Bench) -> dict[str, Any]:
     (`equal`), and with the database away; in turns."""
     say("batch 100, 16 connections unpinned: the highest rate")
     highest = [bench.round(FLUSHING_CELL, bench.plan.cell_s) for _ in range(bench.plan.rounds)]
-    if any(one["problems"] for one in highest):
-        return {"highest": highest, "flushing": [], "equal": [], "away": []}
-    rate = round(statistics.median(one["requests_per_s"] for one in highest) / 2, 1)
     rounds: dict[str, list[dict[str, Any]]] = {"flushing": [], "equal": [], "away": []}
+    highest_rate = median(highest, "requests_per_s")
+    if highest_rate is None:
+        return {"highest": highest, **rounds}
+    rate = round(highest_rate / 2, 1)
     for _ in range(bench.plan.flushing_rounds):
         for state, measurements in rounds.items():
             say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")

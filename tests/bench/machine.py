@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.support.service import threads
+
 ALL = tuple(sorted(os.sched_getaffinity(0)))
 PINS = len(ALL) >= 2
 SERVICE = ALL[:1]
@@ -49,9 +51,9 @@ def may_take_back() -> bool:
 
 
 def _each_thread(pid: int, do: Callable[[int], None]) -> None:
-    for thread in Path(f"/proc/{pid}/task").iterdir():
+    for thread in threads(pid):
         try:
-            do(int(thread.name))
+            do(thread)
         except ProcessLookupError:
             pass  # a thread that has just ended
 

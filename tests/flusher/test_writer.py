@@ -23,7 +23,7 @@ from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from tests.bench.machine import ALL, on_cores
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, session, task, wait_until
+from tests.support.service import ROOT, session, task, threads, wait_until
 
 ARRIVAL = 1_700_000_000_000_000
 MAX_BYTES = 1 << 20
@@ -466,9 +466,8 @@ def test_the_child_prepares_the_next_segment_while_the_database_is_at_work(place
 def test_asking_the_database_goes_before_preparing_and_accepting_before_both(child: Child) -> None:
     assert child.ask({"ping": True})["answer"] == "alive"
 
-    threads = sorted(int(thread.name) for thread in Path(f"/proc/{child.process.pid}/task").iterdir())
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads] == [
+    assert [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads(child.process.pid)] == [
         min(own + NICE, 19),
         PREPARING_NICE,
     ]
@@ -490,8 +489,7 @@ def test_a_yielding_writer_is_at_idle_priority_where_there_are_other_cores(
         child = Child(place, tmp_path, arguments=arguments)
     try:
         assert child.ask({"ping": True})["answer"] == "alive"
-        threads = [int(thread.name) for thread in Path(f"/proc/{child.process.pid}/task").iterdir()]
-        assert [os.sched_getscheduler(thread) for thread in threads] == [expected] * 2
+        assert [os.sched_getscheduler(thread) for thread in threads(child.process.pid)] == [expected] * 2
     finally:
         child.end()
 

@@ -61,6 +61,14 @@ async def pid_of(writers: Writers, word: str = "") -> int:
     return int(answer.host)
 
 
+async def held_up(writers: Writers, fifo: Path) -> asyncio.Task[int]:
+    """A child at work until somebody opens `fifo` to write. Returns: what pid_of() will have."""
+    os.mkfifo(fifo)
+    asked = asyncio.create_task(pid_of(writers, str(fifo)))
+    await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+    return asked
+
+
 def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
@@ -131,9 +139,7 @@ def test_a_child_whose_command_is_held_up_gets_no_second_one(tmp_path: Path) -> 
 def test_the_first_child_yields_its_core_and_one_beside_it_does_not(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
         fifo = tmp_path / "fifo"
-        os.mkfifo(fifo)
-        asked = asyncio.create_task(pid_of(writers, str(fifo)))
-        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked = await held_up(writers, fifo)
         second = await pid_of(writers)
         await asyncio.to_thread(lambda: fifo.open("w").close())
         first = await asked
@@ -235,9 +241,7 @@ def test_an_answer_of_megabytes_is_read_whole() -> None:
 def test_shrink_ends_idle_children_over_the_number_to_keep(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
         fifo = tmp_path / "a"
-        os.mkfifo(fifo)
-        asked = asyncio.create_task(pid_of(writers, str(fifo)))
-        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked = await held_up(writers, fifo)
         idle = await pid_of(writers)
 
         writers.shrink(2)

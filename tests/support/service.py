@@ -69,6 +69,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0, what: str 
         time.sleep(0.01)
 
 
+def threads(pid: int) -> list[int]:
+    """Of a running process, the first one first."""
+    return sorted(int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir())
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs. One that has ended and that nobody has waited for yet (a zombie) does not."""
     try:

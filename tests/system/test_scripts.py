@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.load import task_ids
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, TASKS, Service, processes_of, task, wait_until
+from tests.support.service import ROOT, TASKS, Service, processes_of, task, threads, wait_until
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -117,8 +117,7 @@ def test_from_a_first_start_to_a_third_every_record_is_kept_and_nothing_is_left_
     assert copy.ids() == {"t1", "t2"}
     assert copy.database.execute("SELECT @@skip_networking, @@port") == [(1, 0)]
     database = int((copy.directory / "mysql" / "mysqld.pid").read_text())
-    threads = [int(thread.name) for thread in Path(f"/proc/{database}/task").iterdir()]
-    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
+    assert {os.sched_getscheduler(thread) for thread in threads(database)} == {os.SCHED_IDLE}
     assert copy.directory.stat().st_mode & 0o077 == 0
     one_line(copy.script("run.sh", "--detach"), "already running", str(copy.directory))
 
