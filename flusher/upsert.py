@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flusher.rows import COLUMNS, Row, Rows
+from flusher.rows import COLUMNS, Rows
 from shared.records import KINDS, Kind
 
 MAX_STATEMENT_ROWS = 1000
@@ -45,23 +45,19 @@ def statements(rows: Rows, limit: int = MAX_STATEMENT_BYTES) -> list[bytes]:
 
     Raises: ValueError for a row without a form in SQL.
     """
-    return [statement for kind in KINDS for statement in _of_kind(UPSERTS[kind], rows.get(kind, ()), limit)]
-
-
-def _of_kind(upsert: Upsert, rows: Sequence[Row], limit: int) -> list[bytes]:
-    fixed = len(upsert.head) + len(upsert.tail)
     made: list[bytes] = []
-    values: list[bytes] = []
-    size = fixed
-    for row in rows:
-        value = row.values
-        if not value:
+    for kind in KINDS:
+        values = [row.values for row in rows.get(kind, ())]
+        if not all(values):
             raise ValueError("a value has no form in SQL")
-        if values and (size + len(value) + 1 > limit or len(values) >= MAX_STATEMENT_ROWS):
-            made.append(upsert.head + b",".join(values) + upsert.tail)
-            values, size = [], fixed
-        values.append(value)
-        size += len(value) + 1
-    if values:
-        made.append(upsert.head + b",".join(values) + upsert.tail)
+        for first in range(0, len(values), MAX_STATEMENT_ROWS):
+            made += _within(limit, UPSERTS[kind], values[first : first + MAX_STATEMENT_ROWS])
     return made
+
+
+def _within(limit: int, upsert: Upsert, values: Sequence[bytes]) -> list[bytes]:
+    statement = b"".join((upsert.head, b"(", b"),(".join(values), b")", upsert.tail))
+    if len(statement) <= limit or len(values) == 1:
+        return [statement]
+    middle = len(values) // 2
+    return [*_within(limit, upsert, values[:middle]), *_within(limit, upsert, values[middle:])]

@@ -214,8 +214,9 @@ def records(data: bytes) -> None:
     accepted(*Draw(data).body())
 
 
-_VALUES = re.compile(rb'\((?:(?:(?:NULL|null)|-?\d+(?:\.\d+)?|"(?:[^"\\]|\\\\|"")*")(?:,(?!\))|(?=\))))+\)', re.DOTALL)
-"""A row as SQL: one tuple of literals, and nothing that lies outside of a literal."""
+_LITERAL = rb'(?:NULL|null|-?\d+(?:\.\d+)?|"(?:[^"\\]|\\\\|"")*")'
+_VALUES = re.compile(rb"%b(?:,%b)*" % (_LITERAL, _LITERAL), re.DOTALL)
+"""A row as SQL: literals, and nothing that lies outside of a literal."""
 
 
 def accepted(kind: Kind, body: bytes) -> list[Row]:

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flusher.rows import TOGETHER, Row, with_values
+from flusher.upsert import UPSERTS, statements
+from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record
+from tests.flusher.test_store import rows_of, session, task
+
+NOON = datetime(2026, 11, 24, 12, 0, 0, 5, tzinfo=UTC)
+
+texts = st.text(st.sampled_from("a\"\\\n\r\b\x1f\x7f],[()'你🙂\u2028"), min_size=1, max_size=12)
+times = st.sampled_from([None, NOON, NOON.replace(tzinfo=None), NOON.astimezone(timezone(timedelta(hours=-9)))])
+objects = st.none() | st.dictionaries(texts, texts | st.integers(-9, 9) | st.none(), max_size=2)
+any_records: dict[Kind, st.SearchStrategy[Any]] = {
+    TASKS: st.builds(
+        task,
+        texts,
+        source_text=texts,
+        context=st.none() | texts,
+        confidence=st.none() | st.floats(0, 1),
+        start_time=times,
+        end_time=times,
+        duration_ms=st.none() | st.integers(0, 9),
+    ),
+    SESSIONS: st.builds(session, texts, filename=texts, game_info=objects, metadata=objects),
+}
+
+
+def row(record: Record, index: int = 0) -> Row:
+    return Row(NOON, record, 0, index)
+
+
+def values_of(kind: Kind, rows: list[Row]) -> list[bytes]:
+    return [one.values for one in with_values(kind, rows)]
+
+
+@given(st.data())
+def test_rows_become_together_what_each_becomes_alone(data: st.DataObject) -> None:
+    for kind in KINDS:
+        records = data.draw(st.lists(any_records[kind], max_size=12)) * 12
+        alone = [values_of(kind, [row(record)])[0] for record in records]
+        assert all(alone)
+        assert values_of(kind, [row(record) for record in records]) == alone
+
+
+def test_a_row_as_sql() -> None:
+    record = task('quote " back \\ line \n end', confidence=0.5, row_index=7, start_time=NOON, duration_ms=3)
+    texts = b'"quote "" back \\\\ line \n end","b","s","sheet","A","text","pending",null,null,null'
+    assert values_of(TASKS, [row(record)]) == [
+        b"%b,0.5000,7,0,20261124120000.000005,null,3,20261124120000.000005" % texts
+    ]
+
+
+def deep() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(300):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("at", [0, TOGETHER - 1, TOGETHER, 2 * TOGETHER])
+def test_one_row_without_a_form_in_sql_takes_none_from_the_others(at: int) -> None:
+    rows = [row(session(str(index))) for index in range(2 * TOGETHER + 1)]
+    rows[at] = row(session("deep", metadata=deep()))
+    found = values_of(SESSIONS, rows)
+    assert [index for index, values in enumerate(found) if not values] == [at]
+    assert found[at - 1] == values_of(SESSIONS, [rows[at - 1]])[0]
+    with pytest.raises(ValueError, match="no form in SQL"):
+        statements({SESSIONS: rows})
+
+
+@pytest.mark.parametrize("limit", [1, 700, 2000, 10_000, 100_000])
+def test_statements_keep_the_limit_and_every_row_in_its_order(limit: int) -> None:
+    rows = rows_of(*[task(f"{index:04}", source_text="x" * (index % 90)) for index in range(100)])[TASKS]
+    made = statements({TASKS: rows}, limit)
+    head, tail = UPSERTS[TASKS].head + b"(", b")" + UPSERTS[TASKS].tail
+    held = []
+    for statement in made:
+        assert statement.startswith(head)
+        assert statement.endswith(tail)
+        held.append(statement.removeprefix(head).removesuffix(tail).split(b"),("))
+        assert len(statement) <= limit or len(held[-1]) == 1
+    assert [values for part in held for values in part] == [one.values for one in rows]
+    assert limit < 100_000 or len(made) == 1
