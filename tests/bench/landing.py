@@ -72,6 +72,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             seconds=seconds,
             most_connections=CONNECTIONS,
             send_late=False,
+            prompt=False,
         )
         with Running(wanted, LOAD, priority=False) as sender:
             time.sleep(wanted.begin_at - time.monotonic())
@@ -81,7 +82,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             took_s = time.monotonic() - began_at
             rows = database.tasks() - rows_before
             measured = sender.result()
-        measured.pop("latencies")
+        del measured["latencies"], measured["latency_us"]  # the sender is not prompt
         flushes = contender.rows_per_flush() if isinstance(contender, Ours) else None
     problems += measured["problems"]
     if not rows:

@@ -175,7 +175,8 @@ def test_figures_of_wrk_are_read() -> None:
     assert wrk.parse(text.replace('"requests":1000', '"requests":0'), 10)["problems"]
 
 
-def test_the_open_loop_goes_on_sending_while_earlier_requests_wait() -> None:
+@pytest.mark.parametrize("prompt", [True, False])
+def test_the_open_loop_goes_on_sending_while_earlier_requests_wait(prompt: bool) -> None:
     all_came = threading.Event()
 
     def when_all_came(count: int) -> bytes:
@@ -185,7 +186,8 @@ def test_the_open_loop_goes_on_sending_while_earlier_requests_wait() -> None:
         return ACCEPTED
 
     with serving(when_all_came) as server:
-        measured = Running(job(server.address, PATH, batch=2, rate=120, seconds=0.5), ALL, priority=False).result()
+        wanted = job(server.address, PATH, batch=2, rate=120, seconds=0.5, prompt=prompt)
+        measured = Running(wanted, ALL, priority=False).result()
 
     assert measured["problems"] == []
     assert measured["unsent"] == 0
@@ -214,14 +216,16 @@ def test_the_wait_for_a_free_connection_counts_as_latency(send_late: bool) -> No
     assert measured["latency_us"]["max"] > 1_000_000 if send_late else measured["latency_us"]["max"] > 200_000
 
 
-def test_the_open_loop_reports_refusals_and_requests_without_an_answer() -> None:
+@pytest.mark.parametrize("prompt", [True, False])
+def test_the_open_loop_reports_refusals_and_requests_without_an_answer(prompt: bool) -> None:
     def answer(count: int) -> bytes:
         if count == 3:
             return b""
         return ACCEPTED.replace(b"202 Accepted", b"503 Service Unavailable") if count == 5 else ACCEPTED
 
     with serving(answer) as server:
-        measured = Running(job(server.address, PATH, batch=1, rate=100, seconds=0.2), ALL, priority=False).result()
+        wanted = job(server.address, PATH, batch=1, rate=100, seconds=0.2, prompt=prompt)
+        measured = Running(wanted, ALL, priority=False).result()
 
     assert measured["problems"] == ["1 answers with status 503", "1 requests without an answer"]
     assert measured["statuses"] == {"202": 18, "503": 1}
