@@ -107,16 +107,18 @@ def _texts(rows: Iterable[Sequence[str | None]]) -> list[bytes]:
     should. All else stands for itself, as it does not in JSON. Raises: ValueError for a lone surrogate.
     Source: "String Literals" in the manuals of MariaDB and MySQL; RFC 8259, section 7.
     """
-    found = _json_lines(rows)[1:-2].replace(b"]\n[", _END_OF_ROW)  # in JSON no text holds a newline
+    found, end_of_row = _json_lines(rows)[1:-2], _END_OF_ROW  # in JSON no text holds a newline
     if b"\\" in found:
-        found = found.replace(b"\\\\", _BACKSLASH).replace(b'\\"', b'""')
+        found, end_of_row = found.replace(_END_OF_ROW, _NO_UTF8_END), _NO_UTF8_END
+        found = found.replace(b"\\\\", _NO_UTF8_BACKSLASH).replace(b'\\"', b'""')
         if b"\\" in found:
             found = _ESCAPE.sub(_meant, found)
-        found = found.replace(_BACKSLASH, b"\\\\")
-    return found.split(_END_OF_ROW)
+        found = found.replace(_NO_UTF8_BACKSLASH, b"\\\\")
+    return found.split(end_of_row)
 
 
-_END_OF_ROW, _BACKSLASH = b"\xfe", b"\xff"
+_END_OF_ROW = b"]\n["
+_NO_UTF8_END, _NO_UTF8_BACKSLASH = b"\xfe", b"\xff"
 """They keep the places of what they are named after; no text has these bytes."""
 _ESCAPE = re.compile(rb"\\(?:u00([0-9a-f]{2})|[nrtbf])")
 
