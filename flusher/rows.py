@@ -21,7 +21,8 @@ from msgspec.inspect import DateTimeType, DictType, FloatType, IntType, LiteralT
 from shared.records import KINDS, Kind, Record, utc
 
 TOGETHER = 64
-"""Rows whose JSON is made in one piece: their texts, of up to 200 kB each, are in memory twice for as long."""
+"""Rows whose JSON is made in one piece. More of them are hardly faster, and their texts are in memory thrice for as
+long."""
 
 
 class Row(msgspec.Struct, gc=False):
