@@ -42,6 +42,7 @@ Rows = Mapping[Kind, Sequence[Row]]
 
 
 def with_values(kind: Kind, rows: list[Row]) -> list[Row]:
+    """Sets the values of every row that has a form in SQL. Returns: the same rows."""
     columns = _COLUMNS[kind]
     for first in range(0, len(rows), TOGETHER):
         part = rows[first : first + TOGETHER]
@@ -59,6 +60,7 @@ class _Columns:
         self.floats = kind.fields_of(FloatType)
         self.plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
         self.names = (*self.texts, *self.floats, *self.plain, "updated_at")
+        assert set(self.names) == set(kind.record.__struct_fields__), "a field of a type that is not known here"
         self.texts_of: Callable[[Record], Sequence[str | None]] = attrgetter(*self.texts)
         if kind.fields_of(DictType):
             self.texts_of = _with_objects_as_texts(self.texts_of)

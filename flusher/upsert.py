@@ -56,8 +56,9 @@ def statements(rows: Rows, limit: int = MAX_STATEMENT_BYTES) -> list[bytes]:
 
 
 def _within(limit: int, upsert: Upsert, values: Sequence[bytes]) -> list[bytes]:
-    statement = b"".join((upsert.head, b"(", b"),(".join(values), b")", upsert.tail))
-    if len(statement) <= limit or len(values) == 1:
-        return [statement]
+    """One statement, or where that would be over the limit those of each half."""
+    size = len(upsert.head) + sum(map(len, values)) + len("(),") * len(values) - 1 + len(upsert.tail)
+    if size <= limit or len(values) == 1:
+        return [b"".join((upsert.head, b"(", b"),(".join(values), b")", upsert.tail))]
     middle = len(values) // 2
     return [*_within(limit, upsert, values[:middle]), *_within(limit, upsert, values[middle:])]

@@ -87,4 +87,10 @@ def test_statements_keep_the_limit_and_every_row_in_its_order(limit: int) -> Non
         held.append(statement.removeprefix(head).removesuffix(tail).split(b"),("))
         assert len(statement) <= limit or len(held[-1]) == 1
     assert [values for part in held for values in part] == [one.values for one in rows]
-    assert limit < 100_000 or len(made) == 1
+
+
+def test_a_statement_may_be_as_large_as_the_limit() -> None:
+    rows = rows_of(task("a"), task("b"))
+    (whole,) = statements(rows)
+    assert statements(rows, len(whole)) == [whole]
+    assert len(statements(rows, len(whole) - 1)) == 2
