@@ -56,16 +56,16 @@ class _Columns:
     """A kind's columns in the order of its upserts, by how their values become SQL."""
 
     def __init__(self, kind: Kind) -> None:
-        self.texts = kind.fields_of(StrType, LiteralType, DictType)
-        self.floats = kind.fields_of(FloatType)
-        self.plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
-        self.names = (*self.texts, *self.floats, *self.plain, "updated_at")
+        texts = kind.fields_of(StrType, LiteralType, DictType)
+        floats = kind.fields_of(FloatType)
+        plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
+        self.names = (*texts, *floats, *plain, "updated_at")
         assert set(self.names) == set(kind.record.__struct_fields__), "a field of a type that is not known here"
-        self.texts_of: Callable[[Record], Sequence[str | None]] = attrgetter(*self.texts)
+        self.texts_of: Callable[[Record], Sequence[str | None]] = attrgetter(*texts)
         if kind.fields_of(DictType):
             self.texts_of = _with_objects_as_texts(self.texts_of)
-        self.floats_of = [attrgetter(name) for name in self.floats]
-        self.plain_of = attrgetter(*self.plain)
+        self.floats_of = [attrgetter(name) for name in floats]
+        self.plain_of = attrgetter(*plain)
 
 
 def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:

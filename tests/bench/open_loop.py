@@ -94,7 +94,7 @@ class Sender:
             elif now >= end_at:
                 break
             elif now < due_at and not job.prompt:
-                time.sleep(due_at - now)
+                time.sleep(due_at - now)  # an answer does not wake it
                 self._receive(0)
             else:
                 # Without a free connection only an answer helps.

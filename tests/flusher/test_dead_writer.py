@@ -19,7 +19,7 @@ def test_a_writer_that_died_before_it_was_asked_is_reported_as_dead() -> None:
         await child.process.wait()
         while not child.process.stdin.is_closing():
             await asyncio.sleep(0)
-        writers._choose = lambda: child  # type: ignore[method-assign]
+        writers._choose = lambda: child  # type: ignore[method-assign] -- chosen before its end was seen
         with pytest.raises(WriterDied):
             await writers.ask({"ping": True})
         assert writers.busy == 0

@@ -10,30 +10,30 @@ from hypothesis import strategies as st
 from flusher.rows import TOGETHER, Row, with_values
 from flusher.upsert import UPSERTS, statements
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record
-from tests.flusher.test_store import rows_of, session, task
+from tests.flusher.test_store import hostile, rows_of, session, task
+from tests.shared.test_records import nested
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 5, tzinfo=UTC)
 
-texts = st.text(st.sampled_from("a\"\\\n\r\b\x1f\x7f],[()'你🙂\u2028"), min_size=1, max_size=12)
 times = st.sampled_from([None, NOON, NOON.replace(tzinfo=None), NOON.astimezone(timezone(timedelta(hours=-9)))])
-objects = st.none() | st.dictionaries(texts, texts | st.integers(-9, 9) | st.none(), max_size=2)
+objects = st.none() | st.dictionaries(hostile, hostile | st.integers(-9, 9) | st.none(), max_size=2)
 any_records: dict[Kind, st.SearchStrategy[Any]] = {
     TASKS: st.builds(
         task,
-        texts,
-        source_text=texts,
-        context=st.none() | texts,
+        hostile,
+        source_text=hostile,
+        context=st.none() | hostile,
         confidence=st.none() | st.floats(0, 1),
         start_time=times,
         end_time=times,
         duration_ms=st.none() | st.integers(0, 9),
     ),
-    SESSIONS: st.builds(session, texts, filename=texts, game_info=objects, metadata=objects),
+    SESSIONS: st.builds(session, hostile, filename=hostile, game_info=objects, metadata=objects),
 }
 
 
-def row(record: Record, index: int = 0) -> Row:
-    return Row(NOON, record, 0, index)
+def row(record: Record) -> Row:
+    return Row(NOON, record, 0, 0)
 
 
 def values_of(kind: Kind, rows: list[Row]) -> list[bytes]:
@@ -57,17 +57,10 @@ def test_a_row_as_sql() -> None:
     ]
 
 
-def deep() -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for _ in range(300):
-        value = {"a": value}
-    return value
-
-
 @pytest.mark.parametrize("at", [0, TOGETHER - 1, TOGETHER, 2 * TOGETHER])
 def test_one_row_without_a_form_in_sql_takes_none_from_the_others(at: int) -> None:
     rows = [row(session(str(index))) for index in range(2 * TOGETHER + 1)]
-    rows[at] = row(session("deep", metadata=deep()))
+    rows[at] = row(session("deep", metadata=nested(300)))
     found = values_of(SESSIONS, rows)
     assert [index for index, values in enumerate(found) if not values] == [at]
     assert found[at - 1] == values_of(SESSIONS, [rows[at - 1]])[0]

@@ -267,7 +267,9 @@ def test_every_record_that_passes_validation_comes_back_as_sent(
 
 
 hostile = st.text(
-    st.sampled_from("',\\\"()`;-#%_/*\0\n\r\t\b\f\x01\x1a anu01Z\u0301\u4f60\U0001f642"), min_size=1, max_size=12
+    st.sampled_from("',\\\"()[]`;-#%_/*\0\n\r\t\b\f\x01\x1a\x7f anu01Z\u0301\u2028\u4f60\U0001f642"),
+    min_size=1,
+    max_size=12,
 )
 
 

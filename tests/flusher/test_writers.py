@@ -84,14 +84,10 @@ def test_one_child_serves_one_command_after_the_other() -> None:
 def test_a_child_at_work_gets_a_second_command_and_no_third_and_answers_in_their_order(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
         fifos = [tmp_path / "a", tmp_path / "b"]
-        for fifo in fifos:
-            os.mkfifo(fifo)
-        first = asyncio.create_task(pid_of(writers, str(fifos[0])))
-        await asyncio.to_thread(wait_until, Path(f"{fifos[0]}.begun").exists)
+        first = await held_up(writers, fifos[0])
         second = asyncio.create_task(pid_of(writers))
         await asyncio.sleep(0)
-        third = asyncio.create_task(pid_of(writers, str(fifos[1])))
-        await asyncio.to_thread(wait_until, Path(f"{fifos[1]}.begun").exists)
+        third = await held_up(writers, fifos[1])
         assert (writers.processes, writers.busy) == (2, 2)
         assert not second.done()
         for fifo in fifos:
@@ -121,11 +117,7 @@ def test_both_commands_of_a_child_that_ends_are_given_back(tmp_path: Path) -> No
 def test_a_child_whose_command_is_held_up_gets_no_second_one(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
         fifos = [tmp_path / "a", tmp_path / "b"]
-        for fifo in fifos:
-            os.mkfifo(fifo)
-        asked = [asyncio.create_task(pid_of(writers, str(fifo))) for fifo in fifos]
-        for fifo in fifos:
-            await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked = [await held_up(writers, fifo) for fifo in fifos]
         assert writers.busy == 2
         for fifo in fifos:
             await asyncio.to_thread(lambda fifo=fifo: fifo.open("w").close())
@@ -216,11 +208,8 @@ def test_a_child_killed_while_idle_is_replaced_by_the_next_command_or_the_one_af
 
 def test_a_killed_child_under_way_is_noticed_at_once(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
-        fifo = tmp_path / "a"
-        os.mkfifo(fifo)
         pid = await pid_of(writers)
-        asked = asyncio.create_task(writers.ask({"write": str(fifo)}))
-        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked = await held_up(writers, tmp_path / "a")
         os.kill(pid, signal.SIGKILL)
 
         with pytest.raises(WriterDied):
@@ -264,10 +253,7 @@ def is_zombie_or_gone(pid: int) -> bool:
 
 def test_terminate_kills_idle_and_busy_children(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
-        fifo = tmp_path / "a"
-        os.mkfifo(fifo)
-        busy = asyncio.create_task(writers.ask({"write": str(fifo)}))
-        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        busy = await held_up(writers, tmp_path / "a")
         idle = await pid_of(writers)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         assert str(idle) in children
@@ -284,11 +270,8 @@ def test_terminate_kills_idle_and_busy_children(tmp_path: Path) -> None:
 
 def test_a_cancelled_command_leaves_no_child_that_would_answer_the_next_one(tmp_path: Path) -> None:
     async def test(writers: Writers) -> None:
-        fifo = tmp_path / "a"
-        os.mkfifo(fifo)
         first = await pid_of(writers)
-        asked = asyncio.create_task(writers.ask({"write": str(fifo)}))
-        await asyncio.to_thread(wait_until, Path(f"{fifo}.begun").exists)
+        asked = await held_up(writers, tmp_path / "a")
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
