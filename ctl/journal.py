@@ -33,7 +33,7 @@ from ctl.output import (
     size,
     table,
 )
-from flusher.journal import BROKEN_SUFFIX, SUFFIX, Contents, Damage, Entry, read
+from flusher.segments import BROKEN_SUFFIX, SUFFIX, Contents, Damage, Entry, read
 from shared.records import KIND_OF_CODE, InvalidBody, decode_raw
 
 _LOOKS = 5

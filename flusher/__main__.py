@@ -16,8 +16,7 @@ from typing import Any
 
 import uvloop
 
-from flusher import dead_letters
-from flusher import journal as journal_files
+from flusher import dead_letters, segments
 from flusher.backlog import Backlog
 from flusher.flush import Flush
 from flusher.intake import Intake
@@ -80,7 +79,7 @@ def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
         if leftovers:
             # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
             newest = leftovers[-1]
-            contents = journal_files.read(newest)
+            contents = segments.read(newest)
             given_out = max((entry.arrival for entry in contents.entries), default=0)
             floor = max(contents.floor, given_out, newest.stat().st_mtime_ns // 1000)
     except OSError as error:
@@ -92,7 +91,7 @@ async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
     """Fills in the counts of recovered segments while requests are already accepted."""
     for path in leftovers:
         try:
-            found = await asyncio.to_thread(journal_files.survey, path)
+            found = await asyncio.to_thread(segments.survey, path)
         except OSError:
             continue  # it is written and gone, or the writer will say what is wrong with it
         for segment in backlog:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from flusher import journal
+from flusher import segments
 from flusher.coalesce import MAX_ARRIVAL, coalesce
 from flusher.rows import Row, Rows, with_values
 from flusher.upsert import statements
@@ -19,12 +19,12 @@ from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind
 class Batch:
     """A segment's entries, decoded; those that no longer decode become dead letters as they are."""
 
-    def __init__(self, entries: Sequence[journal.Entry], damaged_bytes: int = 0) -> None:
+    def __init__(self, entries: Sequence[segments.Entry], damaged_bytes: int = 0) -> None:
         self.entries = entries
         self.damaged_bytes = damaged_bytes
         self.by_kind: dict[Kind, list[tuple[int, int, Sequence[Record]]]] = {kind: [] for kind in KINDS}
         self.records = 0
-        self.undecodable: list[tuple[journal.Entry, str]] = []
+        self.undecodable: list[tuple[segments.Entry, str]] = []
         for number, entry in enumerate(entries):
             kind = KIND_OF_CODE.get(entry.kind)
             self.records += entry.count
@@ -57,7 +57,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def prepare(path: Path) -> Prepared:
     """Blocks while the file is read. Raises: OSError."""
-    contents = journal.read(path)
+    contents = segments.read(path)
     batch = Batch(contents.entries, contents.damaged_bytes)
     rows = batch.rows()
     try:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from flusher.journal import sync_directory
+from flusher.segments import sync_directory
 
 FILE_NAME = "dead_letters.jsonl"
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from flusher import journal as journal_files
-from flusher import triggers
+from flusher import segments, triggers
 from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, Segment
-from flusher.journal import Journal, SegmentFile
+from flusher.journal import Journal, JournalWriteFailed, SegmentFile
 from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
 from flusher.stats import Figures
 from flusher.syncer import Syncer
@@ -102,7 +101,7 @@ class Flush:
     def start(self, leftovers: list[Path], floor: int) -> None:
         """Queues what an earlier run left, and opens the first segment if the disk lets it."""
         for path in leftovers:
-            segment = Segment(journal_files.sequence_of(path), path, size=path.stat().st_size, recovered=True)
+            segment = Segment(segments.sequence_of(path), path, size=path.stat().st_size, recovered=True)
             self._reasons[segment.sequence] = FlushReason.RECOVERY
             self._backlog.seal(segment)
         self.floor = floor
@@ -169,7 +168,7 @@ class Flush:
     def _open_next(self) -> None:
         try:
             self.open_segment()
-        except journal_files.JournalWriteFailed as error:
+        except JournalWriteFailed as error:
             log.error("journal: no new segment can be opened, nothing is accepted: %s", error)
 
     def cut_off(self, segment: SegmentFile, size: int) -> None:
@@ -332,7 +331,7 @@ class Flush:
                 segment.path.name,
                 answer.damaged_bytes,
                 answer.records,
-                segment.path.name + journal_files.BROKEN_SUFFIX,
+                segment.path.name + segments.BROKEN_SUFFIX,
             )
         if answer.dead_lettered:
             figures.last_error = answer.last_error
@@ -434,6 +433,6 @@ class Flush:
 def _remove(path: Path, damaged: bool) -> None:
     """Blocks. A written segment goes; one with unreadable parts is kept for a human under another name."""
     if damaged:
-        journal_files.set_aside(path)
+        segments.set_aside(path)
     else:
         path.unlink()

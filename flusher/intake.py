@@ -14,14 +14,8 @@ from collections.abc import Callable, Sequence
 from flusher import triggers
 from flusher.backlog import Backlog, Segment
 from flusher.flush import Flush
-from flusher.journal import (
-    ENTRY_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES,
-    Entry,
-    Journal,
-    JournalWriteFailed,
-    SegmentFile,
-)
+from flusher.journal import Journal, JournalWriteFailed, SegmentFile
+from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.stats import Figures
 from flusher.syncer import Syncer, Waiter
 from shared.wire import Committed, Reason, Reject, Submit, acks, encode

@@ -1,50 +1,20 @@
-"""Segment files: where an acknowledged body lies until its rows are in the database.
-
-Byte grammar, little-endian, version 1. A segment is one buffer generation; its name is its sequence number.
-
-    segment := magic:u8[4]="PSJ\\xff" version:u8 0:u8 0:u16 floor:u64 crc:u32 entry*
-    entry   := magic:u16=0xa7ff version:u8 kind:u8 count:u32 arrival:u64 length:u32 crc:u32 body:u8[length]
-
-`floor` is the last arrival given out before the segment was opened, so that arrivals keep rising over a restart even
-when the clock steps back. `arrival` counts µs since 1970 UTC. A crc covers everything of its header before it, and
-the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 in this order are never valid UTF-8:
-a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
-To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
+"""The journal: the active segment, and the bytes of all segments in the directory.
 
 Rules: one Journal owns the directory (the caller holds the lock); everything but SegmentFile's sync() and leave_cache()
-and the functions at the end belongs to the loop's thread. A write reaches the file whole or not at all: on a short or
-failed write the file is cut back to its last good byte. Nothing here waits for the disk except sync(), read() and
-rewrite().
+belongs to the loop's thread. A write reaches the file whole or not at all: on a short or failed write the file is cut
+back to its last good byte. Nothing here waits for the disk except sync().
 """
 
 from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
+from flusher.segments import SUFFIX, Entry, entry_header, segment_header, sequence_of, sync_directory
 
-try:
-    from isal.isal_zlib import crc32  # the same crc, 13 times as fast (docs/PERFORMANCE.md)
-except ImportError:  # it is installed only where there are wheels of it
-    from zlib import crc32
-
-VERSION = 1
-SUFFIX = ".segment"
-BROKEN_SUFFIX = ".broken"
-REWRITE_SUFFIX = ".rewrite"
-SEGMENT_MAGIC = b"PSJ\xff"
-ENTRY_MAGIC = b"\xff\xa7"
-
-_SEGMENT = struct.Struct("<4sBBHQI")
-_ENTRY = struct.Struct("<2sBBIQII")
-_CRC = struct.Struct("<I")
-SEGMENT_HEADER_BYTES = _SEGMENT.size
-ENTRY_HEADER_BYTES = _ENTRY.size
 _NAME = re.compile(r"\d{20}\.segment")
 _REWRITE_NAME = re.compile(r"\d{20}\.rewrite")
 _BUFFERS_AT_ONCE = 1024
@@ -53,36 +23,6 @@ _BUFFERS_AT_ONCE = 1024
 
 class JournalWriteFailed(Exception):
     """Nothing of the append is in the journal; the disk or its operator must act."""
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    kind: int
-    count: int
-    arrival: int
-    body: bytes | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A stretch of a segment that holds no readable entry."""
-
-    offset: int
-    length: int
-
-
-@dataclass(slots=True)
-class Contents:
-    """What a segment file holds. `version` is None where the header is unreadable."""
-
-    entries: list[Entry]
-    damage: list[Damage]
-    floor: int
-    version: int | None
-    size: int
-
-    @property
-    def damaged_bytes(self) -> int:
-        return sum(part.length for part in self.damage)
 
 
 @dataclass(slots=True)
@@ -166,8 +106,6 @@ class Journal:
             return
         sequence, self._next = self._next, self._next + 1
         path = self._directory / f"{sequence:020}{SUFFIX}"
-        head = _SEGMENT.pack(SEGMENT_MAGIC, VERSION, 0, 0, floor, 0)[:-4]
-        head += _CRC.pack(crc32(head))
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
@@ -175,7 +113,7 @@ class Journal:
             raise JournalWriteFailed(f"{path}: {error.strerror}") from error
         segment = SegmentFile(sequence, path, fd, fdatasync=self._fdatasync)
         try:
-            self._write(segment, [head])
+            self._write(segment, [segment_header(floor)])
         except JournalWriteFailed:
             segment.close()
             path.unlink(missing_ok=True)
@@ -236,134 +174,3 @@ class Journal:
             os.ftruncate(segment.fd, size)
         except OSError:
             segment.torn = True
-
-
-def entry_header(entry: Entry) -> bytes:
-    length = len(entry.body)
-    assert length, "no body is empty"
-    head = _ENTRY.pack(ENTRY_MAGIC, VERSION, entry.kind, entry.count, entry.arrival, length, 0)[:-4]
-    return head + _CRC.pack(crc32(entry.body, crc32(head)))
-
-
-def read(path: Path) -> Contents:
-    """Everything readable in a segment, whatever else is in it. Blocks. Raises: OSError."""
-    return parse(path.read_bytes())
-
-
-def parse(data: bytes) -> Contents:
-    """Bytes of a segment -> its entries, as views into `data`, and what lies between them. Fails on no input."""
-    version: int | None = None
-    floor = 0
-    at = 0
-    if len(data) >= SEGMENT_HEADER_BYTES:
-        magic, found, _, _, stored_floor, crc = _SEGMENT.unpack_from(data)
-        if magic == SEGMENT_MAGIC and crc == crc32(data[: SEGMENT_HEADER_BYTES - 4]):
-            version, floor, at = found, stored_floor, SEGMENT_HEADER_BYTES
-    contents = Contents([], [], floor, version, len(data))
-    if version not in (None, VERSION):
-        contents.damage.append(Damage(at, len(data) - at))
-        return contents
-    view = memoryview(data)
-    while at < len(data):
-        entry = _entry_at(data, view, at)
-        if entry is not None:
-            contents.entries.append(entry)
-            at += ENTRY_HEADER_BYTES + len(entry.body)
-            continue
-        start = at
-        at = data.find(ENTRY_MAGIC, at + 1)
-        while at >= 0 and _entry_at(data, view, at) is None:
-            at = data.find(ENTRY_MAGIC, at + 1)
-        if at < 0:
-            at = len(data)
-        if version is None and start == 0:
-            # Without a good header the first bytes are the header's own.
-            contents.damage.append(Damage(0, at))
-        else:
-            contents.damage.append(Damage(start, at - start))
-    return contents
-
-
-def _entry_at(data: bytes, view: memoryview, at: int) -> Entry | None:
-    body_at = at + ENTRY_HEADER_BYTES
-    if body_at > len(data):
-        return None
-    magic, version, kind, count, arrival, length, crc = _ENTRY.unpack_from(data, at)
-    if magic != ENTRY_MAGIC or version != VERSION or not 0 < length <= len(data) - body_at:
-        return None
-    body = view[body_at : body_at + length]
-    if crc32(body, crc32(view[at : body_at - 4])) != crc:
-        return None
-    return Entry(kind, count, arrival, body)
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What the headers of a segment's entries say, up to the first that is unreadable."""
-
-    records: dict[int, int]
-    first_arrival: int
-    last_arrival: int
-
-
-def survey(path: Path) -> Survey:
-    """Counts by the headers alone, in constant memory; the writer reads the bodies. Blocks. Raises: OSError."""
-    records: dict[int, int] = {}
-    first = last = 0
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(SEGMENT_HEADER_BYTES)
-        if len(head) == SEGMENT_HEADER_BYTES:
-            last = _SEGMENT.unpack(head)[4] if _CRC.unpack(head[-4:])[0] == crc32(head[:-4]) else 0
-        while len(head := file.read(ENTRY_HEADER_BYTES)) == ENTRY_HEADER_BYTES:
-            magic, version, kind, count, arrival, length, _ = _ENTRY.unpack(head)
-            if magic != ENTRY_MAGIC or version != VERSION or not 0 < length <= size - file.tell():
-                break
-            records[kind] = records.get(kind, 0) + count
-            first = min(first or arrival, arrival)
-            last = max(last, arrival)
-            file.seek(length, os.SEEK_CUR)
-    return Survey(records, first, last)
-
-
-def rewrite(path: Path) -> None:
-    """Gives a segment new pages on the disk, synced, under its old name; for one whose fsync has failed. Blocks.
-
-    Raises: OSError; the old file is then as it was. A file that is gone has been written to the database.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    copy = path.with_suffix(REWRITE_SUFFIX)
-    fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(fd, data) != len(data):
-            raise OSError(28, "no space left on device")
-        os.fsync(fd)
-        copy.replace(path)
-        sync_directory(path.parent)
-    finally:
-        os.close(fd)
-        copy.unlink(missing_ok=True)
-
-
-def set_aside(path: Path) -> Path:
-    """Keeps a damaged segment for a human under a name that no start picks up. Blocks. Raises: OSError."""
-    kept = path.with_suffix(SUFFIX + BROKEN_SUFFIX)
-    path.replace(kept)
-    sync_directory(path.parent)
-    return kept
-
-
-def sequence_of(path: Path) -> int:
-    return int(path.name[:20])
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes creations, renames and removals in a directory survive a power cut (fsync(2)). Blocks."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

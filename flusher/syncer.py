@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from flusher import journal
+from flusher import segments
 from flusher.journal import SegmentFile
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Syncer:
             log.error("journal: %s cannot be rewritten: %s", path, error)
             loop.call_later(REWRITE_AGAIN_S, self._rewrite, path)
 
-        loop.run_in_executor(self._thread, journal.rewrite, path).add_done_callback(done)
+        loop.run_in_executor(self._thread, segments.rewrite, path).add_done_callback(done)
 
 
 def _sync_all(segments: list[SegmentFile], cached: float) -> list[int]:

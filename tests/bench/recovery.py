@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flusher import journal
+from flusher import segments
 from flusher.batch import Batch
 from flusher.coalesce import coalesce
-from flusher.journal import Entry, Journal
+from flusher.journal import Journal
+from flusher.segments import Entry
 from flusher.triggers import FlushPolicy, is_full
 from shared.records import TASKS
 from tests.bench import tasks
@@ -89,11 +90,11 @@ def _start(bench: Bench, directory: Path, records: int) -> dict[str, float]:
 
 
 def main() -> None:
-    paths = sorted(Path(sys.argv[1]).glob(f"*{journal.SUFFIX}"))
+    paths = sorted(Path(sys.argv[1]).glob(f"*{segments.SUFFIX}"))
     began_at = time.monotonic()
     records = rows = 0
     for path in paths:
-        batch = Batch(journal.read(path).entries)
+        batch = Batch(segments.read(path).entries)
         assert not batch.undecodable
         records += batch.records
         rows += sum(len(coalesce(entries, kind)) for kind, entries in batch.by_kind.items())

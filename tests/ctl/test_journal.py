@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ctl.journal import settled
-from flusher.journal import Contents, Entry, Journal, parse, read
+from flusher.journal import Journal
+from flusher.segments import Contents, Entry, parse, read
 from shared.records import TASKS as TASK_KIND
 from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB

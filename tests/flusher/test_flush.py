@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher import flush, journal
+from flusher import flush, segments
 from flusher.answers import Answer
 from flusher.flush import FlushResult
 from flusher.mysql_errors import ErrorClass
@@ -354,8 +354,8 @@ def test_a_segment_over_its_cap_is_sealed_even_while_no_writer_is_free(tmp_path:
             node.submit(b"%d" % number)
             await node.settled()
 
-        segments = sorted(tmp_path.glob("*.segment"))
-        assert [len(journal.read(path).entries) for path in segments] == [2, 2, 2, 0]
+        paths = sorted(tmp_path.glob("*.segment"))
+        assert [len(segments.read(path).entries) for path in paths] == [2, 2, 2, 0]
 
     run(test, tmp_path, policy=FlushPolicy(max_records=2, interval_s=3600.0, segment_max_records=2))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal
+from flusher import segments
 from flusher.__main__ import open_journal
-from flusher.journal import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.mysql_errors import ErrorClass
+from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Committed, Reason
@@ -268,7 +268,7 @@ def test_entries_in_the_journal_carry_what_the_ack_said(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
         node.submit(b"one", count=3)
         assert node.journal.active is not None
-        (entry,) = journal.read(node.journal.active.path).entries
+        (entry,) = segments.read(node.journal.active.path).entries
         assert entry == Entry(2, 3, node.arrivals()[0], b"one")
 
     run(test, tmp_path)

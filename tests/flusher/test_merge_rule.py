@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from flusher.answers import Written
 from flusher.batch import Batch, prepare
 from flusher.coalesce import EPOCH, coalesce
-from flusher.journal import Entry, Journal
+from flusher.journal import Journal
 from flusher.rows import Row, Rows, with_values
+from flusher.segments import Entry
 from flusher.store import Store
 from flusher.writer import Writer
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, decode, utc

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flusher.__main__ import lock, open_journal, socket_path
-from flusher.journal import SEGMENT_HEADER_BYTES, Entry, Journal
+from flusher.journal import Journal
+from flusher.segments import SEGMENT_HEADER_BYTES, Entry
 
 ARRIVAL = 1_700_000_000_000_000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal
+from flusher import journal, segments
 from flusher.answers import Answer
 from flusher.journal import SegmentFile
 from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
@@ -193,7 +193,7 @@ def test_a_file_whose_sync_failed_is_never_synced_again_and_its_records_get_new_
         assert failed.fd == -1
         assert node.journal.active is not failed
         assert failed.path.stat().st_ino != pages
-        assert [bytes(entry.body) for entry in journal.read(failed.path).entries] == [b"kept"]
+        assert [bytes(entry.body) for entry in segments.read(failed.path).entries] == [b"kept"]
 
     run(test, tmp_path, Fsync.ALWAYS)
 
@@ -343,12 +343,12 @@ def test_while_writers_are_behind_segments_that_they_come_to_late_leave_the_cach
 def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
     opened = journal.Journal(tmp_path)
     opened.open(1)
-    opened.append([journal.Entry(2, 1, 2, b"synced" * 10_000)])
+    opened.append([segments.Entry(2, 1, 2, b"synced" * 10_000)])
     assert opened.active is not None
     opened.active.sync()
-    opened.append([journal.Entry(2, 1, 3, b"not synced")])
+    opened.append([segments.Entry(2, 1, 3, b"not synced")])
     opened.active.leave_cache()
-    assert [bytes(entry.body) for entry in journal.read(opened.active.path).entries] == [
+    assert [bytes(entry.body) for entry in segments.read(opened.active.path).entries] == [
         b"synced" * 10_000,
         b"not synced",
     ]

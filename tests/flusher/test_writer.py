@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from flusher import dead_letters, journal
+from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.coalesce import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
-from flusher.journal import Entry, Journal
+from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Rows
+from flusher.segments import Entry
 from flusher.store import Store, StoreError
 from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from tests.bench.machine import ALL, on_cores
@@ -256,7 +257,7 @@ def test_what_is_readable_in_a_damaged_segment_is_written_and_the_damage_is_coun
     answer = is_written(place.write(path))
 
     assert set(place.tasks()) == {"a", "c"}
-    assert answer.damaged_bytes == journal.read(path).damaged_bytes > 0
+    assert answer.damaged_bytes == segments.read(path).damaged_bytes > 0
     assert answer.records == 2
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import orjson
 import yaml
 
-from flusher import journal
+from flusher import segments
 from flusher.batch import Batch
 from flusher.intake import Intake
 from flusher.rows import Row
@@ -151,15 +151,15 @@ def segment(data: bytes) -> None:
         content = b""
         for _ in range(1 + draw.byte() % 3):
             content += _stretch(draw)
-    contents = journal.parse(content)
-    header = journal.SEGMENT_HEADER_BYTES if contents.version is not None else 0
-    sizes = [journal.ENTRY_HEADER_BYTES + len(entry.body) for entry in contents.entries]
+    contents = segments.parse(content)
+    header = segments.SEGMENT_HEADER_BYTES if contents.version is not None else 0
+    sizes = [segments.ENTRY_HEADER_BYTES + len(entry.body) for entry in contents.entries]
     assert header + sum(sizes) + contents.damaged_bytes == len(content) == contents.size
     for entry in contents.entries:
-        assert journal.entry_header(entry) + entry.body in content
-    if contents.version in (None, journal.VERSION):
-        good = journal.Entry(1, 1, ARRIVAL, b'{"sessions":[]}')
-        behind = journal.parse(content + journal.entry_header(good) + cast(bytes, good.body))
+        assert segments.entry_header(entry) + entry.body in content
+    if contents.version in (None, segments.VERSION):
+        good = segments.Entry(1, 1, ARRIVAL, b'{"sessions":[]}')
+        behind = segments.parse(content + segments.entry_header(good) + cast(bytes, good.body))
         assert behind.entries[-1] == good
         assert len(behind.entries) == len(contents.entries) + 1
     _survey(content, contents)
@@ -181,25 +181,25 @@ def _stretch(draw: Draw) -> bytes:
     if how == 0:
         return draw.bytes(draw.byte())
     if how == 1 and not draw.byte() % 4:
-        head = journal._SEGMENT.pack(journal.SEGMENT_MAGIC, draw.choose((1, 1, 2)), 0, 0, draw.integer(8), 0)[:-4]
-        return head + journal._CRC.pack(journal.crc32(head))
+        head = segments._SEGMENT.pack(segments.SEGMENT_MAGIC, draw.choose((1, 1, 2)), 0, 0, draw.integer(8), 0)[:-4]
+        return head + segments._CRC.pack(segments.crc32(head))
     kind, body = draw.body()
     # Where the input has ended all is 0, and the entry is a good one.
     code = draw.byte() if draw.byte() % 8 == 7 else kind.code
     arrival = draw.integer(8) if draw.byte() % 4 == 3 else ARRIVAL + draw.byte()
-    entry = journal.Entry(code, draw.integer(1), arrival, body or b"0")
-    whole = journal.entry_header(entry) + cast(bytes, entry.body)
+    entry = segments.Entry(code, draw.integer(1), arrival, body or b"0")
+    whole = segments.entry_header(entry) + cast(bytes, entry.body)
     if how == 2:
         at = draw.integer(2) % len(whole)
         return whole[:at] + draw.bytes(1 + draw.byte() % 4) + whole[at + draw.byte() % 4 :]
     return whole
 
 
-def _survey(content: bytes, contents: journal.Contents) -> None:
+def _survey(content: bytes, contents: segments.Contents) -> None:
     fd = os.memfd_create("segment")
     try:
         os.write(fd, content)
-        found = journal.survey(Path(f"/proc/self/fd/{fd}"))
+        found = segments.survey(Path(f"/proc/self/fd/{fd}"))
     finally:
         os.close(fd)
     if contents.version is not None and not contents.damage:
@@ -242,7 +242,7 @@ def accepted(kind: Kind, body: bytes) -> list[Row]:
         assert values_of(decoded) == values_of(read_by_both), "the two parsers do not agree"
     for record in validated:
         check_limits(kind, record)
-    batch = Batch([journal.Entry(kind.code, len(validated), ARRIVAL, body)])
+    batch = Batch([segments.Entry(kind.code, len(validated), ARRIVAL, body)])
     assert not batch.undecodable
     rows: list[Row] = list(batch.rows()[kind])
     by_key = {getattr(record, kind.key) for record in validated}

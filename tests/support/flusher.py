@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from flusher import journal
+from flusher import segments
 from flusher.answers import Answer, Failed, Written
 from flusher.backlog import Backlog
 from flusher.flush import Flush, FlushResult
@@ -84,7 +84,7 @@ class Clock:
 
 def written(path: Path, **fields: Any) -> Written:
     """What a writer says of a segment whose every record became a row."""
-    contents = journal.read(path)
+    contents = segments.read(path)
     records = sum(entry.count for entry in contents.entries)
     said: dict[str, Any] = {
         "rows": {"sessions": 0, "tasks": records},
@@ -125,7 +125,7 @@ class FakeWriters:
         if not isinstance(answer, Written | Failed):
             answer = await answer  # type: ignore[misc]
         if isinstance(answer, Written):
-            self.written_bodies += [bytes(entry.body) for entry in journal.read(path).entries]
+            self.written_bodies += [bytes(entry.body) for entry in segments.read(path).entries]
         return answer
 
     def shrink(self, keep: int) -> None:
@@ -245,7 +245,7 @@ def bodies_in(directory: Path) -> list[bytes]:
     bodies: list[bytes] = []
     for path in sorted(directory.glob("*.segment")):
         try:
-            bodies += [bytes(entry.body) for entry in journal.read(path).entries]
+            bodies += [bytes(entry.body) for entry in segments.read(path).entries]
         except FileNotFoundError:
             continue  # it is written and was unlinked just now, in a thread
     return bodies

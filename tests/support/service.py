@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from flusher import journal
+from flusher import segments
 from shared.records import Kind, Record, decode
 from tests.support.mariadb import MariaDB
 
@@ -216,14 +216,14 @@ class Service:
 
     def segments(self) -> list[Path]:
         """Journal files that hold records."""
-        return [path for path in sorted(self.journal.glob("*.segment")) if journal.read(path).entries]
+        return [path for path in sorted(self.journal.glob("*.segment")) if segments.read(path).entries]
 
     def journaled(self, kind: Kind) -> set[str]:
         """Keys of `kind` that wait in the journal."""
         return {
             getattr(record, kind.key)
             for path in self.segments()
-            for entry in journal.read(path).entries
+            for entry in segments.read(path).entries
             if entry.kind == kind.code
             for record in decode(kind, entry.body)
         }

@@ -20,7 +20,7 @@ import MySQLdb
 import MySQLdb.cursors
 from supervisor.xmlrpc import SupervisorTransport
 
-from flusher import journal
+from flusher import segments
 from tests.support.service import FLUSH, ROOT, STATS, free_port
 from tests.system.chaos.model import COLUMNS, KEYS, TABLES, fetched
 
@@ -195,7 +195,7 @@ class Service:
 
     def journaled_entries(self) -> int:
         """Entries that are still in the journal's segments."""
-        return sum(len(journal.read(path).entries) for path in self.journal.glob("*.segment"))
+        return sum(len(segments.read(path).entries) for path in self.journal.glob("*.segment"))
 
     def set_aside(self) -> int:
         return len(list(self.journal.glob("*.broken")))
