@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import MySQLdb
 
-from flusher.facts import Column, Facts, Index
-from flusher.facts import Table as TableFacts
+from flusher.facts import OURS, Facts, gather
 from flusher.mysql_errors import ErrorClass, Flavour, classify
 from flusher.rows import Rows
 from flusher.upsert import MAX_STATEMENT_BYTES, statements
@@ -39,6 +39,10 @@ AS_BYTES = "SET SESSION session_track_system_variables='', character_set_client=
 """Texts are sent as the bytes that the columns hold, and are checked when they are stored. MariaDB converts each text
 that it is told to be utf8mb4, to give it a name: an eighth of an upsert. Not for MySQL, whose JSON takes no bytes. The
 client library is not told (session_track), since Python knows no encoding "binary"."""
+_CHARACTER_SETS = (
+    f"SELECT DISTINCT CHARACTER_SET_NAME FROM information_schema.COLUMNS WHERE {OURS}"  # noqa: S608 -- constants from KINDS
+    " AND CHARACTER_SET_NAME IS NOT NULL"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,29 +158,11 @@ class Store:
         """The server and our tables, as far as our user may see them. Blocks. Raises: StoreError."""
         try:
             db = self._connection()
-            (settings,) = _select(db, f"SELECT CURRENT_USER(), {', '.join(f'@@{name}' for name in SETTINGS)}")
-            engines = dict(_select(db, _TABLES))
-            columns = [(table, Column(*values)) for table, *values in _select(db, _COLUMNS)]
-            indexes = _select(db, _INDEXES)
-            foreign_keys = _select(db, _FOREIGN_KEYS)
+            found = gather(partial(_select, db), self.host, self._flavour, self.version)
             db.rollback()
         except MySQLdb.Error as error:
             raise self._failed(error) from error
-        tables = {
-            table: TableFacts(
-                engine=engine,
-                columns={column.name: column for of, column in columns if of == table},
-                indexes={
-                    name: Index(name, bool(unique), tuple(parts.split(",")))
-                    for of, name, unique, parts in indexes
-                    if of == table
-                },
-                foreign_keys=tuple(name for of, name in foreign_keys if of == table),
-            )
-            for table, engine in engines.items()
-        }
-        named = dict(zip(SETTINGS, map(str, settings[1:]), strict=True))
-        return Facts(self.host, self._flavour, self.version, settings[0], named, tables)
+        return found
 
     def close(self) -> None:
         db, self._db = self._db, None
@@ -311,28 +297,6 @@ class Store:
                 self._db.rollback()
             except MySQLdb.Error:
                 self.close()
-
-
-SETTINGS = ("sql_mode", "max_allowed_packet", "read_only", "wait_timeout")
-_OURS = f"TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({', '.join(repr(kind.table) for kind in KINDS)})"
-_TABLES = f"SELECT TABLE_NAME, COALESCE(ENGINE, '') FROM information_schema.TABLES WHERE {_OURS}"  # noqa: S608
-_COLUMNS = (
-    "SELECT TABLE_NAME, COLUMN_NAME, LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES',"  # noqa: S608 -- constants from KINDS
-    " COLUMN_DEFAULT IS NOT NULL OR LOWER(EXTRA) LIKE '%auto_increment%' OR LOWER(EXTRA) LIKE '%generated%',"
-    f" CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLUMNS WHERE {_OURS} ORDER BY ORDINAL_POSITION"
-)
-_CHARACTER_SETS = (
-    f"SELECT DISTINCT CHARACTER_SET_NAME FROM information_schema.COLUMNS WHERE {_OURS}"  # noqa: S608 -- constants from KINDS
-    " AND CHARACTER_SET_NAME IS NOT NULL"
-)
-_INDEXES = (
-    "SELECT TABLE_NAME, INDEX_NAME, MAX(NON_UNIQUE) = 0, GROUP_CONCAT(COLUMN_NAME ORDER BY SEQ_IN_INDEX)"  # noqa: S608
-    f" FROM information_schema.STATISTICS WHERE {_OURS} GROUP BY TABLE_NAME, INDEX_NAME"
-)
-_FOREIGN_KEYS = (
-    "SELECT TABLE_NAME, CONSTRAINT_NAME FROM information_schema.TABLE_CONSTRAINTS"  # noqa: S608
-    f" WHERE {_OURS} AND CONSTRAINT_TYPE = 'FOREIGN KEY'"
-)
 
 
 def _takes_writes(db: Any) -> bool:
