@@ -34,7 +34,8 @@ from ctl.output import (
     table,
 )
 from flusher.segments import BROKEN_SUFFIX, SUFFIX, Contents, Damage, Entry, read
-from shared.records import KIND_OF_CODE, InvalidBody, decode_raw
+from shared.bodies import InvalidBody, decode_raw
+from shared.records import KIND_OF_CODE
 
 _LOOKS = 5
 _BETWEEN_LOOKS_S = 0.02

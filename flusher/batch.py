@@ -13,7 +13,8 @@ from flusher import segments
 from flusher.coalesce import MAX_ARRIVAL, coalesce
 from flusher.rows import Row, Rows, with_values
 from flusher.upsert import statements
-from shared.records import KIND_OF_CODE, KINDS, InvalidBody, InvalidRecord, Kind, Record, decode, decode_raw
+from shared.bodies import InvalidBody, InvalidRecord, decode, decode_raw
+from shared.records import KIND_OF_CODE, KINDS, Kind, Record
 
 
 class Batch:

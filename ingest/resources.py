@@ -18,7 +18,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from shared import VERSION
-from shared.records import FieldError, InvalidBody, InvalidRecord, Kind, validate
+from shared.bodies import FieldError, InvalidBody, InvalidRecord, validate
+from shared.records import Kind
 from shared.wire import Reason
 
 UTC = timezone.utc

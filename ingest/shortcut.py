@@ -17,7 +17,7 @@ from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import Guard
 from ingest.request_ids import log_problem, request_id
 from ingest.resources import Batch, accepted
-from shared.records import InvalidBody, InvalidRecord
+from shared.bodies import InvalidBody, InvalidRecord
 
 MAX_BODY_BYTES = 256 * 1024
 _LENGTH_DIGITS = len(str(MAX_BODY_BYTES))

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 import orjson
 import pytest
 
-from shared.records import TASKS, decode, utc, validate
+from shared.bodies import decode, validate
+from shared.records import TASKS, utc
 from tests.bench import tasks
 
 POOL = tasks.pool()

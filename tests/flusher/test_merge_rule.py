@@ -20,7 +20,8 @@ from flusher.rows import Row, Rows, with_values
 from flusher.segments import Entry
 from flusher.store import Store
 from flusher.writer import Writer
-from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, decode, utc
+from shared.bodies import decode
+from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, utc
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import session, task

@@ -11,7 +11,7 @@ from flusher.rows import TOGETHER, Row, with_values
 from flusher.upsert import UPSERTS, statements
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record
 from tests.flusher.test_store import hostile, rows_of, session, task
-from tests.shared.test_records import nested
+from tests.shared.test_bodies import nested
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 5, tzinfo=UTC)
 

@@ -17,7 +17,8 @@ from flusher.rows import Row, with_values
 from flusher.schema import FILE
 from flusher.store import RETURN_S, Store, StoreError, schema_statements
 from flusher.upsert import MAX_STATEMENT_ROWS
-from shared.records import KINDS, MAX_JSON_BYTES, SESSIONS, TASKS, UTC, Kind, Record, Session, Task, utc
+from shared.bodies import MAX_JSON_BYTES
+from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
 
 NOON = datetime(2026, 1, 1, 12)

@@ -22,24 +22,20 @@ from flusher.intake import Intake
 from flusher.rows import Row
 from flusher.server import FlusherProtocol, Peers
 from shared import config
-from shared.records import (
-    KIND_OF_CODE,
+from shared.bodies import (
     MAX_ERRORS,
     MAX_JSON_BYTES,
     MAX_JSON_DEPTH,
     MAX_JSON_KEY_BYTES,
     InvalidBody,
     InvalidRecord,
-    Kind,
-    Record,
-    Session,
     _convert,
     _decode_typed,
     decode,
     decode_raw,
-    utc,
     validate,
 )
+from shared.records import KIND_OF_CODE, Kind, Record, Session, utc
 from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
 from tests.fuzz.draw import Draw
 from tests.support.service import values_of

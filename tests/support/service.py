@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from flusher import segments
-from shared.records import Kind, Record, decode
+from shared.bodies import decode
+from shared.records import Kind, Record
 from tests.support.mariadb import MariaDB
 
 ROOT = Path(__file__).resolve().parents[2]
