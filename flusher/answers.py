@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from flusher.mysql_errors import ErrorClass
+from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
 
 YIELDING = "--yielding"
 """A writer's argument: at idle priority where there is more than one core. Whoever of ingest and flusher wakes finds a
@@ -34,6 +34,11 @@ class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
     number: int
     message: str
     connected: bool = False
+
+    @property
+    def alarming(self) -> bool:
+        """Whether nothing gets better before somebody acts."""
+        return self.error_class in ALARMING or self.number in ALARMING_NUMBERS
 
 
 class Alive(msgspec.Struct, frozen=True, tag_field="answer", tag="alive"):

@@ -11,15 +11,16 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from flusher import segments, triggers
 from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, Segment
+from flusher.callers import Callers, FlushResult
 from flusher.journal import Journal, JournalWriteFailed, SegmentFile
-from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
+from flusher.mysql_errors import ErrorClass
+from flusher.pinger import Pinger
 from flusher.stats import Figures
 from flusher.syncer import Syncer
 from flusher.triggers import FlushPolicy, FlushReason
@@ -27,34 +28,11 @@ from flusher.writers import COMMANDS_EACH, PATIENCE_S, WriterDied, Writers
 
 log = logging.getLogger(__name__)
 
-PING_S = 5.0
-FIRST_PING_S = 0.2
-"""Until the database's state is known for the first time."""
 _OF_THE_SEGMENT = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA, ErrorClass.UNKNOWN}
 """Failures after which other segments may still be tried at once; all others hold everything back."""
 DRAIN_ATTEMPTS = 3
 """Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
-
-
-@dataclass(slots=True)
-class FlushResult:
-    """What a flush did up to now. `pending` records are still waiting."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    coalesced: int = 0
-    dead_lettered: int = 0
-    duration_ms: float = 0.0
-    pending: int = 0
-
-
-@dataclass(slots=True)
-class _FlushCaller:
-    upto: int
-    started_at: float
-    done: Callable[[FlushResult], None]
-    result: FlushResult = field(default_factory=FlushResult)
-    timer: asyncio.TimerHandle | None = None
 
 
 class Flush:
@@ -88,8 +66,8 @@ class Flush:
         self._writing_since: dict[int, float] = {}
         self._reasons: dict[int, FlushReason] = {}
         self._asked_upto = 0
-        self._callers: list[_FlushCaller] = []
-        self._commit_callers: dict[int, list[tuple[int, Callable[[bool], None]]]] = {}
+        self._callers = Callers(backlog, clock=clock)
+        self._pinger = Pinger(writers, backlog, figures, answered=self.consider)
         self._paused_until = 0.0
         self._attempts = 0
         self._draining = False
@@ -106,7 +84,7 @@ class Flush:
             self._backlog.seal(segment)
         self.floor = floor
         self._open_next()
-        self._loop().call_soon(self._ping)
+        self._pinger.start()
         self.consider()
 
     def open_segment(self) -> None:
@@ -147,7 +125,7 @@ class Flush:
                 due = None
                 continue
             segment.busy = True
-            task = self._loop().create_task(self._hand_over(segment))
+            task = asyncio.get_running_loop().create_task(self._hand_over(segment))
             self._under_way.add(task)
             task.add_done_callback(partial(self._handed_over, segment))
         if self._draining:
@@ -187,13 +165,11 @@ class Flush:
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
-        caller = _FlushCaller(self._backlog.last_sequence(), self._clock(), done)
-        caller.timer = self._loop().call_later(timeout_s, self._give_up, caller)
-        self._callers.append(caller)
-        self._asked_upto = max(self._asked_upto, caller.upto)
+        self._asked_upto = max(self._asked_upto, self._backlog.last_sequence())
+        self._callers.wait_for_flush(self._backlog.last_sequence(), timeout_s, done)
         self._hurry()
         self.consider()
-        self._settle()
+        self._callers.settle()
 
     def hasten(self) -> None:
         """The journal is full: what is in the active segment goes now."""
@@ -202,8 +178,8 @@ class Flush:
 
     def when_committed(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
         """Brings the segment's flush forward and calls `done(written)` when it has left the journal."""
-        self._commit_callers.setdefault(sequence, []).append((arrival, done))
         self._asked_upto = max(self._asked_upto, sequence)
+        self._callers.wait_for_commit(sequence, arrival, done)
 
     def start_draining(self) -> None:
         """From now on whatever comes is written at once."""
@@ -230,11 +206,9 @@ class Flush:
     def stop(self) -> None:
         """No write is started after this."""
         self._stopped = True
+        self._pinger.stop()
         if self._timer is not None:
             self._timer.cancel()
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
 
     def _hurry(self) -> None:
         """Somebody waits: what failed earlier is tried now instead of at its time."""
@@ -245,7 +219,7 @@ class Flush:
     def _may_write(self, now: float) -> bool:
         if now < self._paused_until:
             return False
-        return len(self._under_way) < triggers.segments_at_once(
+        return len(self._under_way) + self._pinger.under_way < triggers.segments_at_once(
             waiting=len(self._backlog),
             writers=self._writers_at_once,
             pool_size=self._pool_size,
@@ -276,7 +250,7 @@ class Flush:
                 return
             self._timer.cancel()
         self._wake_at = at
-        self._timer = self._loop().call_later(max(0.0, at - now) + 0.001, self._wake)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now) + 0.001, self._wake)
 
     _wake_at = math.inf
 
@@ -290,7 +264,7 @@ class Flush:
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
-                await self._loop().run_in_executor(None, _remove, segment.path, answer.damaged_bytes > 0)
+                await asyncio.get_running_loop().run_in_executor(None, _remove, segment.path, answer.damaged_bytes > 0)
         except WriterDied as error:
             answer = Failed(ErrorClass.RECONNECT, -1, f"a writer died: {error}")
         except OSError as error:
@@ -343,31 +317,13 @@ class Flush:
             figures.alarm = None
             self._attempts = 0
             self._paused_until = 0.0
-        for caller in self._callers:
-            if segment.sequence <= caller.upto:
-                for name, count in answer.rows.items():
-                    caller.result.rows[name] = caller.result.rows.get(name, 0) + count
-                caller.result.coalesced += answer.coalesced
-                caller.result.dead_lettered += answer.dead_lettered
-        for arrival, done in self._commit_callers.pop(segment.sequence, ()):
-            done(arrival not in answer.dead_arrivals)
-        self._settle()
+        self._callers.written(segment.sequence, answer)
 
     def _failed(self, segment: Segment, answer: Failed) -> None:
         segment.busy = False
         segment.attempts += 1
         now = self._clock()
-        figures = self._figures
-        name = answer.error_class.value
-        figures.failures[name] = figures.failures.get(name, 0) + 1
-        code = str(answer.number)
-        figures.failures_by_code[code] = figures.failures_by_code.get(code, 0) + 1
-        figures.last_error = answer.message
-        alarming = answer.error_class in ALARMING or answer.number in ALARMING_NUMBERS
-        if alarming:
-            figures.alarm = answer.message
-        if answer.error_class is not ErrorClass.RETRY:
-            figures.database_up = False
+        self._figures.failed(answer)
         if answer.error_class in _OF_THE_SEGMENT:
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
             segment.not_before = now + delay
@@ -380,54 +336,8 @@ class Flush:
         self._backlog.put_back(segment)
         if self._logged[0] != answer.message or now - self._logged[1] > _LOG_AGAIN_S:
             self._logged = (answer.message, now)
-            level = logging.ERROR if alarming else logging.WARNING
+            level = logging.ERROR if answer.alarming else logging.WARNING
             log.log(level, "flush failed, everything is kept, next try in %.1f s: %s", delay, answer.message)
-
-    def _settle(self) -> None:
-        """Answers the callers of flush() for whom nothing is left to wait."""
-        for caller in [caller for caller in self._callers if not self._backlog.holds(caller.upto)]:
-            self._finish(caller)
-
-    def _give_up(self, caller: _FlushCaller) -> None:
-        # At least 1: the caller is here because something it waits for is still in the journal.
-        caller.result.pending = max(1, self._backlog.pending_up_to(caller.upto))
-        self._finish(caller)
-
-    def _finish(self, caller: _FlushCaller) -> None:
-        self._callers.remove(caller)
-        if caller.timer is not None:
-            caller.timer.cancel()
-        caller.result.duration_ms = round(1000 * (self._clock() - caller.started_at), 3)
-        caller.done(caller.result)
-
-    def _ping(self) -> None:
-        """Learns the database's state while there is nothing to write."""
-        if self._stopped:
-            return
-        self._loop().call_later(PING_S if self._figures.database_up is not None else FIRST_PING_S, self._ping)
-        self._writers.shrink(1 + len(self._backlog) // 4)
-        if not self._under_way and not len(self._backlog):
-            task = self._loop().create_task(self._ask_ping())
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-
-    async def _ask_ping(self) -> None:
-        try:
-            answer = await self._writers.ask({"ping": True})
-        except WriterDied:
-            answer = Failed(ErrorClass.RECONNECT, -1, "a writer died")
-        self._under_way.discard(asyncio.current_task())
-        figures = self._figures
-        was, figures.database_up = figures.database_up, not isinstance(answer, Failed)
-        if isinstance(answer, Failed):
-            figures.last_error = answer.message
-            if was is not False:
-                log.warning("database: unreachable, records wait in the journal: %s", answer.message)
-        else:
-            figures.alarm = None
-            if was is False:
-                log.warning("database: reachable again")
-        self.consider()
 
 
 def _remove(path: Path, damaged: bool) -> None:

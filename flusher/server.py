@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import orjson
 
-from flusher.flush import Flush, FlushResult
+from flusher.callers import FlushResult
+from flusher.flush import Flush
 from flusher.intake import Intake
 from shared.records import KIND_OF_CODE, KINDS
 from shared.wire import Decoder, Flushed, Message, ProtocolError, Stats, StatsIs, Submit, encode

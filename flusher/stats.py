@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from flusher.answers import Written
+from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, no_records
 from flusher.journal import Journal
+from flusher.mysql_errors import ErrorClass
 from shared.records import KIND_OF_CODE, KINDS
 
 FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -122,6 +123,16 @@ class Figures:
         self.flush_records.observe(reason, answer.records)
         self.flush_duration_s += duration_s
         self.last_flush_at = wall
+
+    def failed(self, answer: Failed) -> None:
+        name, code = answer.error_class.value, str(answer.number)
+        self.failures[name] = self.failures.get(name, 0) + 1
+        self.failures_by_code[code] = self.failures_by_code.get(code, 0) + 1
+        self.last_error = answer.message
+        if answer.alarming:
+            self.alarm = answer.message
+        if answer.error_class is not ErrorClass.RETRY:
+            self.database_up = False
 
 
 def document(

@@ -60,8 +60,8 @@ BREAKS = (
         "2 journaled => written",
         "remove a segment whatever the writer says",
         "flusher/flush.py",
-        "            if isinstance(answer, Written):\n                await self._loop()",
-        "            if answer:\n                await self._loop()",
+        "            if isinstance(answer, Written):\n                await asyncio.get_running_loop()",
+        "            if answer:\n                await asyncio.get_running_loop()",
         ("tests/flusher", "tests/system/test_main_job.py"),
     ),
     Break(
@@ -233,8 +233,8 @@ BREAKS = (
     Break(
         "7 a failure is loud",
         "no alarm for a missing table",
-        "flusher/flush.py",
-        "            figures.alarm = answer.message\n",
+        "flusher/stats.py",
+        "            self.alarm = answer.message\n",
         "            pass\n",
         ("tests/flusher", "tests/system/test_database_faults.py"),
     ),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flusher import flush, segments
+from flusher import flush, pinger, segments
 from flusher.answers import Answer
-from flusher.flush import FlushResult
+from flusher.callers import FlushResult
 from flusher.mysql_errors import ErrorClass
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy, FlushReason
@@ -58,7 +58,7 @@ def test_reaching_the_size_seals_the_segment_and_hands_it_over(tmp_path: Path) -
 def test_the_age_of_the_oldest_record_triggers_a_flush_without_any_further_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flush, "FIRST_PING_S", 3600.0)  # the answer to a ping would look at the time, too
+    monkeypatch.setattr(pinger, "FIRST_PING_S", 3600.0)  # the answer to a ping would look at the time, too
 
     async def test(node: Node) -> None:
         node.submit(b"one")

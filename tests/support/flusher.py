@@ -16,7 +16,8 @@ import orjson
 from flusher import segments
 from flusher.answers import Answer, Failed, Written
 from flusher.backlog import Backlog
-from flusher.flush import Flush, FlushResult
+from flusher.callers import FlushResult
+from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass

@@ -1,0 +1,72 @@
+"""Learns the database's state while there is nothing to write, and lets writers go that have nothing to do.
+
+Rules: belongs to the loop's thread. An answer changes the figures, then `answered` is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from flusher.answers import Failed
+from flusher.backlog import Backlog
+from flusher.mysql_errors import ErrorClass
+from flusher.stats import Figures
+from flusher.writers import WriterDied, Writers
+
+log = logging.getLogger(__name__)
+
+PING_S = 5.0
+FIRST_PING_S = 0.2
+"""Until the database's state is known for the first time."""
+
+
+class Pinger:
+    def __init__(self, writers: Writers, backlog: Backlog, figures: Figures, *, answered: Callable[[], None]) -> None:
+        self._writers = writers
+        self._backlog = backlog
+        self._figures = figures
+        self._answered = answered
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a ping has a writer for itself."""
+        return self._task is not None
+
+    def start(self) -> None:
+        asyncio.get_running_loop().call_soon(self._ping)
+
+    def stop(self) -> None:
+        """No ping is started after this."""
+        self._stopped = True
+
+    def _ping(self) -> None:
+        if self._stopped:
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(PING_S if self._figures.database_up is not None else FIRST_PING_S, self._ping)
+        self._writers.shrink(1 + len(self._backlog) // 4)
+        if not len(self._backlog) and self._task is None:
+            self._task = loop.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        try:
+            answer = await self._writers.ask({"ping": True})
+        except WriterDied:
+            answer = Failed(ErrorClass.RECONNECT, -1, "a writer died")
+        finally:
+            self._task = None
+        figures = self._figures
+        was, figures.database_up = figures.database_up, not isinstance(answer, Failed)
+        if isinstance(answer, Failed):
+            figures.last_error = answer.message
+            if was is not False:
+                log.warning("database: unreachable, records wait in the journal: %s", answer.message)
+        else:
+            figures.alarm = None
+            if was is False:
+                log.warning("database: reachable again")
+        self._answered()
