@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -30,7 +31,16 @@ from flusher.rows import Row, with_values
 from flusher.schema import FILE, create, open_store
 from flusher.store import Store, StoreError
 from shared.config import Database
-from shared.records import KINDS, SESSIONS, Kind, Record, Session, Task
+from shared.records import KINDS, Kind, Record
+
+EXAMPLES: dict[type, Any] = {
+    msgspec.inspect.StrType: "ctl-db-check",
+    msgspec.inspect.IntType: 0,
+    msgspec.inspect.FloatType: 0.0,
+    msgspec.inspect.DateTimeType: datetime(2000, 1, 1),
+    msgspec.inspect.DictType: {},
+}
+"""What a required field may be, by its type."""
 
 
 class HostView(msgspec.Struct, frozen=True):
@@ -131,14 +141,23 @@ def can_rehearse(facts: Facts, kind: Kind) -> bool:
     return found is not None and found.engine.lower() == "innodb"
 
 
+def sample(kind: Kind, key: str) -> Record:
+    """A record of a kind with nothing but what must be there."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind.record):
+        if field.name == kind.key:
+            values[field.name] = key
+        elif field.required:
+            info = msgspec.inspect.type_info(field.type)
+            values[field.name] = (
+                info.values[0] if isinstance(info, msgspec.inspect.LiteralType) else EXAMPLES[type(info)]
+            )
+    return msgspec.convert(values, kind.record)
+
+
 def rehearsed(store: Store, facts: Facts, kind: Kind, database: str) -> Finding:
     """Writes a record that nobody has, as a flush would, and rolls it back."""
-    key = str(uuid4())
-    record: Record
-    if kind is SESSIONS:
-        record = Session(key, "ctl-db-check", "ctl-db-check", "pending", "ctl-db-check")
-    else:
-        record = Task(key, "ctl-db-check", key, "ctl-db-check", "ctl-db-check", 0, "ctl-db-check", "pending")
+    record = sample(kind, str(uuid4()))
     rows = {kind: with_values(kind, [Row(datetime.now(timezone.utc), record, 0, 0)])}
     try:
         store.write(rows, rehearse=True)

@@ -61,11 +61,19 @@ class _Columns:
         plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
         self.names = (*texts, *floats, *plain, "updated_at")
         assert set(self.names) == set(kind.record.__struct_fields__), "a field of a type that is not known here"
-        self.texts_of: Callable[[Record], Sequence[str | None]] = attrgetter(*texts)
+        self.texts_of = _values_of(texts)
         if kind.fields_of(DictType):
             self.texts_of = _with_objects_as_texts(self.texts_of)
         self.floats_of = [attrgetter(name) for name in floats]
-        self.plain_of = attrgetter(*plain)
+        self.plain_of = _values_of(plain)
+        self.unusual = not plain or any(info.ge is None or info.ge < 0 for info in kind.types_of(IntType))
+
+
+def _values_of(names: Sequence[str]) -> Callable[[Record], Sequence[Any]]:
+    """attrgetter(), which returns no tuple where there is one name, and takes none at all."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
@@ -74,7 +82,8 @@ def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
     try:
         texts = _texts(map(columns.texts_of, records))
         floats = [_floats(map(float_of, records)) for float_of in columns.floats_of]
-        plain = _plain(list(zip(map(columns.plain_of, records), map(_UPDATED_AT, rows), strict=True)))
+        times = map(_UPDATED_AT, rows)
+        plain = _plain(list(zip(map(columns.plain_of, records), times, strict=True)), unusual=columns.unusual)
         for row, values in zip(rows, map(b",".join, zip(texts, *floats, plain, strict=True)), strict=True):
             row.values = values
     except (ValueError, TypeError, OverflowError):
@@ -92,14 +101,17 @@ def _floats(values: Iterable[float | None]) -> list[bytes]:
     return [b"NULL" if value is None else b"%.4f" % value for value in values]
 
 
-def _plain(rows: Sequence[tuple[Sequence[Any], datetime]]) -> list[bytes]:
-    """Integers, times and NULLs of each row."""
+def _plain(rows: Sequence[tuple[Sequence[Any], datetime]], *, unusual: bool) -> list[bytes]:
+    """Integers, times and NULLs of each row; `unusual`: there may be numbers below 0, or nothing but `updated_at`."""
     found = _json_lines(rows)
     if found.count(b'"') != 2 * found.count(b'Z"'):
         found = _json_lines(
-            [[utc(value) if isinstance(value, datetime) else value for value in (*a, b)] for a, b in rows]
+            [[[utc(value) if isinstance(value, datetime) else value for value in a], utc(b)] for a, b in rows]
         )
-    return found.translate(None, b'-T:Z"[]').splitlines()
+    if unusual:
+        found = found.replace(b"[[],", b"").replace(b",-", b"," + _NO_UTF8_MINUS).replace(b"[-", _NO_UTF8_MINUS)
+        return found.translate(None, _MARKS).replace(_NO_UTF8_MINUS, b"-").splitlines()
+    return found.translate(None, _MARKS).splitlines()
 
 
 def _texts(rows: Iterable[Sequence[str | None]]) -> list[bytes]:
@@ -120,8 +132,11 @@ def _texts(rows: Iterable[Sequence[str | None]]) -> list[bytes]:
     return found.split(end_of_row)
 
 
+_MARKS = b'-T:Z"[]'
+"""What JSON's lists and times have that SQL's numbers have not."""
 _END_OF_ROW = b"]\n["
-_NO_UTF8_END, _NO_UTF8_BACKSLASH = b"\xfe", b"\xff"
+_NO_UTF8_END = b"\xfe"
+_NO_UTF8_BACKSLASH = _NO_UTF8_MINUS = b"\xff"
 """They keep the places of what they are named after; no text has these bytes."""
 _ESCAPE = re.compile(rb"\\(?:u00([0-9a-f]{2})|[nrtbf])")
 

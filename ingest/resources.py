@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from shared import VERSION
 from shared.bodies import FieldError, InvalidBody, InvalidRecord, validate
-from shared.records import Kind
+from shared.records import KINDS, Kind
 from shared.wire import Reason
 
 UTC = timezone.utc
@@ -241,7 +241,7 @@ class Health:
         try:
             stats = orjson.loads(await self._forwarder.stats())
         except FlusherUnavailable as error:
-            empty = dict.fromkeys(("sessions_count", "tasks_count", "total_count", "capacity"), 0)
+            empty = dict.fromkeys((*(f"{kind.name}_count" for kind in KINDS), "total_count", "capacity"), 0)
             buffer = {**empty, "usage_percent": 0.0, "last_flush": None}
             return {
                 "status": "unhealthy",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 UTC = timezone.utc
+T = TypeVar("T")
+
 Count = Annotated[int, Meta(ge=0, le=2147483647)]
 Text = Annotated[str, Meta(max_length=65535)]
 Str36 = Annotated[str, Meta(min_length=1, max_length=36)]
@@ -34,7 +37,7 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     updated_at: datetime | None = None
 
 
-# Further fields are ignored all the same: such a task is read another way (shared/bodies.py).
+# Further fields are ignored all the same: a body with any is read another way (shared/bodies.py).
 class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     task_id: Str64
     batch_id: Str64
@@ -73,13 +76,16 @@ class Kind(msgspec.Struct, frozen=True):
 
     def fields_of(self, *types: type) -> tuple[str, ...]:
         """Names of the fields whose type, null aside, is one of msgspec's `types`."""
-        found = []
+        return tuple(name for name, infos in self._types() if any(isinstance(info, types) for info in infos))
+
+    def types_of(self, sort: type[T]) -> list[T]:
+        """Every type of that sort, with its limits, that a field has."""
+        return [info for _, infos in self._types() for info in infos if isinstance(info, sort)]
+
+    def _types(self) -> Iterator[tuple[str, tuple[msgspec.inspect.Type, ...]]]:
         for field in msgspec.structs.fields(self.record):
             info = msgspec.inspect.type_info(field.type)
-            members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
-            if any(isinstance(member, types) for member in members):
-                found.append(field.name)
-        return tuple(found)
+            yield field.name, info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
 
 
 SESSIONS = Kind(1, "sessions", Session, "session_id", "translation_sessions")

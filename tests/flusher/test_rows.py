@@ -3,13 +3,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flusher import rows
 from flusher.rows import TOGETHER, Row, with_values
 from flusher.upsert import UPSERTS, statements
-from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record
+from shared.records import KINDS, SESSIONS, TASKS, UTC, Count, Kind, Record
 from tests.flusher.test_store import hostile, rows_of, session, task
 from tests.shared.test_bodies import nested
 
@@ -57,21 +59,49 @@ def test_a_row_as_sql() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "columns", "expected"),
+    [
+        ({}, ("key",), b'"a",20261124120000.000005'),
+        ({"count": 7}, ("key", "count"), b'"a",7,20261124120000.000005'),
+        ({"small": 7}, ("key", "small"), b'"a",7,20261124120000.000005'),
+        ({"count": -7}, ("key", "count"), b'"a",-7,20261124120000.000005'),
+        ({"one": -1, "at": NOON, "two": -2}, ("key", "one", "at", "two"), b'"a",-1,20261124120000.000005,-2,2026'),
+        ({"at": NOON}, ("key", "at"), b'"a",20261124120000.000005,20261124120000.000005'),
+        ({"at": NOON.replace(tzinfo=None)}, ("key", "at"), b'"a",20261124120000.000005,20261124120000.000005'),
+        ({"part": 0.5}, ("key", "part"), b'"a",0.5000,20261124120000.000005'),
+        ({"part": 0.5, "object": {}, "text": '"'}, ("key", "object", "text", "part"), b'"a","{}","""",0.5000,2026'),
+    ],
+)
+def test_a_kind_may_have_any_number_of_fields_of_a_sort(
+    fields: dict[str, Any], columns: tuple[str, ...], expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types: list[Any] = [(name, dict[str, Any] if value == {} else type(value)) for name, value in fields.items()]
+    types = [(name, Count if name == "small" else type_) for name, type_ in types]
+    record = msgspec.defstruct("Other", [("key", str), *types, ("updated_at", datetime | None, None)])
+    kind = Kind(9, "others", record, "key", "others")
+    monkeypatch.setitem(rows._COLUMNS, kind, rows._Columns(kind))
+    assert rows._COLUMNS[kind].names == (*columns, "updated_at")
+    made = values_of(kind, [row(record("a", **fields)), row(record("b", **fields))])
+    assert made[0].startswith(expected)
+    assert made[1] == made[0].replace(b'"a"', b'"b"')
+
+
 @pytest.mark.parametrize("at", [0, TOGETHER - 1, TOGETHER, 2 * TOGETHER])
 def test_one_row_without_a_form_in_sql_takes_none_from_the_others(at: int) -> None:
-    rows = [row(session(str(index))) for index in range(2 * TOGETHER + 1)]
-    rows[at] = row(session("deep", metadata=nested(300)))
-    found = values_of(SESSIONS, rows)
+    some = [row(session(str(index))) for index in range(2 * TOGETHER + 1)]
+    some[at] = row(session("deep", metadata=nested(300)))
+    found = values_of(SESSIONS, some)
     assert [index for index, values in enumerate(found) if not values] == [at]
-    assert found[at - 1] == values_of(SESSIONS, [rows[at - 1]])[0]
+    assert found[at - 1] == values_of(SESSIONS, [some[at - 1]])[0]
     with pytest.raises(ValueError, match="no form in SQL"):
-        statements({SESSIONS: rows})
+        statements({SESSIONS: some})
 
 
 @pytest.mark.parametrize("limit", [1, 700, 2000, 10_000, 100_000])
 def test_statements_keep_the_limit_and_every_row_in_its_order(limit: int) -> None:
-    rows = rows_of(*[task(f"{index:04}", source_text="x" * (index % 90)) for index in range(100)])[TASKS]
-    made = statements({TASKS: rows}, limit)
+    some = rows_of(*[task(f"{index:04}", source_text="x" * (index % 90)) for index in range(100)])[TASKS]
+    made = statements({TASKS: some}, limit)
     head, tail = UPSERTS[TASKS].head + b"(", b")" + UPSERTS[TASKS].tail
     held = []
     for statement in made:
@@ -79,11 +109,11 @@ def test_statements_keep_the_limit_and_every_row_in_its_order(limit: int) -> Non
         assert statement.endswith(tail)
         held.append(statement.removeprefix(head).removesuffix(tail).split(b"),("))
         assert len(statement) <= limit or len(held[-1]) == 1
-    assert [values for part in held for values in part] == [one.values for one in rows]
+    assert [values for part in held for values in part] == [one.values for one in some]
 
 
 def test_a_statement_may_be_as_large_as_the_limit() -> None:
-    rows = rows_of(task("a"), task("b"))
-    (whole,) = statements(rows)
-    assert statements(rows, len(whole)) == [whole]
-    assert len(statements(rows, len(whole) - 1)) == 2
+    both = rows_of(task("a"), task("b"))
+    (whole,) = statements(both)
+    assert statements(both, len(whole)) == [whole]
+    assert len(statements(both, len(whole) - 1)) == 2

@@ -38,7 +38,7 @@ class Result:
 def ctl(service: Service, *arguments: str, **environ: str) -> Result:
     done = subprocess.run(
         [*ARGUMENTS, *arguments],
-        cwd=ROOT,
+        cwd=service.code,
         env={**service.environ, **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,

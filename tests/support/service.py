@@ -103,6 +103,8 @@ class Service:
 
     def __init__(self, directory: Path, mariadb: MariaDB, database: str, **settings: object) -> None:
         self.directory = directory
+        self.code = ROOT
+        """Where the code is that runs."""
         self.port = free_port()
         self.journal = directory / "journal"
         self.dead_letters = directory / "dead_letters.jsonl"
@@ -233,7 +235,7 @@ class Service:
         errors = (self.directory / f"{module}.stderr").open("ab")
         with errors:
             return subprocess.Popen(
-                [sys.executable, "-m", module], cwd=ROOT, env=self.environ, stdin=subprocess.DEVNULL, stderr=errors
+                [sys.executable, "-m", module], cwd=self.code, env=self.environ, stdin=subprocess.DEVNULL, stderr=errors
             )
 
     def _is_ready(self) -> bool:
