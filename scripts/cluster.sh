@@ -6,6 +6,7 @@
 #   ./scripts/cluster.sh exec COMMAND...       runs a command where its addresses exist, DB_HOST and so on set
 . "$(dirname "$0")/lib.sh"
 
+help_if_asked "$@"
 need_galera
 need_python
 exec "$PYTHON" -m scripts.cluster "$@"

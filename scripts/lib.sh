@@ -16,6 +16,15 @@ die() {
     exit 1
 }
 
+help_if_asked() { # help_if_asked "$@": prints the script's first comment
+    case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \?//p' "$0" && exit 0 ;; esac
+}
+
+no_arguments() { # no_arguments "$@": for a script that takes none
+    help_if_asked "$@"
+    [ $# = 0 ] || die "takes no arguments, $1 was given"
+}
+
 step() { # step TEXT: says what was done, and how long it took since the last step
     local now
     now=$(date +%s%N)

@@ -5,6 +5,7 @@
 # requirements.lock: production; requirements-dev.lock: with all extras; requirements-build.lock: what builds them.
 . "$(dirname "$0")/lib.sh"
 
+help_if_asked "$@"
 python=$(find_python) || die "needs Python 3.10 or later"
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT

@@ -5,11 +5,11 @@
 #   ./scripts/run.sh --detach    returns as soon as the service accepts records
 . "$(dirname "$0")/lib.sh"
 
+help_if_asked "$@"
 [ $# -le 1 ] || die "unknown argument $2; allowed: --detach"
 case ${1:-} in
     '') detach=no ;;
     --detach) detach=yes ;;
-    -h | --help) sed -n '2,5s/^# \?//p' "$0" && exit 0 ;;
     *) die "unknown argument $1; allowed: --detach" ;;
 esac
 running && die "already running with PERSISTENCE_STATE_DIR=$STATE; ./scripts/stop.sh stops it"
@@ -132,7 +132,8 @@ PY
 step "ready at $url"
 if [ $detach = yes ]; then
     trap - EXIT
-    echo "stop it with ./scripts/stop.sh"
+    [ "$STATE" = "$ROOT/var" ] || copy="PERSISTENCE_STATE_DIR=$STATE "
+    echo "stop it with ${copy:-}./scripts/stop.sh"
     exit 0
 fi
 echo "Ctrl-C drains and stops"

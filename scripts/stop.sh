@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Stops what run.sh started, in order: ingest drains, the flusher writes what is left, then the database.
+#   ./scripts/stop.sh    PERSISTENCE_STATE_DIR names the copy, ./var by default
 . "$(dirname "$0")/lib.sh"
 
+no_arguments "$@"
 running || {
     echo "not running with PERSISTENCE_STATE_DIR=$STATE"
     exit 0

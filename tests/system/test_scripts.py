@@ -47,6 +47,7 @@ class Copy(Service):
     def start(self) -> None:
         done = self.script("run.sh", "--detach")
         assert done.returncode == 0, done.stdout + done.stderr
+        assert f"stop it with PERSISTENCE_STATE_DIR={self.directory} ./scripts/stop.sh" in done.stdout
         assert f"http://127.0.0.1:{self.port}" in done.stdout
         assert done.stderr == ""
 
@@ -261,6 +262,22 @@ def test_a_state_directory_that_cannot_be_written_is_named(make_copy: Callable[.
 @pytest.mark.parametrize("arguments", [("--detatch",), ("--detach", "now")])
 def test_an_unknown_argument_is_named(arguments: tuple[str, ...], make_copy: Callable[..., Copy]) -> None:
     fails_to_start(make_copy(), arguments[-1], "--detach", arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    "name", ["run.sh", "stop.sh", "flush.sh", "ctl.sh", "install.sh", "cluster.sh", "lock.sh", "screenshots.sh"]
+)
+def test_who_asks_a_script_for_help_gets_it_and_nothing_happens(name: str, make_copy: Callable[..., Copy]) -> None:
+    copy = make_copy(DB_HOST="127.0.0.1", DB_PORT=1)
+    done = copy.script(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"./scripts/{name}" in done.stdout or name == "ctl.sh"
+    assert not copy.directory.exists()
+
+
+@pytest.mark.parametrize("name", ["stop.sh", "install.sh", "screenshots.sh"])
+def test_an_argument_of_a_script_that_takes_none_is_named(name: str, make_copy: Callable[..., Copy]) -> None:
+    one_line(make_copy().script(name, "--now"), "--now", "no arguments")
 
 
 def test_a_broken_configuration_is_named(make_copy: Callable[..., Copy], short_path: Path) -> None:
