@@ -35,7 +35,14 @@ _ENCODINGS = (b"identity", *_GZIP)
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_PACKED = 1032
 """A byte of deflate stands for this many at most (RFC 1951: 258 for two bits)."""
-_SINGLE_FIELDS = (b"host", b"content-length", b"content-type", b"content-encoding", b"authorization")
+_SINGLE_FIELDS = (
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"authorization",
+)
 
 
 class ClientGone(Exception):
@@ -125,13 +132,20 @@ class Guard:
                 raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
             if not has_token(given, self._tokens):
                 raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
-        elif self._protected and scope["client"] is not None and not is_loopback(scope["client"][0]):
-            raise Problem(
-                403,
-                "PROTECTED_MODE",
-                "without a token only callers on the same machine are answered: set service.auth_token"
-                " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
-            )
+        elif self._protected:
+            if not is_local(scope["client"]):
+                raise Problem(
+                    403,
+                    "PROTECTED_MODE",
+                    "without a token only callers on the same machine are answered: set service.auth_token"
+                    " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
+                )
+            if scope["method"] == "POST" and is_cross_site(headers):
+                raise Problem(
+                    403,
+                    "CROSS_SITE",
+                    "without a token a browser may not send here what a page of another site wants it to",
+                )
 
     def is_plain(
         self, fields: Sequence[tuple[bytes, bytes]], headers: Mapping[bytes, bytes], client: tuple[str, int] | None
@@ -146,12 +160,14 @@ class Guard:
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
             or b"x-request-id" in headers
+            or b"origin" in headers
+            or b"sec-fetch-site" in headers
             or headers.get(b"content-type", _JSON) != _JSON
         ):
             return False
         if self._tokens is not None:
             return has_token(headers.get(b"authorization", b""), self._tokens)
-        return not self._protected or (client is not None and is_loopback(client[0]))
+        return not self._protected or is_local(client)
 
     def reserve(self, size: int) -> bool:
         """Whether a body of `size` bytes may come by the short way; if so, release() must follow."""
@@ -269,6 +285,23 @@ def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
     for token in tokens:
         found |= hmac.compare_digest(given.strip(), token)
     return found and scheme.lower() == b"bearer"
+
+
+def is_local(client: tuple[str, int] | None) -> bool:
+    """Whether a peer is on this machine. One without an address was reset before it was accepted: nobody knows, and
+    what it has sent can be read all the same."""
+    return client is not None and is_loopback(client[0])
+
+
+def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that the request comes from a page that is not ours. Others say neither.
+
+    Source: Fetch Metadata Request Headers, 2.3; RFC 6454, 7.
+    """
+    if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+        return True
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
 
 
 @lru_cache(maxsize=1024)

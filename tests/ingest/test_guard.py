@@ -158,7 +158,7 @@ def test_no_byte_of_a_strangers_body_is_taken() -> None:
     assert exchange.code == "PROTECTED_MODE"
 
 
-@pytest.mark.parametrize("client", [LOCAL, ("127.9.9.9", 1), ("::1", 1), ("::ffff:127.0.0.1", 1), None])
+@pytest.mark.parametrize("client", [LOCAL, ("127.9.9.9", 1), ("::1", 1), ("::ffff:127.0.0.1", 1)])
 def test_callers_on_this_machine_pass(client: Any) -> None:
     assert Guarded().ask(client=client).status == 200
 
@@ -172,6 +172,10 @@ def test_no_other_address_is_this_machines_own(host: str) -> None:
     assert Guarded().ask(client=(host, 1)).code == "PROTECTED_MODE"
 
 
+def test_a_caller_without_an_address_is_not_taken_for_one_on_this_machine() -> None:
+    assert Guarded().ask(client=None).code == "PROTECTED_MODE"
+
+
 def test_a_header_cannot_make_a_stranger_local() -> None:
     headers = {
         "x_forwarded_for": "127.0.0.1",
@@ -180,6 +184,35 @@ def test_a_header_cannot_make_a_stranger_local() -> None:
         "host": "localhost",
     }
     assert Guarded().ask(client=STRANGER, **headers).code == "PROTECTED_MODE"
+
+
+FROM_ELSEWHERE = [
+    {"sec_fetch_site": "cross-site"},
+    {"sec_fetch_site": "same-site"},
+    {"origin": "http://elsewhere.example"},
+    {"origin": "null"},
+    {"origin": "http://h:8001"},
+    {"origin": "http://h", "sec_fetch_site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FROM_ELSEWHERE)
+def test_without_a_token_a_page_of_another_site_posts_nothing(headers: dict[str, str]) -> None:
+    guarded = Guarded()
+    assert guarded.post(**headers).code == "CROSS_SITE"
+    assert guarded.ask("/flush", "POST", **headers).code == "CROSS_SITE"
+    assert guarded.app.scopes == []
+    assert guarded.ask(OTHER, **headers).status == 200  # a link, of which it cannot read the answer
+    assert Guarded(protected_mode=False).post(**headers).status == 200
+    assert Guarded(auth_token="t0ken").post(authorization="Bearer t0ken", **headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin", "origin": "http://h"}, {"origin": "https://h"}],
+)
+def test_our_own_page_and_a_person_may_post(headers: dict[str, str]) -> None:
+    assert Guarded().post(**headers).status == 200
 
 
 def test_protected_mode_off_lets_everybody_in() -> None:

@@ -333,6 +333,8 @@ FIELDS = st.sampled_from(
         (b"content-length", b"70000"),
         (b"content-type", b"application/json"),
         (b"content-type", b"text/plain"),
+        (b"origin", b"http://elsewhere"),
+        (b"sec-fetch-site", b"cross-site"),
         (b"content-encoding", b"gzip"),
         (b"content-encoding", b"br"),
         (b"transfer-encoding", b"chunked"),

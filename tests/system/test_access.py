@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import stat
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -46,6 +47,22 @@ def test_a_new_token_comes_in_and_the_old_one_goes_without_a_refused_request(
     tokens.write_text("new\n")
     renew(service)
     assert (status(service, "old"), status(service, "new")) == (403, 200)
+
+
+def test_a_caller_who_has_reset_its_connection_before_anybody_knows_who_it_is_has_nothing_stored(
+    service: Service,
+) -> None:
+    # From here its address would do; after the reset nobody can tell, and from elsewhere it looks the same.
+    body = orjson.dumps({"tasks": [task("reset")]})
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (TASKS.encode(), len(body))
+    (worker,) = service.workers()
+    os.kill(worker, signal.SIGSTOP)
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(request + body)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.kill(worker, signal.SIGCONT)
+    assert service.post(TASKS, {"tasks": [task("stays")]}).status == 202  # accepted after it
+    assert service.stats()["accepted"]["tasks"] == 1
 
 
 def renew(service: Service) -> None:

@@ -61,6 +61,8 @@ REFUSED = {
     "vertical tab": with_fields(b"Content-Length:\x0b%d" % SIZE),
     # transfer codings
     "chunked twice": with_fields(TE + b"chunked", TE + b"chunked", body=CHUNK + END),
+    "identity, then chunked": with_fields(TE + b"identity", TE + b"chunked", body=CHUNK + END),
+    "gzip, then chunked": with_fields(TE + b"gzip", TE + b"chunked", body=CHUNK + END),
     "chunked, chunked": with_fields(TE + b"chunked, chunked", body=CHUNK + END),
     "identity": with_fields(TE + b"identity", LENGTH),
     "identity alone": with_fields(TE + b"identity"),
