@@ -118,7 +118,11 @@ class Forwarder:
         parts = _frame(encode_submit_header(seq, kind, count, len(body), want_commit=want_commit), body)
         if want_commit:
             self._committing[seq] = self._loop.create_future()
-        return await self._answer(seq, parts, size, self._ack_timeout_s), seq
+        try:
+            return await self._answer(seq, parts, size, self._ack_timeout_s), seq
+        except BaseException:
+            self.forget(seq)
+            raise
 
     def submit_now(self, kind: int, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
         """submit() without a task: `done` gets the arrival, Rejected or FlusherUnavailable.
@@ -141,7 +145,7 @@ class Forwarder:
             return False
 
     def forget(self, seq: int) -> None:
-        """Must follow every submit with want_commit."""
+        """Must follow every submit with want_commit that has returned."""
         self._committing.pop(seq, None)
 
     async def flush(self, timeout_s: float) -> bytes:
@@ -261,6 +265,10 @@ class Forwarder:
         now = self._loop.time()
         late = [seq for seq, pending in self._pending.items() if pending.deadline <= now]
         self._give_up(late, "the flusher did not answer in time")
+        if late and self._transport is not None and self._transport.get_write_buffer_size() > self._window_bytes:
+            # It does not read, and what nobody waits for any more would stay in memory, one window after another.
+            log.warning("flusher: it has read nothing for long, the connection is made anew")
+            self._transport.abort()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     async def _keep_connected(self) -> None:

@@ -65,6 +65,12 @@ class FakeFlusher:
         self.lost.set()
         writer.close()
 
+    def stop_reading(self) -> None:
+        """As one that is stopped, or waits for its disk."""
+        transport = self._writers[-1].transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+
     async def next(self) -> Message:
         return await asyncio.wait_for(self.received.get(), LONG_S)
 
@@ -480,6 +486,36 @@ def test_stats_have_a_deadline(short_path: Path) -> None:
         with pytest.raises(FlusherUnavailable):
             await result(forwarder.stats(0.1))
         assert isinstance(await flusher.next(), Stats)
+
+    run(short_path, test)
+
+
+def test_what_a_flusher_that_reads_nothing_was_sent_does_not_pile_up(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        flusher.stop_reading()
+        for _ in range(2):
+            with pytest.raises(FlusherUnavailable):
+                await result(forwarder.submit(1, 1, bytes(900_000)))
+        await flusher.connected()  # a new connection, on which nothing waits
+        while not forwarder.connected:
+            await asyncio.sleep(0)
+        submitted = soon(forwarder.submit(1, 1, b"{}"))
+        frame = await flusher.submit()
+        assert frame.body == b"{}"
+        flusher.send(Ack(frame.seq, 1))
+        await result(submitted)
+
+    run(short_path, test, ack_timeout_s=0.3)
+
+
+def test_a_commit_that_is_asked_for_and_refused_leaves_nothing_behind(short_path: Path) -> None:
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(1, 1, b"{}", want_commit=True))
+        frame = await flusher.submit()
+        flusher.send(Reject(frame.seq, Reason.JOURNAL_FULL, 1.0))
+        with pytest.raises(Rejected):
+            await result(submitted)
+        assert forwarder._committing == {}
 
     run(short_path, test)
 
