@@ -141,7 +141,7 @@ def keep_counts(metrics_directory: Path, pid: int) -> None:
     try:
         fold(metrics_directory, pid)
     except OSError as error:
-        log.error("metrics: %s: %s", error.filename, error.strerror)
+        log.error("metrics: counts cannot be written: %s", error.strerror)
 
 
 def check_start(config: Config) -> None:

@@ -242,7 +242,7 @@ class History:
                 lines = path.read_bytes().split(b"\n")[:-1]
             except FileNotFoundError:
                 continue
-            found += [line for line in lines if after < float(line[len(_AT) : line.index(b",")]) <= now]
+            found += [line for line in lines if after < _at(line) <= now]
         return found
 
     def close(self) -> None:
@@ -253,6 +253,13 @@ class History:
 
     def _file(self, at: float) -> Path:
         return self._directory / f"{int(at // WINDOW_S) * WINDOW_S}.points"
+
+
+def _at(line: bytes) -> float:
+    """When a point was recorded; 0 for a line that is none, as a power cut may leave it."""
+    if not line.startswith(_AT) or not line.endswith(b"}") or b"\0" in line:
+        return 0.0
+    return float(line[len(_AT) : line.index(b",")])
 
 
 class Recorder:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -82,26 +84,35 @@ class RequestMetrics:
 
     def exposition(self, stats: dict[str, Any] | None) -> bytes:
         """The text format: all workers' counts, and the flusher's `stats` (None: it does not answer)."""
-        self.publish()
-        return text(msgspec.to_builtins(node_counts(self._directory), str_keys=True), stats)
+        return text(msgspec.to_builtins(self._node(), str_keys=True), stats)
 
     def durations(self, paths: Iterable[str]) -> list[int]:
         """How many requests to these paths lasted how long: in the buckets of BUCKETS_S, and one for longer ones."""
-        self.publish()
-        durations = node_counts(self._directory).durations
+        durations = self._node().durations
         having = [durations[path] for path in paths if path in durations]
         return [sum(counts) for counts in zip([0] * (len(BUCKETS_S) + 1), *having, strict=True)]
 
+    def _node(self) -> Counts:
+        """Of all workers; of this one as they are now, even where the disk takes them no more. They are published
+        first: no other worker may say less hereafter."""
+        with suppress(OSError):  # the tick that publishes once a second has it in the log
+            self.publish()
+        return node_counts(self._directory, {self._file.name: self._counts})
 
-def node_counts(directory: Path) -> Counts:
+
+def node_counts(directory: Path, own: Mapping[str, Counts] = MappingProxyType({})) -> Counts:
     """The sum over all workers. Each is in it once, also while fold() is at work on it: the live are read first, and
-    those that the ended then turn out to hold are left out. Raises: OSError."""
+    those that the ended then turn out to hold are left out. Raises: OSError.
+
+    Args: own: counts of the caller's own, by the name of their file, which may be behind.
+    """
     live = {}
     for path in directory.glob("*.json"):
         try:
             live[path.name] = msgspec.json.decode(path.read_bytes(), type=Counts)
         except FileNotFoundError:
             pass  # it was folded just now
+    live |= own
     ended = _ended(directory)
     return _sum([ended.counts, *(counts for name, counts in live.items() if name not in ended.names)])
 

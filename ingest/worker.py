@@ -68,7 +68,7 @@ def publish(metrics: RequestMetrics, connections: int) -> None:
     try:
         metrics.publish(connections)
     except OSError as error:
-        log.error("metrics: %s: %s", error.filename, error.strerror)
+        log.error("metrics: counts cannot be written: %s", error.strerror)
 
 
 async def serve(

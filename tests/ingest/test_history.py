@@ -227,6 +227,16 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
         assert times(files.read(0, NOW)) == [NOW]
 
 
+def test_what_a_power_cut_has_made_of_a_line_is_passed_over(tmp_path: Path) -> None:
+    files = History(tmp_path)
+    for step in range(3):
+        files.append(empty(NOW + step))
+    (path,) = tmp_path.glob("*.points")
+    first, second, third = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join((first, bytes(50), bytes(9) + second, second[:-9] + bytes(9), b"", third, b"")))
+    assert files.read(0, NOW + 2) == [first, third]
+
+
 def test_a_short_write_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = History(tmp_path)
     files.append(empty(NOW))

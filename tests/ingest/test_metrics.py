@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.metrics import RequestMetrics, fold, node_counts
@@ -160,6 +162,23 @@ def test_a_worker_that_counted_nothing_leaves_no_file(tmp_path: Path) -> None:
     metrics.publish(connections=0)
     assert list(tmp_path.iterdir()) == []
     fold(tmp_path, os.getpid())
+
+
+def test_where_the_disk_takes_no_counts_a_worker_knows_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, metrics = worker(tmp_path, 1), worker(tmp_path, 2)
+    for one in (other, metrics):
+        one.observe("/a", 202, 0.001)
+        one.publish()
+    monkeypatch.setattr("ingest.metrics._write", full_disk)
+    metrics.observe("/a", 202, 0.001)
+    with pytest.raises(OSError, match="No space"):
+        metrics.publish()
+    assert requests(metrics.exposition(None)) == {("/a", "202"): 3}
+    assert sum(metrics.durations(["/a"])) == 3
+
+
+def full_disk(path: Path, data: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_what_was_published_stays_until_it_is_published_anew(tmp_path: Path) -> None:
