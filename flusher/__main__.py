@@ -77,14 +77,23 @@ def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
         leftovers = journal.leftovers()
         floor = 0
         if leftovers:
-            # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
-            newest = leftovers[-1]
-            contents = segments.read(newest)
-            given_out = max((entry.arrival for entry in contents.entries), default=0)
-            floor = max(contents.floor, given_out, newest.stat().st_mtime_ns // 1000)
+            floor = last_given_out(leftovers[-1])
     except OSError as error:
         sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
     return journal, leftovers, floor
+
+
+def last_given_out(newest: Path) -> int:
+    """The last arrival, in µs, of the newest segment, or a later time. Raises: OSError."""
+    modified_at = newest.stat().st_mtime_ns // 1000
+    try:
+        contents = segments.read(newest)
+    except OSError as error:
+        # The writer meets it too, and its alarm stands; it is no reason to accept nothing.
+        log.error("journal: %s cannot be read: %s", newest, error.strerror)
+        return max(modified_at, time.time_ns() // 1000)
+    # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
+    return max(contents.floor, modified_at, *(entry.arrival for entry in contents.entries))
 
 
 async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:

@@ -28,11 +28,13 @@ class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
-    """The segment must stay. `message` has no record content; `connected`: whether the database still is."""
+    """The segment must stay. `message` has no record content; `of_segment`: others may be written all the same;
+    `connected`: whether the database still is."""
 
     error_class: ErrorClass
     number: int
     message: str
+    of_segment: bool = False
     connected: bool = False
 
     @property

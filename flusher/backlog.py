@@ -19,7 +19,8 @@ def no_records() -> dict[int, int]:
 
 @dataclass(slots=True)
 class Segment:
-    """One buffer generation. `records` by kind's code; `first_arrival` in µs, 0 while empty or unknown."""
+    """One buffer generation. `records` by kind's code; `first_arrival` in µs, 0 while empty or unknown.
+    `alarm`: why it, and it alone, waits for an operator."""
 
     sequence: int
     path: Path
@@ -31,6 +32,7 @@ class Segment:
     busy: bool = False
     attempts: int = 0
     not_before: float = 0.0
+    alarm: str | None = None
 
     @property
     def total(self) -> int:
@@ -100,6 +102,10 @@ class Backlog:
     def oldest_arrival(self) -> int | None:
         """µs; None where nothing waits."""
         return min((segment.first_arrival for segment in self if segment.first_arrival), default=None)
+
+    def alarm(self) -> str | None:
+        """Of the first segment that has one."""
+        return next((segment.alarm for segment in self if segment.alarm), None)
 
     def pending_up_to(self, sequence: int) -> int:
         return sum(segment.total for segment in self if segment.sequence <= sequence)

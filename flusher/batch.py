@@ -20,8 +20,9 @@ from shared.records import KIND_OF_CODE, KINDS, Kind, Record
 class Batch:
     """A segment's entries, decoded; those that no longer decode become dead letters as they are."""
 
-    def __init__(self, entries: Sequence[segments.Entry], damaged_bytes: int = 0) -> None:
+    def __init__(self, entries: Sequence[segments.Entry], damaged_bytes: int = 0, floor: int = 0) -> None:
         self.entries = entries
+        self._floor = floor
         self.damaged_bytes = damaged_bytes
         self.by_kind: dict[Kind, list[tuple[int, int, Sequence[Record]]]] = {kind: [] for kind in KINDS}
         self.records = 0
@@ -44,6 +45,10 @@ class Batch:
         """Args: refused: (entry, index) of records to pass over."""
         return {kind: with_values(kind, coalesce(entries, kind, refused)) for kind, entries in self.by_kind.items()}
 
+    def is_replayed(self, row: Row) -> bool:
+        """Whether it is a dead letter's: its arrival is of a time before the segment was opened."""
+        return self.entries[row.entry].arrival <= self._floor
+
     def raw(self, kind: Kind, row: Row) -> Any:
         return decode_raw(kind, self.entries[row.entry].body)[row.index]
 
@@ -59,7 +64,7 @@ class Prepared(msgspec.Struct, frozen=True):
 def prepare(path: Path) -> Prepared:
     """Blocks while the file is read. Raises: OSError."""
     contents = segments.read(path)
-    batch = Batch(contents.entries, contents.damaged_bytes)
+    batch = Batch(contents.entries, contents.damaged_bytes, contents.floor)
     rows = batch.rows()
     try:
         return Prepared(batch, rows, statements(rows))

@@ -67,8 +67,8 @@ def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
 
 
 def read(path: Path) -> Iterator[tuple[bytes, DeadLetter]]:
-    """The letters with their lines, oldest first. A line cut off by a crash is passed over: its records are still in
-    the journal, since the segment goes only after the sync."""
+    """The letters with their lines, oldest first. A line cut off by a crash is passed over, its records are still in
+    the journal, since the segment goes only after the sync; so is one that the disk has spoilt."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def read(path: Path) -> Iterator[tuple[bytes, DeadLetter]]:
         for line in file:
             try:
                 yield line, msgspec.json.decode(line, type=DeadLetter)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _OF_THE_SEGMENT = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA, ErrorClass.UNKNOWN}
 """Failures after which other segments may still be tried at once; all others hold everything back."""
+DEADLY_ATTEMPTS = 2
+"""Failures of a segment, after which it is itself at fault if a writer dies of it."""
 DRAIN_ATTEMPTS = 3
 """Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
@@ -70,6 +73,8 @@ class Flush:
         self._pinger = Pinger(writers, backlog, figures, answered=self.consider)
         self._paused_until = 0.0
         self._attempts = 0
+        self._doubtful = False
+        """Whether the last segments were at fault themselves: perhaps the next ones are too."""
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._logged: tuple[str, float] = ("", 0.0)
@@ -194,10 +199,8 @@ class Flush:
         The rest stays in the journal.
         """
         self.start_draining()
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._drained.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            pass
 
     def longest_write_s(self, now: float) -> float:
         """How long the oldest write has been under way: a database that hangs reports no error."""
@@ -224,7 +227,7 @@ class Flush:
             writers=self._writers_at_once,
             pool_size=self._pool_size,
             each=COMMANDS_EACH,
-            healthy=not self._attempts,
+            healthy=not self._attempts and not self._doubtful,
             held_up=self.longest_write_s(now) >= PATIENCE_S,
         )
 
@@ -264,11 +267,14 @@ class Flush:
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
-                await asyncio.get_running_loop().run_in_executor(None, _remove, segment.path, answer.damaged_bytes > 0)
+                await asyncio.get_running_loop().run_in_executor(
+                    None, segments.remove, segment.path, answer.damaged_bytes > 0
+                )
         except WriterDied as error:
-            answer = Failed(ErrorClass.RECONNECT, -1, f"a writer died: {error}")
+            error_class = ErrorClass.UNKNOWN if segment.attempts >= DEADLY_ATTEMPTS else ErrorClass.RECONNECT
+            answer = Failed(error_class, -1, f"a writer died: {error}", of_segment=error_class is ErrorClass.UNKNOWN)
         except OSError as error:
-            answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}")
+            answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}", of_segment=True)
         finally:
             # Not in _handed_over(): that runs only after consider() may have handed the segment over again.
             del self._writing_since[segment.sequence]
@@ -316,6 +322,7 @@ class Flush:
             figures.database_up = True
             figures.alarm = None
             self._attempts = 0
+            self._doubtful = False
             self._paused_until = 0.0
         self._callers.written(segment.sequence, answer)
 
@@ -323,8 +330,11 @@ class Flush:
         segment.busy = False
         segment.attempts += 1
         now = self._clock()
-        self._figures.failed(answer)
-        if answer.error_class in _OF_THE_SEGMENT:
+        of_segment = answer.of_segment or answer.error_class in _OF_THE_SEGMENT
+        self._figures.failed(answer, of_segment=of_segment)
+        if of_segment:
+            segment.alarm = answer.message if answer.alarming else None
+            self._doubtful |= answer.of_segment
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
             segment.not_before = now + delay
         else:
@@ -338,11 +348,3 @@ class Flush:
             self._logged = (answer.message, now)
             level = logging.ERROR if answer.alarming else logging.WARNING
             log.log(level, "flush failed, everything is kept, next try in %.1f s: %s", delay, answer.message)
-
-
-def _remove(path: Path, damaged: bool) -> None:
-    """Blocks. A written segment goes; one with unreadable parts is kept for a human under another name."""
-    if damaged:
-        segments.set_aside(path)
-    else:
-        path.unlink()

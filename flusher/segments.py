@@ -196,6 +196,14 @@ def set_aside(path: Path) -> Path:
     return kept
 
 
+def remove(path: Path, damaged: bool) -> None:
+    """Takes a written segment away; one with unreadable parts is kept for a human. Blocks. Raises: OSError."""
+    if damaged:
+        set_aside(path)
+    else:
+        path.unlink()
+
+
 def sequence_of(path: Path) -> int:
     return int(path.name[:20])
 

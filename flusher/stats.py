@@ -124,14 +124,14 @@ class Figures:
         self.flush_duration_s += duration_s
         self.last_flush_at = wall
 
-    def failed(self, answer: Failed) -> None:
+    def failed(self, answer: Failed, *, of_segment: bool) -> None:
         name, code = answer.error_class.value, str(answer.number)
         self.failures[name] = self.failures.get(name, 0) + 1
         self.failures_by_code[code] = self.failures_by_code.get(code, 0) + 1
         self.last_error = answer.message
-        if answer.alarming:
+        if answer.alarming and not of_segment:
             self.alarm = answer.message
-        if answer.error_class is not ErrorClass.RETRY:
+        if answer.error_class is not ErrorClass.RETRY and not answer.of_segment:
             self.database_up = False
 
 
@@ -214,7 +214,7 @@ def document(
             "refusing": refusing,
             "database": "healthy" if figures.database_up and longest_write_s < HANGING_S else "unhealthy",
             "longest_write_seconds": round(longest_write_s, 3),
-            "alarm": figures.alarm,
+            "alarm": figures.alarm or backlog.alarm(),
             "last_error": (
                 f"a write has been under way for {longest_write_s:.0f} s"
                 if longest_write_s >= HANGING_S

@@ -120,8 +120,8 @@ class Store:
         Raises: StoreError; then nothing of it is in the database, except after a connection lost at COMMIT, when
         nobody knows. Writing it again is harmless either way.
         """
+        db = self._reach()
         try:
-            db = self._connection()
             for statement in self._fitting(rows, ready):
                 self._query(db, statement)
             self._asked_at = self._clock()
@@ -138,8 +138,8 @@ class Store:
 
     def ping(self) -> None:
         """Finds out whether the database answers and takes writes. Blocks. Raises: StoreError."""
+        db = self._reach()
         try:
-            db = self._connection()
             self._asked_at = self._clock()
             db.ping()
         except MySQLdb.Error as error:
@@ -147,8 +147,8 @@ class Store:
 
     def execute(self, statements: Sequence[str]) -> None:
         """Runs statements of ours (the schema). Blocks. Raises: StoreError."""
+        db = self._reach(database=False)
         try:
-            db = self._connection(database=False)
             for statement in statements:
                 self._query(db, statement.encode())
         except MySQLdb.Error as error:
@@ -156,8 +156,8 @@ class Store:
 
     def describe(self) -> Facts:
         """The server and our tables, as far as our user may see them. Blocks. Raises: StoreError."""
+        db = self._reach()
         try:
-            db = self._connection()
             found = gather(partial(_select, db), self.host, self._flavour, self.version)
             db.rollback()
         except MySQLdb.Error as error:
@@ -172,7 +172,17 @@ class Store:
             except MySQLdb.Error:
                 pass  # it is gone already
 
-    def _connection(self, *, database: bool = True) -> Any:
+    def _reach(self, *, database: bool = True) -> Any:
+        """A connection. Raises: StoreError, of which no row is the cause."""
+        try:
+            return self._connection(database=database)
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+        except (ValueError, TypeError, OverflowError) as error:
+            self.close()
+            raise StoreError(ErrorClass.UNKNOWN, -1, f"no connection can be made: {error}") from error
+
+    def _connection(self, *, database: bool) -> Any:
         now = self._clock()
         if self._host and now - self._looked_back_at >= RETURN_S:
             self._look_back(database=database)
@@ -306,7 +316,7 @@ def _takes_writes(db: Any) -> bool:
         db.rollback()
     except MySQLdb.Error:
         return False
-    return not int(read_only)
+    return str(read_only) in ("0", "OFF")  # MariaDB 12 has words for it
 
 
 def _select(db: Any, statement: str) -> list[tuple[Any, ...]]:

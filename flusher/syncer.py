@@ -71,6 +71,7 @@ class Syncer:
         self._covered_since: float | None = None
         self._unsynced: dict[int, int] = {}
         self._rewriting = 0
+        self._rewritten: dict[int, Path] = {}
         self._last_gone = 0
         self.last_error: str | None = None
 
@@ -119,6 +120,10 @@ class Syncer:
         self._last_gone = max(self._last_gone, sequence)
         self._unsynced.pop(sequence, None)
         self._release(lambda waiter: waiter.segment.sequence == sequence)
+        rewritten = self._rewritten.pop(sequence, None)
+        if rewritten is not None:
+            # Behind its rewriting, which may have given the name back that was just taken away.
+            self._thread.submit(rewritten.unlink, missing_ok=True)
         if self._running is None:
             segment = self._dirty.pop(sequence, None)
             if segment is not None:
@@ -204,6 +209,7 @@ class Syncer:
             self._unsynced.pop(segment.sequence, None)
             segment.close()
             self._rewriting += 1
+            self._rewritten[segment.sequence] = segment.path
             self._rewrite(segment.path)
         for waiter in waiting:
             waiter.failed()

@@ -20,11 +20,13 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import msgspec
 import orjson
@@ -60,20 +62,24 @@ class Refused(msgspec.Struct, frozen=True):
     error: StoreError
 
 
+class MostRefused(StoreError):
+    """So many of a batch's rows are refused that they are not dead letters: the operator must look at the table."""
+
+
 class Writer:
     def __init__(self, store: Store, dead_letters_path: Path, dead_letters_max_bytes: int) -> None:
         self._store = store
         self._dead_letters_path = dead_letters_path
         self._dead_letters_max_bytes = dead_letters_max_bytes
 
-    def write(self, path: Path, prepared: Prepared | OSError) -> Written | Failed:
+    def write(self, path: Path, prepared: Prepared | Exception) -> Written | Failed:
         """Blocks for as long as the database does.
 
         Args: prepared: prepared(path).
         """
         statements_before = self._store.statements
         try:
-            if isinstance(prepared, OSError):
+            if isinstance(prepared, Exception):
                 raise prepared
             batch = prepared.batch
             written, refused = self._upsert(prepared)
@@ -83,10 +89,16 @@ class Writer:
         except StoreError as error:
             return self._failed(error)
         except DeadLettersFull as error:
-            return Failed(ErrorClass.STORAGE, -1, str(error), self._store.connected)
+            return self._at_fault(ErrorClass.STORAGE, -1, str(error))
         except OSError as error:
-            message = f"{error.filename or path}: {error.strerror}"
-            return Failed(ErrorClass.STORAGE, error.errno or -1, message, self._store.connected)
+            return self._at_fault(ErrorClass.STORAGE, error.errno or -1, f"{error.filename or path}: {error.strerror}")
+        except Exception as error:  # noqa: BLE001
+            # It would end every writer that takes this segment. Its text may have record content, its place has none.
+            frames = reversed(traceback.extract_tb(error.__traceback__))
+            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+            log.critical("%s: a fault of ours, %s in %s", path.name, type(error).__name__, where)
+            self._store.close()  # nobody knows what has been sent
+            return self._at_fault(ErrorClass.UNKNOWN, -1, f"{path.name}: a fault of ours, {type(error).__name__}")
         dead = len(letters)
         return Written(
             rows={kind.name: count for kind, count in written.items()},
@@ -107,7 +119,12 @@ class Writer:
         return Alive(self._store.host, self._store.version)
 
     def _failed(self, error: StoreError) -> Failed:
-        return Failed(error.error_class, error.number, error.public, self._store.connected)
+        of_segment = isinstance(error, MostRefused)
+        return Failed(error.error_class, error.number, error.public, of_segment, self._store.connected)
+
+    def _at_fault(self, error_class: ErrorClass, number: int, message: str) -> Failed:
+        """What is no fault of the database's."""
+        return Failed(error_class, number, message, of_segment=True, connected=self._store.connected)
 
     def _upsert(self, prepared: Prepared) -> tuple[dict[Kind, int], list[Refused]]:
         """Writes every row that the database takes. Where one is refused, an older state of its key gets its turn."""
@@ -115,9 +132,9 @@ class Writer:
         refused: list[Refused] = []
         positions: set[tuple[int, int]] = set()
         batch, rows, ready = prepared.batch, prepared.rows, prepared.statements
-        total = sum(map(len, rows.values()))
+        total = sum(not batch.is_replayed(row) for kind_rows in rows.values() for row in kind_rows)
         while any(rows.values()):
-            found = self._bisect(rows, ready, total)
+            found = self._bisect(batch, rows, ready, total)
             ready = None
             for kind, kind_rows in rows.items():
                 written[kind] += len(kind_rows)
@@ -132,11 +149,12 @@ class Writer:
             }
         return written, refused
 
-    def _bisect(self, rows: Rows, ready: Sequence[bytes] | None, total: int) -> list[Refused]:
+    def _bisect(self, batch: Batch, rows: Rows, ready: Sequence[bytes] | None, total: int) -> list[Refused]:
         """One transaction; where a row is refused, one for each half, down to the row (log2 steps for one bad row).
 
+        Args: total: rows of the batch that were never dead letters. Most of those that were may well be refused again.
         Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's,
-        and for a batch of which most rows are refused.
+        MostRefused.
         """
         refused: list[Refused] = []
         todo = [rows]
@@ -153,8 +171,9 @@ class Writer:
                     todo += [second, first]
                     continue
                 refused += [Refused(kind, row, error) for kind, kind_rows in first.items() for row in kind_rows]
-                if total >= SCHEMA_FAULT_ROWS and len(refused) * 2 > total:
-                    raise StoreError(
+                new = sum(not batch.is_replayed(one.row) for one in refused)
+                if total >= SCHEMA_FAULT_ROWS and new * 2 > total:
+                    raise MostRefused(
                         ErrorClass.SCHEMA,
                         error.number,
                         f"over half of a batch of {total} rows is refused with error {error.number}:"
@@ -173,7 +192,7 @@ class Writer:
                 error=one.error.detail,
                 column=_column(one.error.detail),
                 arrival=batch.entries[one.row.entry].arrival,
-                record=batch.raw(one.kind, one.row),
+                record=_keepable(one.kind, batch.raw(one.kind, one.row)),
             )
             for one in refused
         ]
@@ -188,6 +207,16 @@ class Writer:
 def _key(kind: Kind, row: Row) -> str:
     key: str = getattr(row.record, kind.key)
     return key
+
+
+def _keepable(kind: Kind, record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it was received, or without its unknown fields where those are nested so deep that it could be
+    neither kept nor replayed."""
+    try:
+        orjson.dumps({kind.name: [record]})
+    except TypeError:
+        return {name: value for name, value in record.items() if name in kind.record.__struct_fields__}
+    return record
 
 
 def _column(detail: str) -> str | None:
@@ -230,7 +259,7 @@ def server_of(database: Database) -> Server:
     )
 
 
-Command = tuple[Path, Prepared | OSError] | None
+Command = tuple[Path, Prepared | Exception] | None
 """A segment to write, with what preparing it gave; None: a ping."""
 
 
@@ -249,11 +278,11 @@ def _read_ahead(commands: SimpleQueue[Command], done: list[Command]) -> None:
     os._exit(0)  # the parent is gone; sys.exit would wait for the query under way
 
 
-def prepared(path: Path) -> Prepared | OSError:
-    """What Writer.write() takes. Blocks while the file is read."""
+def prepared(path: Path) -> Prepared | Exception:
+    """What Writer.write() takes, and raises where it is no good. Blocks while the file is read."""
     try:
         return prepare(path)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001
         return error
 
 

@@ -136,6 +136,16 @@ def test_a_full_disk_leaves_no_part_of_a_letter(path: Path) -> None:
     assert letters_in(path) == [letter("a"), letter("c")]
 
 
+@pytest.mark.parametrize("spoilt", [b"\xff", b"\0"])
+def test_a_letter_that_the_disk_has_spoilt_hides_no_other(path: Path, spoilt: bytes) -> None:
+    dead_letters.append(path, [letter("a"), letter("b"), letter("c")], MAX_BYTES)
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:20] + spoilt + second[21:] + third)
+
+    assert [one.key for one in letters_in(path)] == ["a", "c"]
+    assert dead_letters.count(path) == 2
+
+
 def test_a_letter_cut_off_anywhere_by_a_crash_costs_neither_its_neighbours_nor_those_to_come(path: Path) -> None:
     dead_letters.append(path, [letter("a")], MAX_BYTES)
     first = path.stat().st_size

@@ -212,11 +212,11 @@ def test_an_alarm_is_raised_for_what_does_not_pass_by_itself_and_ends_with_the_c
         node.writers.answer = lambda path: failed(error_class)
         node.submit(b"body")
         await node.ask_flush(0.01)
-        assert (node.figures.alarm is not None) is alarming
+        assert (node.alarm is not None) is alarming
 
         node.writers.answer = written
         await node.ask_flush()
-        assert node.figures.alarm is None
+        assert node.alarm is None
         assert node.figures.database_up is True
 
     run(test, tmp_path)
@@ -241,7 +241,72 @@ def test_a_blocked_host_is_an_alarm_although_it_is_retried_like_a_lost_connectio
         node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 1129)
         node.submit(b"body")
         await node.ask_flush(0.01)
-        assert node.figures.alarm is not None
+        assert node.alarm is not None
+
+    run(test, tmp_path)
+
+
+def test_a_segment_that_is_itself_at_fault_holds_up_no_other_and_its_alarm_stays_until_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    async def test(node: Node) -> None:
+        bad = node.backlog.active
+        assert bad is not None
+        node.writers.answer = lambda path: (
+            failed(ErrorClass.STORAGE, 5, of_segment=True) if path == bad.path else written(path)
+        )
+        node.submit(b"bad")
+        assert (await node.ask_flush(0.01)).pending == 1
+        for number in range(20):  # a record a second, without a flush by hand
+            node.submit(b"%d" % number)
+            node.clock.now += 1
+            node.flush.consider()
+            await node.until(lambda count=number + 1: len(node.writers.written_bodies) == count)
+            await node.settled()
+            assert node.alarm == "error 5 (storage)"
+        assert node.writers.written_bodies == [b"%d" % number for number in range(20)]
+        assert node.writers.asked.count(bad.path.name) > 2
+
+        node.writers.answer = written
+        await node.ask_flush()
+        assert node.writers.written_bodies[-1] == b"bad"
+        assert node.alarm is None
+
+    run(test, tmp_path, policy=FlushPolicy(max_records=1000, interval_s=0.5))
+
+
+def test_after_a_segment_at_fault_one_is_tried_at_a_time_until_one_is_written(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.SCHEMA, of_segment=True)
+        for number in range(9):
+            seal(node, b"%d" % number)
+        node.flush.consider()
+        await node.until(lambda: len(node.writers.asked) == 9)
+        never: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        node.writers.answer = lambda path: never
+        node.clock.now += 60
+        node.flush.consider()
+        await node.settled()
+        assert len(node.writers.asked) == 10
+        never.set_result(failed(ErrorClass.SCHEMA, of_segment=True))
+
+    run(test, tmp_path)
+
+
+def test_a_segment_of_which_writer_after_writer_dies_is_at_fault(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.submit(b"deadly")
+        node.writers.dies = True
+        for deaths in range(1, 4):
+            await node.ask_flush(0.01)
+            assert node.figures.failures["reconnect"] == min(deaths, 2)
+            assert (node.alarm is not None) is (deaths == 3)
+        node.writers.dies = False
+        node.submit(b"good")
+        deadly = node.writers.asked[:]
+        node.writers.answer = lambda path: written(path) if path.name not in deadly else failed(ErrorClass.RETRY)
+        await node.ask_flush(0.01)
+        assert b"good" in node.writers.written_bodies
 
     run(test, tmp_path)
 

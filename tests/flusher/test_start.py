@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_arrivals_go_on_after_the_time_of_the_newest_file_when_its_end_is_lost(t
     os.utime(path, (2_000_000_000, 2_000_000_000))
 
     assert open_journal(tmp_path)[2] == 2_000_000_000_000_000
+
+
+def test_a_newest_file_that_cannot_be_read_does_not_stop_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = left_over(tmp_path, ARRIVAL, [ARRIVAL + 1])
+    path.unlink()
+    path.mkdir()  # the kernel says EISDIR here and EIO of a broken disk; both are OSErrors of read(2)
+    before = time.time_ns() // 1000
+
+    assert open_journal(tmp_path)[2] >= before
+    assert f"{path} cannot be read" in caplog.text
 
 
 def test_a_damaged_arrival_does_not_push_the_clock_into_the_future(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from MySQLdb.connections import Connection
 
+from flusher import store as store_module
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Row, with_values
 from flusher.schema import FILE
@@ -706,6 +707,35 @@ def test_while_the_first_host_takes_no_writes_the_other_is_kept_without_an_error
         assert cluster.store._db is connection
     assert cluster.hosts.tried.count("one") == 4
     cluster.store.close()
+
+
+def test_what_mariadb_12_says_of_read_only_is_understood(
+    mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = store_module._select
+
+    def as_mariadb_12(db: Any, statement: str) -> list[tuple[Any, ...]]:
+        rows = select(db, statement)
+        if "@@read_only" not in statement:
+            return rows
+        return [({0: "OFF", 1: "ON"}[first], *rest) for first, *rest in rows]
+
+    monkeypatch.setattr(store_module, "_select", as_mariadb_12)
+    cluster = Cluster(mariadb, database)
+    cluster.down["one"] = 2003
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+    del cluster.down["one"]
+    cluster.now += RETURN_S
+    assert (cluster.write(), cluster.store.host) == (0, "one")
+    cluster.store.close()
+
+
+def test_a_login_that_cannot_even_be_sent_is_no_fault_of_a_row(mariadb: MariaDB, database: str) -> None:
+    store = Store(replace(mariadb.server(database), password="a\0b"))
+    for attempt in (lambda: store.write(rows_of(task())), store.ping, store.describe):
+        with pytest.raises(StoreError) as caught:
+            attempt()
+        assert caught.value.error_class is ErrorClass.UNKNOWN
 
 
 def remembering(connections: list[Any]) -> Callable[..., Any]:

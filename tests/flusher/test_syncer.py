@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flusher.journal import SegmentFile
 from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Reason
-from tests.support.flusher import Node, bodies_in, written
+from tests.support.flusher import WAIT_S, Node, bodies_in, written
 
 FULL = FlushPolicy(max_records=1, interval_s=1.0).segment_max_records
 
@@ -194,6 +195,45 @@ def test_a_file_whose_sync_failed_is_never_synced_again_and_its_records_get_new_
         assert node.journal.active is not failed
         assert failed.path.stat().st_ino != pages
         assert [bytes(entry.body) for entry in segments.read(failed.path).entries] == [b"kept"]
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+@pytest.mark.parametrize("rewritten_first", [False, True])
+def test_a_segment_that_was_written_while_it_got_new_pages_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewritten_first: bool
+) -> None:
+    read, removed = threading.Event(), threading.Event()
+
+    def rewrite(path: Path) -> None:
+        data = path.read_bytes()
+        read.set()
+        assert removed.wait(WAIT_S)
+        path.write_bytes(data)
+
+    def remove(path: Path, damaged: bool) -> None:
+        assert read.wait(WAIT_S)
+        path.unlink()
+        removed.set()
+        while rewritten_first and not path.exists():
+            time.sleep(0.001)
+
+    monkeypatch.setattr(segments, "rewrite", rewrite)
+    monkeypatch.setattr(segments, "remove", remove)
+
+    async def test(node: Node) -> None:
+        node.submit(b"kept")
+        await node.until(node.acked)
+        assert node.journal.active is not None
+        path = node.journal.active.path
+        node.disk.broken = True
+        node.submit(b"lost")
+        await node.until(node.rejected)
+        node.flush.consider()
+        await node.until(lambda: node.writers.written_bodies == [b"kept"])
+        await node.until(lambda: not node.syncer.failed)
+        await node.until(lambda: not path.exists())
+        assert bodies_in(tmp_path) == []
 
     run(test, tmp_path, Fsync.ALWAYS)
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from flusher import dead_letters, segments
@@ -21,6 +24,8 @@ from flusher.rows import Rows
 from flusher.segments import Entry
 from flusher.store import Store, StoreError
 from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
+from shared.bodies import validate
+from shared.records import TASKS, UTC
 from tests.bench.machine import ALL, on_cores
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
@@ -44,8 +49,8 @@ class Place:
         entries = [Entry(kind, count, ARRIVAL + number, body) for number, body in enumerate(bodies)]
         return self.segment_of(entries)
 
-    def segment_of(self, entries: Sequence[Entry]) -> Path:
-        self.journal.open(0)
+    def segment_of(self, entries: Sequence[Entry], floor: int = 0) -> Path:
+        self.journal.open(floor)
         self.journal.append(entries)
         segment = self.journal.seal()
         segment.close()
@@ -196,11 +201,77 @@ def test_when_most_of_a_batch_is_refused_the_table_is_at_fault_and_nothing_is_de
 
     answer = is_failed(place.write(path))
 
-    assert (answer.error_class, answer.number) == (ErrorClass.SCHEMA, 4025)
+    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.SCHEMA, 4025, True)
     assert place.letters() == []
     assert path.exists()
     place.accept_again()
     assert is_written(place.write(path)).rows["tasks"] == 10
+
+
+@pytest.mark.parametrize("good", [0, 1, 9])
+def test_dead_letters_that_are_refused_again_do_not_put_the_table_at_fault(place: Place, good: int) -> None:
+    place.refuse("source_text = 'poison'")
+    floor = ARRIVAL + 99
+    replayed = [
+        Entry(2, 1, ARRIVAL + number, task_body(task(f"{number}", source_text="poison"))) for number in range(99)
+    ]
+    new = [Entry(2, 1, floor + 1 + number, task_body(task(f"new {number}"))) for number in range(good)]
+
+    answer = is_written(place.write(place.segment_of([*replayed, *new], floor=floor)))
+
+    assert (answer.rows["tasks"], answer.dead_lettered) == (good, 99)
+
+
+def test_of_the_others_beside_them_most_may_not_be_refused(place: Place) -> None:
+    place.refuse("source_text = 'poison'")
+    replayed = [Entry(2, 1, ARRIVAL + number, task_body(task(f"{number}"))) for number in range(99)]
+    new = [
+        Entry(2, 1, ARRIVAL + 100 + number, task_body(task(f"n{number}", source_text="poison"))) for number in range(10)
+    ]
+
+    answer = is_failed(place.write(place.segment_of([*replayed, *new], floor=ARRIVAL + 99)))
+
+    assert (answer.error_class, answer.of_segment) == (ErrorClass.SCHEMA, True)
+
+
+@pytest.mark.parametrize("depth", [100, 251, 252, 253, 300, 1000])
+def test_a_refused_record_with_an_unknown_field_of_any_depth_is_kept_and_can_be_replayed(
+    place: Place, depth: int
+) -> None:
+    place.refuse("task_id = 'bad'")
+    body = task_body(task("bad"))[:-3] + b',"extra":' + b"[" * depth + b"]" * depth + b"}]}"
+    assert validate(TASKS, body, now=datetime.now(UTC), max_clock_skew_s=0, max_records=1)
+
+    assert is_written(place.write(place.segment(body))).dead_lettered == 1
+
+    (letter,) = place.letters()
+    assert {name: value for name, value in letter.record.items() if name != "extra"} == task("bad")
+    assert ("extra" in letter.record) is (depth < 252)
+    assert orjson.loads(orjson.dumps({"tasks": [letter.record]}))["tasks"] == [letter.record]
+
+
+@pytest.mark.parametrize("where", ["prepare", "write"])
+def test_a_fault_of_ours_costs_one_segment_its_turn_and_no_writer_its_life(
+    place: Place, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = "s3cret"
+    path = place.segment(task_body(task("a", source_text=content)))
+
+    def fail(*_: Any) -> Any:
+        raise KeyError(content)
+
+    with monkeypatch.context() as broken:
+        if where == "prepare":
+            broken.setattr("flusher.writer.prepare", fail)
+        else:
+            broken.setattr(Store, "_query", fail)
+        answer = is_failed(place.write(path))
+
+    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.UNKNOWN, -1, True)
+    assert "KeyError" in answer.message
+    assert re.search(r"KeyError in test_writer\.py:\d+ fail < ", caplog.text)
+    assert content not in caplog.text + answer.message
+    assert is_written(place.write(path)).rows["tasks"] == 1
 
 
 def test_up_to_half_of_a_batch_may_be_refused_for_its_content(place: Place) -> None:
@@ -267,7 +338,7 @@ def test_full_dead_letters_fail_the_batch_instead_of_discarding_it(place: Place)
 
     answer = is_failed(place.write(path, max_bytes=100))
 
-    assert answer.error_class is ErrorClass.STORAGE
+    assert (answer.error_class, answer.of_segment) == (ErrorClass.STORAGE, True)
     assert "100" in answer.message
     assert place.letters() == []
     assert path.exists()
@@ -277,7 +348,7 @@ def test_full_dead_letters_fail_the_batch_instead_of_discarding_it(place: Place)
 def test_a_segment_that_cannot_be_read_is_a_failure_of_storage(place: Place, tmp_path: Path) -> None:
     answer = is_failed(place.write(tmp_path / "gone.segment"))
 
-    assert (answer.error_class, answer.number) == (ErrorClass.STORAGE, 2)
+    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.STORAGE, 2, True)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def written(path: Path, **fields: Any) -> Written:
     return Written(**{**said, **fields})
 
 
-def failed(error_class: ErrorClass, number: int = 1) -> Failed:
-    return Failed(error_class, number, f"error {number} ({error_class.value})")
+def failed(error_class: ErrorClass, number: int = 1, *, of_segment: bool = False) -> Failed:
+    return Failed(error_class, number, f"error {number} ({error_class.value})", of_segment)
 
 
 class FakeWriters:
@@ -210,6 +210,10 @@ class Node:
         while not condition():
             assert time.monotonic() < give_up_at, "did not happen"
             await asyncio.sleep(0.001)
+
+    @property
+    def alarm(self) -> str | None:
+        return self.figures.alarm or self.backlog.alarm()
 
     async def settled(self) -> None:
         """Lets everything run that is ready to run."""
