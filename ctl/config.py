@@ -9,7 +9,7 @@ import yaml
 
 from ctl.output import ExitStatus, Wrong, emit, finish, json_option
 from shared.config import DEFAULT_FILE, ENVIRONMENT, ConfigError, load, masked
-from shared.exposure import warnings
+from shared.exposure import TlsUnusable, check_tls, warnings
 
 
 @click.group()
@@ -21,7 +21,7 @@ def config() -> None:
 @click.argument("file", required=False, type=click.Path())
 @json_option
 def check(file: str | None, as_json: bool) -> None:
-    """Checks the file and the environment, prints what is in effect, secrets masked.
+    """Checks the file, the environment and our own certificate, prints what is in effect, secrets masked.
 
     Exit status: 0 all right, 1 something is wrong.
     """
@@ -29,7 +29,8 @@ def check(file: str | None, as_json: bool) -> None:
     variables = [variable for variable in ENVIRONMENT if os.environ.get(variable)]
     try:
         effective = load(file, os.environ)
-    except ConfigError as error:
+        check_tls(effective.service)
+    except (ConfigError, TlsUnusable) as error:
         if as_json:
             emit({"file": name, "environment": variables, "error": str(error), "effective": None})
             finish(ExitStatus.WRONG)

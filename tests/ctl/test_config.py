@@ -33,6 +33,18 @@ def test_a_wrong_one_is_1_and_names_key_value_and_what_is_allowed(short_path: Pa
     assert "journal.fsync" in as_json.json["error"]
 
 
+def test_a_certificate_that_ingest_could_not_serve_with_is_wrong(short_path: Path, mariadb: MariaDB) -> None:
+    service = Service(short_path, mariadb, "none")
+    result = ctl(service, "config", "check", SERVICE_TLS_CERT="/nonexistent.pem")
+    assert (result.status, result.out) == (1, "")
+    assert result.err.splitlines() == [
+        "ctl: configuration: service.tls_cert = '/nonexistent.pem', service.tls_key = None: No such file or directory"
+    ]
+    key_alone = ctl(service, "config", "check", "--json", SERVICE_TLS_KEY="/nonexistent.pem")
+    assert key_alone.status == 1
+    assert "service.tls_cert is not" in key_alone.json["error"]
+
+
 def test_a_file_that_is_not_there_is_wrong(short_path: Path, mariadb: MariaDB) -> None:
     service = Service(short_path, mariadb, "none")
     assert ctl(service, "config", "check", str(short_path / "none.yaml")).status == 1
