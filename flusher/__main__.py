@@ -96,6 +96,11 @@ def last_given_out(newest: Path) -> int:
     return max(contents.floor, modified_at, *(entry.arrival for entry in contents.entries))
 
 
+def with_records(leftovers: list[Path]) -> list[int]:
+    """Sizes of those segments that hold more than their header; after a clean stop there is none."""
+    return [size for size in (path.stat().st_size for path in leftovers) if size > segments.SEGMENT_HEADER_BYTES]
+
+
 async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
     """Fills in the counts of recovered segments while requests are already accepted."""
     for path in leftovers:
@@ -186,6 +191,7 @@ async def serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    to_recover = with_records(leftovers)
     flush.start(leftovers, floor)
     path = socket_path(state_directory)
     server = await loop.create_unix_server(
@@ -195,8 +201,8 @@ async def serve(config: Config) -> None:
         loop.create_task(survey_leftovers(leftovers, backlog)),
         loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures, writers)),
     ]
-    if leftovers:
-        log.info("recovering %d segments, %d bytes", len(leftovers), journal.bytes)
+    if to_recover:
+        log.info("recovering %d segments, %d bytes", len(to_recover), sum(to_recover))
     gc.collect()
     gc.freeze()
     log.info("accepting at %s", path)

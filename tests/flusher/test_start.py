@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher.__main__ import lock, open_journal, socket_path
+from flusher.__main__ import lock, open_journal, socket_path, with_records
 from flusher.journal import Journal
 from flusher.segments import SEGMENT_HEADER_BYTES, Entry
 
@@ -64,6 +64,14 @@ def test_a_newest_file_that_cannot_be_read_does_not_stop_the_start(
 
     assert open_journal(tmp_path)[2] >= before
     assert f"{path} cannot be read" in caplog.text
+
+
+def test_a_segment_without_an_entry_is_nothing_to_recover(tmp_path: Path) -> None:
+    left_over(tmp_path, ARRIVAL, [])
+    full = left_over(tmp_path, ARRIVAL, [ARRIVAL + 1])
+    left_over(tmp_path, ARRIVAL + 1, [])
+
+    assert with_records(open_journal(tmp_path)[1]) == [full.stat().st_size]
 
 
 def test_a_damaged_arrival_does_not_push_the_clock_into_the_future(tmp_path: Path) -> None:
