@@ -69,6 +69,9 @@ NOT_RUN = {
     "useradd --system --home-dir /opt/persistence-service --shell /usr/sbin/nologin persistence": (
         "changes the machine, and needs systemd to run it; tests/deploy/test_systemd.py checks the unit"
     ),
+    "(set -a; . /etc/persistence-service.env; runuser -u persistence -- ./scripts/ctl.sh status)": (
+        "needs root, the user and the file of such an installation"
+    ),
     "./scripts/bench.sh": "takes twelve minutes; a test makes a quick run of it",
     "./scripts/chaos.sh --faults 1000 --seed 11": "takes eight minutes; tests/system/test_chaos.py runs sixty faults",
 }
