@@ -1,7 +1,7 @@
 """Entries -> rows: the merge rule in memory. Pure functions.
 
 Of two records with the same key the one with the later updated_at wins, whole; on a tie the later arrival. The same
-rule stands in the upsert (store.py); a property test holds the two against each other.
+rule stands in the upsert (upsert.py); a property test holds the two against each other.
 """
 
 from __future__ import annotations
