@@ -1,6 +1,6 @@
 -- Persistence Service: the two tables. Idempotent: run it as often as you like.
 --
---   mariadb < sql/schema.sql         or   python -m flusher.schema   (takes the configured database's name)
+--   mariadb < sql/schema.sql   or   .venv/bin/python -m flusher.schema   (takes the configured database's name)
 --
 -- Keys compare byte by byte and keep trailing spaces (NO PAD), as the merge rule in memory does; the collation
 -- with that meaning has one name on MySQL and another on MariaDB, hence the versioned comments.
