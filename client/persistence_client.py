@@ -42,6 +42,8 @@ BATCH_BYTES = 1024 * 1024
 BATCH_AGE_S = 1.0
 """A batch is sent when it has so many records, or bytes, or when its oldest record is so old."""
 REQUEST_TIMEOUT_S = 2.0
+SLOWEST_BYTES_PER_S = 128 * 1024
+"""A request may take so much longer as its body takes at this rate."""
 FLUSH_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
@@ -86,6 +88,8 @@ class _Waiting(NamedTuple):
     updated_at: datetime
     queued_at: float
     body: bytes
+    since: float = 0.0
+    """When the first state of its key was queued of which none has been sent: newer ones do not make it wait longer."""
 
 
 class _Queue:
@@ -113,45 +117,44 @@ class _Queue:
             if old.updated_at > one.updated_at:
                 return
             size -= len(old.body)
-        self._items[one.key] = one
-        self._items.move_to_end(one.key)
+        self._items[one.key] = one._replace(since=one.queued_at if old is None else old.since)
         self._bytes += size
         while len(self._items) > MAX_RECORDS or self._bytes > MAX_BYTES:
             self._drop_oldest("the queue is full")
 
     def oldest_at(self) -> float:
-        """When the oldest that is not settled was queued; inf where there is none."""
-        return next(iter(self._under_way or self._items.values()), _NOTHING).queued_at
+        """Since when the oldest that is not settled waits; inf where there is none."""
+        return next(iter(self._under_way or self._items.values()), _NOTHING).since
 
     def due(self, now: float) -> bool:
         full = len(self._items) >= BATCH_RECORDS or self._bytes >= BATCH_BYTES
         return full or self.oldest_at() <= now - BATCH_AGE_S
 
     def take(self, oldest_at: float, reason: str = "the service did not take them in time") -> list[_Waiting]:
-        """The next batch; it counts as waiting until settle(). Records from before `oldest_at` are dropped."""
-        while self._items and next(iter(self._items.values())).queued_at < oldest_at:
-            self._drop_oldest(reason)
+        """The next batch; it counts as waiting until settle(). Records queued before `oldest_at` are dropped."""
         size = 0
         while self._items and len(self._under_way) < self.size and size < BATCH_BYTES:
+            if next(iter(self._items.values())).queued_at < oldest_at:
+                self._drop_oldest(reason)
+                continue
             one = self._items.popitem(last=False)[1]
             self._under_way.append(one)
+            self._bytes -= len(one.body)
             size += len(one.body)
-        self._bytes -= size
         return self._under_way
 
     def settle(self, left: Sequence[_Waiting]) -> None:
-        """Ends what take() began; `left` waits again, in front, but for records of which a later state waits."""
+        """Ends what take() began; `left` waits again, in front, each in the latest state of its key."""
         self._under_way = []
         for one in reversed(left):
             newer = self._items.get(one.key)
             if newer is not None:
                 self.coalesced += 1
-                if newer.updated_at >= one.updated_at:
-                    continue
                 self._bytes -= len(newer.body)
-            self._items[one.key] = one
+            stays = one if newer is None or newer.updated_at < one.updated_at else newer._replace(since=one.since)
+            self._items[one.key] = stays
             self._items.move_to_end(one.key, last=False)
-            self._bytes += len(one.body)
+            self._bytes += len(stays.body)
 
     def drop(self, count: int, reason: str, example: str = "") -> None:
         self.dropped += count
@@ -166,7 +169,7 @@ class _Queue:
         self.trouble[what] = (self.trouble.get(what, (0, ""))[0] + count, example)
 
 
-_NOTHING = _Waiting(None, datetime.max, float("inf"), b"")
+_NOTHING = _Waiting(None, datetime.max, 0.0, b"", float("inf"))
 
 
 class _Resolver(AbstractResolver):
@@ -308,10 +311,10 @@ class _Sender:
             pass
         self._wake.clear()
 
-    async def _sent_until(self, queued_at: float) -> None:
+    async def _sent_until(self, since: float) -> None:
         while True:
             with self._lock:
-                if all(queue.oldest_at() > queued_at for queue in self._queues):
+                if all(queue.oldest_at() > since for queue in self._queues):
                     return
             await self._settled.wait()
 
@@ -324,7 +327,8 @@ class _Sender:
         left: Sequence[_Waiting] = batch
         body = b'{"%b":[%b]}' % (queue.name.encode(), b",".join([one.body for one in batch]))
         try:
-            status, answer, retry_after_s = await self._post(f"{queue.name}/batch", body, REQUEST_TIMEOUT_S)
+            timeout_s = REQUEST_TIMEOUT_S + len(body) / SLOWEST_BYTES_PER_S
+            status, answer, retry_after_s = await self._post(f"{queue.name}/batch", body, timeout_s)
             with self._lock:
                 left = self._judge(queue, batch, status, answer)
             self._pause(status in _TRY_AGAIN, retry_after_s)
@@ -332,6 +336,8 @@ class _Sender:
             with self._lock:
                 queue.retried += len(batch)
                 queue.note(len(batch), f"not sent yet: {type(error).__name__}")
+                if isinstance(error, asyncio.TimeoutError):
+                    queue.size = max(1, len(batch) // 2)
             self._pause(True, None)
         finally:
             with self._lock:
@@ -343,7 +349,7 @@ class _Sender:
         code = f"HTTP {status} {answer.get('error_code', '')}".strip()
         if status in (200, 202):
             queue.sent += len(batch)
-            queue.size = BATCH_RECORDS
+            queue.size = min(BATCH_RECORDS, 2 * queue.size)
             return ()
         if status in _TRY_AGAIN:
             queue.retried += len(batch)

@@ -43,7 +43,7 @@ def test_the_limits_are_those_of_the_file() -> None:
     assert shown == limits
     for text in (
         f"more than {module.MAX_RECORDS:,} records, or {module.MAX_BYTES // 2**20} MiB,",
-        f"no answer within {module.REQUEST_TIMEOUT_S:g} s",
+        f"no answer within {module.REQUEST_TIMEOUT_S:g} s, or more",
         f"grow from {module._FIRST_PAUSE_S:g} to {module._LONGEST_PAUSE_S:g} s",
         f"could not be sent for {module.RETRY_FOR_S:g} s",
         f"is over {module.MAX_RECORD_BYTES // 2**20} MiB",

@@ -98,6 +98,33 @@ def test_a_batch_is_due_by_number_by_bytes_and_by_age() -> None:
     assert queue.due(10.0)
 
 
+def test_newer_states_do_not_make_their_key_wait_longer() -> None:
+    queue = make()
+    for tenth in range(10):
+        queue.put(waiting("a", tenth, queued_at=10.0 + tenth / 10))
+        queue.put(waiting(f"b{tenth}", queued_at=10.0 + tenth / 10))
+    assert queue.oldest_at() == 10.0
+    assert queue.due(11.0)
+    batch = queue.take(0)
+    assert states(batch)[0] == ("a", 9)
+    queue.put(waiting("a", 10, queued_at=11.5))
+    queue.put(waiting("b0", 11, queued_at=11.6))
+    queue.settle(batch)  # it was not taken
+    assert queue.oldest_at() == 10.0
+    assert [key for key, _ in states(queue.take(0))] == ["a", *(f"b{tenth}" for tenth in range(10))]
+    queue.settle(())
+    assert queue.oldest_at() == float("inf")
+
+
+def test_a_key_whose_states_never_end_is_not_too_old_but_who_is_behind_it_may_be() -> None:
+    queue = make()
+    queue.put(waiting("hot", 0, queued_at=1.0))
+    queue.put(waiting("old", 0, queued_at=2.0))
+    queue.put(waiting("hot", 1, queued_at=400.0))
+    assert states(queue.take(100.0)) == [("hot", 1)]
+    assert queue.dropped == 1
+
+
 def test_beyond_its_bounds_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RECORDS", 3)
     monkeypatch.setattr(module, "MAX_BYTES", 100)
@@ -127,7 +154,7 @@ def test_records_that_waited_too_long_are_dropped_and_a_later_state_starts_anew(
     queue.put(waiting("b", 1, queued_at=2.0))
     queue.put(waiting("c", 1, queued_at=3.0))
     queue.put(waiting("a", 2, queued_at=4.0))
-    assert states(queue.take(2.5)) == [("c", 1), ("a", 2)]
+    assert states(queue.take(2.5)) == [("a", 2), ("c", 1)]
     assert queue.dropped == 1
     assert list(queue.trouble) == ["dropped: the service did not take them in time"]
 

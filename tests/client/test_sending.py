@@ -301,6 +301,31 @@ def test_a_slow_answer_is_given_up_and_the_records_sent_again(
     hold.set()
 
 
+def test_what_takes_too_long_is_sent_in_smaller_parts_and_the_next_ones_in_larger_again(
+    scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.3)
+    hold = threading.Event()
+    server = scripted(Reply(hold=hold))
+    client = connect(server.url)
+    with together():
+        client.persist_tasks([task(f"t{number}") for number in range(8)])
+    assert [len(server.next().ids) for _ in range(3)] == [8, 4, 4]
+    assert settled(client) == Counters(sent=8, retried=8, dropped=0, coalesced=0, waiting=0)
+    hold.set()
+
+
+def test_a_request_may_take_longer_the_larger_it_is(
+    scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module, "SLOWEST_BYTES_PER_S", 0.001)
+    server = scripted()
+    client = connect(server.url)
+    client.persist_tasks([task("t1")])
+    assert settled(client).sent == 1
+
+
 def test_an_absent_service_is_tried_for_a_bounded_time(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
