@@ -60,10 +60,10 @@ class Node:
         return status == 200, document
 
     def _request(self, method: str, path: str, timeout_s: float | None = None) -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(self.url + path, method=method)  # noqa: S310 -- node_of() lets only http(s) by
-        if self._token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
+            request = urllib.request.Request(self.url + path, method=method)  # noqa: S310 -- only http(s), by _node()
+            if self._token:
+                request.add_unredirected_header("Authorization", f"Bearer {self._token}")
             with self._opener.open(request, timeout=timeout_s or self._timeout_s) as answer:
                 status, body = answer.status, answer.read()
         except urllib.error.HTTPError as error:

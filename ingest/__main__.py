@@ -47,8 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
     give_up_at = time.monotonic() + BIND_TRIES_S
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        sys.exit(f"ingest: service.host = {host!r}: {error.strerror}")
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none, such as ".local"
+        sys.exit(f"ingest: service.host = {host!r}: {getattr(error, 'strerror', error)}")
     while True:
         # The protocol must be named: without it the workers' event loop does not know that it may set TCP_NODELAY.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -316,10 +316,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_json(content_type: bytes) -> bool:
-    """application/json, in UTF-8 if it says so."""
-    name, _, parameters = content_type.lower().partition(b";")
-    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-    return name.strip() == _JSON and charset in (b"", b"utf-8", b"utf8")
+    """application/json, in UTF-8 if it says so. Other parameters mean nothing (RFC 8259, 11)."""
+    name, *parameters = content_type.lower().split(b";")
+    charsets = [value for name, _, value in (one.strip().partition(b"=") for one in parameters) if name == b"charset"]
+    return name.strip() == _JSON and all(value.strip(b'"') in (b"utf-8", b"utf8") for value in charsets)
 
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:

@@ -152,7 +152,7 @@ need_bench_python() { # an environment of its own for the seed design and for pl
     stamp=$venv/.installed-$({ cat "$requirements" && "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'; } |
         sha256sum | cut -c1-16)
     [ ! -f "$stamp" ] || return 0
-    mkdir -p "$STATE"
+    mkdir -p -m 700 "$STATE"
     log=$(mktemp)
     (
         set -e

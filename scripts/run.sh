@@ -19,9 +19,11 @@ private=no
 [ $private = no ] || need_packages mariadb-server-core mariadb-client-core
 need_python
 
-mkdir -p "$STATE" 2>/dev/null && [ -w "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: cannot be written"
+mkdir -p -m 700 "$STATE" 2>/dev/null && [ -w "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: cannot be written"
 [ -O "$STATE" ] || die "PERSISTENCE_STATE_DIR = $STATE: belongs to another user; name another directory"
-chmod 700 "$STATE"
+[ "$STATE" != "$ROOT/var" ] || chmod 700 "$STATE"
+"$PYTHON" -c 'import sys; from pathlib import Path; from shared.process import own_state_directory as own; own(Path(sys.argv[1]))' \
+    "$STATE" || exit 1
 if [ $private = yes ]; then
     export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD= DB_SSL_MODE=DISABLED
     [ ${#DB_SOCKET} -le 107 ] || die "$DB_SOCKET: a socket's path may have 107 bytes; shorten PERSISTENCE_STATE_DIR"
@@ -36,10 +38,10 @@ try:
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
-except OSError as error:
-    if error.errno == errno.EADDRINUSE:
+except (OSError, UnicodeError) as error:
+    if getattr(error, "errno", None) == errno.EADDRINUSE:
         sys.exit(f"run.sh: service.port = {port}: the port is in use (SERVICE_PORT names another)")
-    sys.exit(f"run.sh: service.host = {host}, service.port = {port}: {error.strerror}")
+    sys.exit(f"run.sh: service.host = {host}, service.port = {port}: {getattr(error, 'strerror', error)}")
 PY
 
 sed -e "s|%(here)s/var|$STATE|g" -e "s|%(here)s|$ROOT|g" supervisord.conf >"$SUPERVISOR_CONF"

@@ -40,7 +40,10 @@ def keep_freed_memory() -> None:
 
 
 def own_state_directory(path: Path) -> None:
-    """Makes it, or makes sure that it is ours, and closes it to others. Raises: SystemExit with one line."""
+    """Makes it, or makes sure that it is ours alone. Raises: SystemExit with one line.
+
+    One that is open to others is closed only while it is empty: it may be /var, which somebody has named by mistake.
+    """
     where = f"PERSISTENCE_STATE_DIR = {path}"
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -49,7 +52,13 @@ def own_state_directory(path: Path) -> None:
             sys.exit(
                 f"{where}: belongs to user {found.st_uid}, and this is user {os.geteuid()}; chown it or name another"
             )
-        if stat.S_IMODE(found.st_mode) & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o077:
+            if any(entry.name != "lost+found" for entry in path.iterdir()):
+                sys.exit(
+                    f"{where}: is open to others (mode {mode:o}) and not empty; chmod 700 it if it is the service's"
+                    " alone, or name another"
+                )
             path.chmod(0o700)
     except OSError as error:
         sys.exit(f"{where}: {error.strerror}")

@@ -184,4 +184,8 @@ def test_all_nodes_are_flushed_and_the_worst_of_them_is_the_status(
 
     assert ctl(nodes[0], "flush", "--all-nodes").status == 2
     assert "cluster.nodes" in ctl(nodes[0], "flush", "--all-nodes").err
+    for malformed in ("http://[bad", "http://127.0.0.1:x"):
+        result = ctl(nodes[0], "status", "--url", malformed)
+        assert (result.status, result.err.count("\n")) == (2, 1), result
+        assert malformed in result.err
     assert ctl(nodes[0], "flush", "--all-nodes", "--url", urls[0], CLUSTER_NODES=urls[0]).status == 2

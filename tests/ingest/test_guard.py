@@ -521,6 +521,9 @@ def test_whatever_ends_a_request_gives_its_room_back(messages: list[dict[str, An
         "application/json;charset=utf-8",
         'application/json; charset="UTF-8"',
         "application/json; charset=utf8",
+        "application/json; indent=2",
+        "application/json; indent=2; charset=utf-8",
+        "application/json;",
     ],
 )
 def test_these_are_json(value: str) -> None:
@@ -528,7 +531,18 @@ def test_these_are_json(value: str) -> None:
     assert Guarded().post(part(b"{}"), content_type=value, content_length="2").status == 200
 
 
-@pytest.mark.parametrize("value", ["", "json", "text/json", "application/json2", "application/json; charset=latin-1"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "json",
+        "text/json",
+        "application/json2",
+        "application/json; charset=latin-1",
+        "application/json; a=b; charset=latin-1",
+        "application/json; charset=",
+    ],
+)
 def test_these_are_not(value: str) -> None:
     assert not is_json(value.encode())
     assert Guarded().post(GONE, content_type=value, content_length="2").code == "UNSUPPORTED_MEDIA_TYPE"

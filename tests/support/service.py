@@ -103,6 +103,8 @@ class Service:
 
     def __init__(self, directory: Path, mariadb: MariaDB, database: str, **settings: object) -> None:
         self.directory = directory
+        if directory.is_dir():
+            directory.chmod(0o700)  # our own files are in it before the service looks
         self.code = ROOT
         """Where the code is that runs."""
         self.port = free_port()

@@ -32,7 +32,7 @@ class Unprivileged(Supervised):
                 shutil.copy(ROOT / name, self.copy / name)
         user = pwd.getpwnam(STRANGER)
         for own in (self.copy / "var", self.copy / "logs"):
-            own.mkdir()
+            own.mkdir(mode=0o700)
             os.chown(own, user.pw_uid, user.pw_gid)
         (self.copy / ".venv").symlink_to(sys.prefix)
 

@@ -231,11 +231,13 @@ def test_a_state_directory_of_another_user_is_refused(module: str, short_path: P
     assert not (short_path / "run").exists()
 
 
-def test_a_state_directory_that_is_open_to_others_is_closed(mariadb: MariaDB, database: str, short_path: Path) -> None:
+@pytest.mark.parametrize("module", ["flusher", "ingest"])
+def test_a_directory_that_others_use_is_not_taken_for_the_state(
+    mariadb: MariaDB, database: str, short_path: Path, module: str
+) -> None:
     service = Service(short_path, mariadb, database)
     service.directory.chmod(0o755)
-    try:
-        service.start()
-        assert stat.S_IMODE(service.directory.stat().st_mode) == 0o700
-    finally:
-        service.stop()
+    process = service._start(module)
+    assert process.wait(20) == 1
+    assert "is open to others (mode 755) and not empty" in (short_path / f"{module}.stderr").read_text()
+    assert stat.S_IMODE(service.directory.stat().st_mode) == 0o755

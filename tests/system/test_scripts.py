@@ -252,6 +252,18 @@ def test_a_port_in_use_is_named(make_copy: Callable[..., Copy]) -> None:
 
 def test_an_address_that_is_not_ours_is_named(make_copy: Callable[..., Copy]) -> None:
     fails_to_start(make_copy(SERVICE_HOST="192.0.2.1"), "service.host = 192.0.2.1", "assign")
+    fails_to_start(make_copy(SERVICE_HOST=".local"), "service.host = .local")
+
+
+def test_a_directory_that_others_use_is_named_and_nothing_is_put_there(
+    make_copy: Callable[..., Copy], short_path: Path
+) -> None:
+    (short_path / "0" / "somebody's").mkdir(parents=True)
+    copy = make_copy()
+    copy.directory.chmod(0o755)
+    fails_to_start(copy, f"PERSISTENCE_STATE_DIR = {copy.directory}", "open to others")
+    assert [path.name for path in copy.directory.iterdir()] == ["somebody's"]
+    assert copy.directory.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_state_directory_that_cannot_be_written_is_named(make_copy: Callable[..., Copy], short_path: Path) -> None:
