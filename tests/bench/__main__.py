@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 from tests.bench import machine, ratios, report
 from tests.bench.bench import FAULTS, Bench, cells, say
+from tests.bench.contenders import STATE
 from tests.bench.counts import lifecycle, statements
 from tests.bench.database import Database
 from tests.bench.figures import median
@@ -23,7 +25,7 @@ from tests.bench.landing import landing
 from tests.bench.latency import flushing, locked, locked_open_loop
 from tests.bench.plan import CELLS_OF, FULL, MATRIX, NAMES, QUICK, Cell
 from tests.bench.recovery import recovery
-from tests.support.service import ROOT
+from tests.support.service import ROOT, processes_of, wait_until
 
 PICTURE = ROOT / "docs" / "img" / "latency-locked.png"
 PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
@@ -42,29 +44,55 @@ def main() -> None:
     # SIGTERM ends it like Ctrl-C: whatever was started goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
-    (directory / "db").mkdir()
-    database = Database(directory / "db")
-    bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
-    began_at = time.monotonic()
-    raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description()}
     try:
-        database.start()
-        raw |= measure(bench, options.only)
-        if raw.get("locked_open_loop", {}).get("latencies"):
-            draw(raw["locked_open_loop"], bench, directory)
+        raw = run(options, directory)
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was measured to its end")
     finally:
-        database.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-    raw["seconds"] = round(time.monotonic() - began_at, 1)
-    raw["rss_mb"] = bench.rss_mb
-    raw["problems"] = ratios.problems(raw)
-    raw["ratios"] = ratios.ratios(raw, options.only)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        end(directory)
     if options.json:
         Path(options.json).write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8")
     print(report.text(raw))
     sys.exit(1 if raw["problems"] else 0)
+
+
+def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Returns: all raw figures, what is wrong with them, and the ratios."""
+    began_at = time.monotonic()
+    # Whatever is started has it in its environment, so that end() finds it.
+    os.environ["PERSISTENCE_STATE_DIR"] = str(directory)
+    (directory / "db").mkdir()
+    database = Database(directory / "db")
+    bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
+    raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description()}
+    database.start()
+    raw |= measure(bench, options.only)
+    if raw.get("locked_open_loop", {}).get("latencies"):
+        draw(raw["locked_open_loop"], bench, directory)
+    raw["seconds"] = round(time.monotonic() - began_at, 1)
+    raw["rss_mb"] = bench.rss_mb
+    raw["problems"] = ratios.problems(raw)
+    raw["ratios"] = ratios.ratios(raw, options.only)
+    return raw
+
+
+def end(directory: Path) -> None:
+    """Kills whatever was started for `directory` or for a state directory in it, whoever is its parent now, and removes
+    the directory. An interrupted contender leaves this to it."""
+
+    def none_left() -> bool:
+        left = [pid for state in (directory, *directory.glob(f"{STATE}*")) for pid in processes_of(state)]
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return not left
+
+    wait_until(none_left, 40, "all processes have ended")
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def measure(bench: Bench, only: list[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Bench:
     plan: Plan
     database: Database
     directory: Path
+    """Everything that is written lies in it, so that it goes with it."""
     seed_python: str
     """An interpreter that has the seed design's packages, and matplotlib."""
     peers: dict[str, str]
@@ -49,12 +50,15 @@ class Bench:
             FALCON: lambda: Ceiling("falcon"),
             SEED: lambda: SeedDesign(self.database, self.seed_python),
             SEED_NO_LOG: lambda: SeedDesign(self.database, self.seed_python, access_log=False),
-            OURS: lambda: Ours(self.database, **settings),
-            NEVER: lambda: Ours(self.database, NEVER, JOURNAL_FSYNC="never"),
-            ALWAYS: lambda: Ours(self.database, ALWAYS, JOURNAL_FSYNC="always"),
-            TWO_WORKERS: lambda: Ours(self.database, TWO_WORKERS, SERVICE_WORKERS=2),
+            OURS: lambda: self._ours(OURS, **settings),
+            NEVER: lambda: self._ours(NEVER, JOURNAL_FSYNC="never"),
+            ALWAYS: lambda: self._ours(ALWAYS, JOURNAL_FSYNC="always"),
+            TWO_WORKERS: lambda: self._ours(TWO_WORKERS, SERVICE_WORKERS=2),
         }
         return made[name]() if name in made else Peer(name, self.peers[name])
+
+    def _ours(self, name: str, **settings: object) -> Ours:
+        return Ours(self.database, self.directory, name, **settings)
 
     @contextmanager
     def running(

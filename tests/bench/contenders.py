@@ -21,6 +21,8 @@ from tests.support.service import ROOT, Service, alive, free_port, wait_until
 
 JOURNAL_MAX_BYTES = 32 * 1024**3
 """A cell sends more than the database takes; a full journal is not what is measured."""
+STATE = "state-"
+"""What the names of our state directories begin with."""
 
 
 class Contender:
@@ -54,15 +56,17 @@ class Contender:
 class Ours(Contender):
     """Flusher, ingest and writers with the defaults of config.yaml, everything switched on."""
 
-    def __init__(self, database: Database, name: str = "ours", **settings: object) -> None:
+    def __init__(self, database: Database, directory: Path, name: str = "ours", **settings: object) -> None:
+        """Args: directory: where it makes a state directory at every start."""
         super().__init__()
         self.name = name
         self._database = database
+        self._directory = directory
         self._settings = {"JOURNAL_MAX_BYTES": JOURNAL_MAX_BYTES, **settings}
         self.service: Service | None = None
 
     def start(self, cores: Sequence[int]) -> None:
-        directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=STATE, dir=self._directory))
         service = self.service = Service(directory, self._database.mariadb, self._database.name, **self._settings)
         self.port = service.port
         with on_cores(cores):

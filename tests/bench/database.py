@@ -24,7 +24,7 @@ TABLES = ("translation_sessions", "translation_tasks")
 
 
 class Database:
-    """start(), then empty() between contenders, then stop()."""
+    """start(), then empty() between contenders. Its data is thrown away, so it is killed in the end, not stopped."""
 
     def __init__(self, directory: Path) -> None:
         self.mariadb = MariaDB(directory, *OPTIONS)
@@ -36,12 +36,6 @@ class Database:
         self.mariadb.start()
         self.name = self.mariadb.create_database()
         self._db = self.mariadb.connect(self.name)
-
-    def stop(self) -> None:
-        if self._db is not None:
-            self._db.close()
-        if self.mariadb.process is not None and self.mariadb.process.poll() is None:
-            self.mariadb.stop()
 
     def move_to(self, cores: Sequence[int]) -> None:
         """Where it may run on any core, the service's too, it gives way, as run.sh has it do."""

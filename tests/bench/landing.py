@@ -55,8 +55,15 @@ def _limit(bench: Bench, what: str, rows: int, seconds: float) -> dict[str, Any]
     say(f"{what}, {rows} rows each, {seconds:g} s")
     bench.database.move_to(LOAD)
     bench.database.empty()
-    mariadb = bench.database.mariadb
-    return limits.measure(what, mariadb.socket, bench.database.name, rows=rows, seconds=seconds, cores=SERVICE)
+    return limits.measure(
+        what,
+        bench.database.mariadb.socket,
+        bench.database.name,
+        rows=rows,
+        seconds=seconds,
+        cores=SERVICE,
+        directory=bench.directory,
+    )
 
 
 def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict[str, Any]:

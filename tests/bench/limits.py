@@ -40,13 +40,15 @@ class Job:
     """In one file or statement."""
     seconds: float
     run: str
+    directory: str
+    """For what is prepared, up to some GB: the caller's, since this process may be killed."""
 
 
 def measure(
-    what: str, socket: str, database: str, *, rows: int, seconds: float, cores: Sequence[int]
+    what: str, socket: str, database: str, *, rows: int, seconds: float, cores: Sequence[int], directory: Path
 ) -> dict[str, Any]:
     """Blocks. Returns: a round with rows_per_s."""
-    job = Job(what, socket, database, rows, seconds, tasks.new_run())
+    job = Job(what, socket, database, rows, seconds, tasks.new_run(), str(directory))
     with on_cores(cores):
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench.limits"],
@@ -69,7 +71,7 @@ def _run(job: Job) -> dict[str, Any]:
     if job.what == STATEMENTS:
         db.query(AS_BYTES)
     count = max(3, int(MOST_ROWS_PER_S * job.seconds / job.rows))
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=job.directory) as directory:
         prepared = list(_prepare(job, count, Path(directory)))
         os.sync()  # the files are not written back while the database wants the disk
         began_at = time.monotonic()

@@ -34,7 +34,7 @@ BATCH = 100
 def recovery(bench: Bench) -> dict[str, Any]:
     records = bench.plan.recover_records
     say(f"a journal of {records} records, the database away")
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(dir=bench.directory) as name:
         directory = Path(name)
         size = _write(directory, bench.tasks, records)
         with on_cores(SERVICE):

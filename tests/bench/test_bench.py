@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.bench.__main__ import end
+from tests.bench.contenders import STATE
 from tests.bench.plan import FALCON, NAMES, OURS, SEED
-from tests.support.service import ROOT
+from tests.support.service import ROOT, alive
 
 
 def run(directory: Path, *options: str) -> tuple[int, str]:
@@ -57,6 +59,54 @@ def test_a_quick_run_measures_everything_without_an_error(short_path: Path) -> N
     assert 1 / 3 <= raw["ratios"]["rows_per_record_lifecycle"] <= 1
     assert raw["recovery"]["records"] == raw["recovery"]["rows"] == 50_000
     assert raw["locked_open_loop"]["locked_at_s"] < raw["locked_open_loop"]["unlocked_at_s"]
+
+
+@pytest.mark.parametrize("line", ["limit-load-data", "landing: ours"])
+def test_an_interrupted_run_leaves_no_process_and_no_file(short_path: Path, line: str) -> None:
+    command = ["./scripts/bench.sh", "--quick", "--only", "landing_vs_load_data"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert any(line in text for text in process.stderr)
+        (server,) = [command for command in session_of(process.pid).values() if "--datadir" in command]
+        directory = Path(server.partition("--datadir=")[2].split()[0]).parents[1]
+        assert directory.name.startswith("bench-")
+
+        process.terminate()
+
+        assert process.stderr.read().endswith("interrupted: nothing was measured to its end\n")
+        assert process.wait(60) == 1
+    assert session_of(process.pid) == {}
+    assert not directory.exists()
+
+
+def session_of(leader: int) -> dict[int, str]:
+    """Processes of a session: id -> command line."""
+    found = {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit() and alive(pid := int(directory.name)):
+            try:
+                if os.getsid(pid) == leader:
+                    found[pid] = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it has ended
+    return found
+
+
+def test_what_lost_its_parent_ends_with_the_directory_it_was_started_for(short_path: Path) -> None:
+    directory = short_path / "bench"
+    started = []
+    for state in (directory, directory / f"{STATE}1", short_path):
+        state.mkdir(exist_ok=True)
+        started.append(subprocess.Popen(["sleep", "100"], env={"PERSISTENCE_STATE_DIR": str(state)}))
+    *ours, other = started
+
+    end(directory)
+
+    assert [one.wait(10) for one in ours] == [-signal.SIGKILL] * 2
+    assert not directory.exists()
+    assert other.poll() is None, "it belongs to somebody else"
+    other.kill()
+    other.wait(10)
 
 
 def test_a_contender_that_fails_makes_its_cells_invalid_and_the_exit_status_not_0(short_path: Path) -> None:

@@ -38,7 +38,7 @@ def run(
     Returns: a round: requests, rates, latencies in µs, errors, `problems` that make it invalid.
     """
     host = f"{address[0]}:{address[1]}"
-    with tempfile.TemporaryDirectory() as directory, on_cores(cores):
+    with tempfile.TemporaryDirectory(dir=pool_file.parent) as directory, on_cores(cores):
         result = Path(directory, "result.json")
         command = [
             *(realtime() if latencies else ()),
