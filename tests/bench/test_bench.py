@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from shared.config import ENVIRONMENT
 from tests.bench.__main__ import end
 from tests.bench.contenders import STATE
 from tests.bench.plan import FALCON, NAMES, OURS, SEED
-from tests.support.service import ROOT, alive
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, Service, alive
 
 
 def run(directory: Path, *options: str) -> tuple[int, str]:
@@ -107,6 +109,18 @@ def test_what_lost_its_parent_ends_with_the_directory_it_was_started_for(short_p
     assert other.poll() is None, "it belongs to somebody else"
     other.kill()
     other.wait(10)
+
+
+def test_what_is_measured_has_the_defaults_whatever_the_shell_has_set(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, "of the shell")
+
+    service = Service(short_path, MariaDB(short_path), "d", JOURNAL_MAX_BYTES=5)
+
+    assert "of the shell" not in service.environ.values()
+    assert service.environ["JOURNAL_MAX_BYTES"] == "5"
 
 
 def test_a_contender_that_fails_makes_its_cells_invalid_and_the_exit_status_not_0(short_path: Path) -> None:

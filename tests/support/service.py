@@ -27,7 +27,10 @@ TASKS = "/api/v1/persistence/tasks/batch"
 SESSIONS = "/api/v1/persistence/sessions/batch"
 FLUSH = "/api/v1/persistence/flush"
 STATS = "/api/v1/persistence/stats"
-NOT_INHERITED = ("DB_", "SERVICE_", "COLUMNS", "LINES")
+NOT_INHERITED = (
+    *("BUFFER_", "CLUSTER_", "DB_", "DEAD_LETTERS_", "JOURNAL_", "LOGGING_", "SERVICE_"),
+    *("COLUMNS", "LINES"),
+)
 """What would bend a service or a command line under test; a test runner beside others sets the last two."""
 
 
