@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.bench import machine, ratios, report
 from tests.bench.bench import FAULTS, Bench, cells, say
@@ -23,7 +23,7 @@ from tests.bench.database import Database
 from tests.bench.figures import median
 from tests.bench.landing import landing
 from tests.bench.latency import flushing, locked, locked_open_loop
-from tests.bench.plan import CELLS_OF, FULL, MATRIX, NAMES, QUICK, Cell
+from tests.bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
 from tests.bench.recovery import recovery
 from tests.support.service import ROOT, processes_of, wait_until
 
@@ -41,6 +41,9 @@ PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
 
 def main() -> None:
     options = _options()
+    missing = [program for program in ("wrk", "mariadb-install-db") if shutil.which(program) is None]
+    if missing:
+        sys.exit(f"bench.sh: {', '.join(missing)} is missing; ./scripts/bench.sh installs it")
     # SIGTERM ends it like Ctrl-C: whatever was started goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
@@ -52,9 +55,12 @@ def main() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         end(directory)
+    print(report.text(raw), flush=True)
     if options.json:
-        Path(options.json).write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(report.text(raw))
+        try:
+            options.json.write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            sys.exit(f"bench.sh: --json {options.json}: {error.strerror}")
     sys.exit(1 if raw["problems"] else 0)
 
 
@@ -70,7 +76,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     database.start()
     raw |= measure(bench, options.only)
     if raw.get("locked_open_loop", {}).get("latencies"):
-        draw(raw["locked_open_loop"], bench, directory)
+        raw["picture"] = draw(raw["locked_open_loop"], bench, directory)
     raw["seconds"] = round(time.monotonic() - began_at, 1)
     raw["rss_mb"] = bench.rss_mb
     raw["problems"] = ratios.problems(raw)
@@ -120,20 +126,32 @@ def guarded(measurement: Callable[..., dict[str, Any]], *arguments: Any) -> dict
         return {"problems": [repr(error)]}
 
 
-def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> None:
-    """The picture of docs/PERFORMANCE.md; a quick run's is drawn too, but not kept."""
+def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> dict[str, Any]:
+    """The picture of docs/PERFORMANCE.md; a quick run's is drawn too, but not kept. What went wrong is returned, since
+    everything has been measured by now."""
     figures = directory / "figures.json"
-    figures.write_text(json.dumps(measured))
     picture = PICTURE if bench.plan is FULL else directory / PICTURE.name
-    picture.parent.mkdir(exist_ok=True)
-    subprocess.run([bench.seed_python, Path(__file__).with_name("plot.py"), figures, picture], check=True)
+    try:
+        figures.write_text(json.dumps(measured))
+        picture.parent.mkdir(exist_ok=True)
+        subprocess.run(
+            [bench.seed_python, Path(__file__).with_name("plot.py"), figures, picture],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.CalledProcessError as error:
+        return {"problems": [f"not drawn: {error.stderr.strip().rpartition(chr(10))[2]}"]}
+    except OSError as error:
+        return {"problems": [f"not drawn: {error}"]}
     say(f"latency over time: {picture}")
+    return {"file": str(picture), "problems": []}
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.sh", description="Measures the service beside its limits.")
     parser.add_argument("--quick", action="store_true", help="under 60 s; too short to be judged")
-    parser.add_argument("--json", metavar="FILE", help="every raw figure, and the ratios")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="the figures of every round, and the ratios")
     parser.add_argument(
         "--peer",
         metavar="NAME=URL",
@@ -148,20 +166,39 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--bench-python", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
+
+    def refuse(why: str) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: {why}\n")
+
     names = (*NAMES, MATRIX)
     options.only = options.only.split(",") if options.only else list(names)
     for name in options.only:
         if name not in names:
-            parser.error(f"--only {name}: one of {', '.join(names)}")
+            refuse(f"--only {name}: one of {', '.join(names)}")
     peers = {}
     for peer in options.peer:
         name, _, url = peer.partition("=")
         if not name or not url.startswith("http://"):
-            parser.error(f"--peer {peer}: NAME=http://HOST:PORT is wanted")
+            refuse(f"--peer {peer}: NAME=http://HOST:PORT is wanted")
+        if name in CONTENDERS:
+            refuse(f"--peer {peer}: {name} is a contender of the benchmark's own; give it another name")
         peers[name] = url
     options.peer = peers
+    if options.json:
+        try:
+            _make_writable(options.json)
+        except OSError as error:
+            refuse(f"--json {options.json}: {error.strerror}")
     options.bench_python = str(Path(options.bench_python).absolute())
     return options
+
+
+def _make_writable(file: Path) -> None:
+    """Raises: OSError: before anything is measured."""
+    new = not file.exists()
+    file.open("ab").close()
+    if new:
+        file.unlink()
 
 
 if __name__ == "__main__":

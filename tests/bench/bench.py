@@ -13,13 +13,24 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import MySQLdb
+
 from tests.bench import tasks, wrk
 from tests.bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
 from tests.bench.database import Database
 from tests.bench.machine import ALL, LOAD, PINS, SERVICE
 from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
 
-FAULTS = (AssertionError, OSError, RuntimeError, subprocess.SubprocessError, HTTPException)
+FAULTS = (
+    AssertionError,
+    OSError,
+    RuntimeError,
+    ValueError,  # an answer that is no JSON
+    KeyError,  # or that lacks a figure
+    subprocess.SubprocessError,
+    HTTPException,
+    MySQLdb.Error,
+)
 """What a contender's fault looks like here. It spoils its own figures, not the whole run's."""
 WARM_UP_RECORDS = 2000
 WARM_UP_REQUESTS = (5, 200)

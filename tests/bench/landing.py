@@ -82,9 +82,9 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             prompt=False,
         )
         with Running(wanted, LOAD, priority=False) as sender:
-            time.sleep(wanted.begin_at - time.monotonic())
+            time.sleep(max(0.0, wanted.begin_at - time.monotonic()))
             rows_before, statements_before, began_at = database.tasks(), database.statements(), time.monotonic()
-            time.sleep(wanted.begin_at + seconds - time.monotonic())
+            time.sleep(max(0.0, wanted.begin_at + seconds - time.monotonic()))
             statements = database.statements() - statements_before
             took_s = time.monotonic() - began_at
             rows = database.tasks() - rows_before

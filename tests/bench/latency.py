@@ -39,7 +39,7 @@ def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
     with bench.running(OURS, "batch 10, locked, open loop", pinned=False, batch=10) as (contender, problems):
         wanted = job(contender.address, contender.path, batch=10, rate=rate, seconds=before_s + lock_s + after_s)
         with Running(wanted, ALL, priority=True) as sender:
-            time.sleep(wanted.begin_at + before_s - time.monotonic())
+            time.sleep(max(0.0, wanted.begin_at + before_s - time.monotonic()))
             with bench.database.mariadb.locked(bench.database.name):
                 locked_at = time.monotonic() - wanted.begin_at
                 time.sleep(lock_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 OURS, NEVER, ALWAYS, TWO_WORKERS = "ours", "ours-never", "ours-always", "ours-2-workers"
 ASGI, FALCON = "ceiling-asgi", "ceiling-falcon"
 SEED, SEED_NO_LOG = "seed-design", "seed-design-no-log"
+CONTENDERS = (OURS, NEVER, ALWAYS, TWO_WORKERS, ASGI, FALCON, SEED, SEED_NO_LOG)
 
 LOAD_DATA, STATEMENTS = "limit-load-data", "limit-statements"
 PROCESSES = ("ingest worker", "flusher", "writer")

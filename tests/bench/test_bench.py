@@ -6,15 +6,18 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import MySQLdb
 import pytest
 
 from shared.config import ENVIRONMENT
-from tests.bench.__main__ import end
+from tests.bench.__main__ import draw, end, guarded, main
 from tests.bench.contenders import STATE
-from tests.bench.plan import FALCON, NAMES, OURS, SEED
+from tests.bench.plan import FALCON, NAMES, OURS, QUICK, SEED
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, alive
 
@@ -138,9 +141,53 @@ def test_a_contender_that_fails_makes_its_cells_invalid_and_the_exit_status_not_
     assert "NOT VALID" in text
 
 
-@pytest.mark.parametrize("options", [["--only", "rps"], ["--peer", "x"], ["--peer", "x=ftp://127.0.0.1"]])
-def test_a_wrong_option_ends_it_at_once(short_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--only", "rps"],
+        ["--peer", "x"],
+        ["--peer", "x=ftp://127.0.0.1"],
+        ["--peer", "seed-design=http://127.0.0.1:1"],
+        ["--json", "/nonexistent/figures.json"],
+        ["--json", "/"],
+    ],
+)
+def test_a_wrong_option_ends_it_at_once_with_one_line(short_path: Path, options: list[str]) -> None:
     status, text = run(short_path, *options)
 
     assert status == 2
-    assert options[1] in text
+    assert text.startswith(f"bench.sh: {' '.join(options)}: ")
+    assert text.count("\n") == 1
+
+
+def test_without_wrk_it_ends_with_one_line_and_leaves_no_directory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--bench-python", sys.executable])
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("tempfile.mkdtemp", pytest.fail)
+
+    with pytest.raises(SystemExit, match=r"^bench\.sh: wrk, .* is missing; [^\n]*$"):
+        main()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_problem_and_no_end(short_path: Path) -> None:
+    bench = SimpleNamespace(plan=QUICK, seed_python=sys.executable)
+
+    drawn = draw({"no": "latencies"}, bench, short_path)  # type: ignore[arg-type]
+    nobody = draw({}, SimpleNamespace(plan=QUICK, seed_python="/nonexistent"), short_path)  # type: ignore[arg-type]
+
+    for problem in (*drawn["problems"], *nobody["problems"]):
+        assert problem.startswith("not drawn: ")
+        assert "\n" not in problem
+    assert len(drawn["problems"]) == len(nobody["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [MySQLdb.OperationalError(2013, "gone"), ValueError("no JSON"), KeyError("tasks"), OSError(5, "x")]
+)
+def test_a_measurement_that_fails_is_invalid_and_the_run_goes_on(fault: Exception) -> None:
+    def measurement() -> dict[str, Any]:
+        raise fault
+
+    assert guarded(measurement) == {"problems": [repr(fault)]}
