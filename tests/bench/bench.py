@@ -38,6 +38,28 @@ WARM_UP_REQUESTS = (5, 200)
 
 
 @dataclass
+class Trial:
+    """A contender that runs, and what has gone wrong since its start."""
+
+    contender: Contender
+    batch: int
+    problems: list[str]
+
+    def __post_init__(self) -> None:
+        self._accepted_before = self.contender.accepted()
+
+    def round(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """While it still runs. Returns: what a sender has measured, with all that is wrong with it: an answered record
+        that was not accepted, too."""
+        problems = [*self.problems, *measured["problems"]]
+        answered = self.batch * measured.get("requests", measured.get("answered", 0))
+        now = self.contender.accepted()
+        if now is not None and self._accepted_before is not None and now - self._accepted_before < answered:
+            problems.append(f"{answered} records were answered, {now - self._accepted_before} accepted")
+        return {**measured, "problems": problems}
+
+
+@dataclass
 class Bench:
     plan: Plan
     database: Database
@@ -72,10 +94,8 @@ class Bench:
         return Ours(self.database, self.directory, name, **settings)
 
     @contextmanager
-    def running(
-        self, name: str, where: str, *, pinned: bool, batch: int, **settings: object
-    ) -> Iterator[tuple[Contender, list[str]]]:
-        """A contender with empty tables, where it belongs, warmed up; and what went wrong until then.
+    def running(self, name: str, where: str, *, pinned: bool, batch: int, **settings: object) -> Iterator[Trial]:
+        """A contender with empty tables, where it belongs, warmed up.
 
         Args:
             where: under which load its memory is noted.
@@ -89,7 +109,8 @@ class Bench:
             contender.start(SERVICE if pinned else ALL)
             least, most = WARM_UP_REQUESTS
             requests = min(most, max(least, WARM_UP_RECORDS // batch))
-            yield contender, [f"warm-up: {odd}" for odd in post(contender, self.bodies(batch, requests))]
+            odd = post(contender, self.bodies(batch, requests))
+            yield Trial(contender, batch, [f"warm-up: {answer}" for answer in odd])
         finally:
             contender.stop()
             self.note_memory(contender, where)
@@ -110,17 +131,10 @@ class Bench:
         """One measurement with wrk of one contender, freshly started."""
         where = f"{cell.contender}, batch {cell.batch}, {cell.connections} connections"
         try:
-            with self.running(cell.contender, where, pinned=cell.pinned, batch=cell.batch) as (contender, problems):
-                before = contender.accepted()
-                measured = self.load(contender, cell, seconds)
-                after = contender.accepted()
+            with self.running(cell.contender, where, pinned=cell.pinned, batch=cell.batch) as trial:
+                return trial.round(self.load(trial.contender, cell, seconds))
         except FAULTS as error:
             return {"problems": [repr(error)]}
-        if before is not None and after is not None:
-            answered = measured.get("requests", 0) * cell.batch
-            if after - before < answered:
-                problems.append(f"{answered} records were answered, {after - before} accepted")
-        return {**measured, "problems": problems + measured["problems"]}
 
     def load(self, contender: Contender, cell: Cell, seconds: int) -> dict[str, Any]:
         """wrk against a contender that runs."""

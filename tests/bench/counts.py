@@ -29,7 +29,8 @@ def statements(bench: Bench) -> dict[str, Any]:
     """1000 distinct records in 10 requests, on a connection that is already open; the server counts."""
     say("statements for 1000 distinct records")
     database = bench.database
-    with bench.running(OURS, "statements", pinned=False, batch=BATCH) as (contender, problems):
+    with bench.running(OURS, "statements", pinned=False, batch=BATCH) as trial:
+        contender, problems = trial.contender, trial.problems
         service = _service(contender)
         flushed = service.flush()
         before, counters_before = database.statements(), database.counters()
@@ -58,7 +59,8 @@ def lifecycle(bench: Bench) -> dict[str, Any]:
     """Tasks that go through all their states within the flush interval, IN_PROGRESS of them at any time."""
     wanted = bench.plan.lifecycle_tasks
     say(f"{wanted} tasks, each {' -> '.join(STATES)}, {IN_PROGRESS} at a time")
-    with bench.running(OURS, "life cycles", pinned=False, batch=BATCH) as (contender, problems):
+    with bench.running(OURS, "life cycles", pinned=False, batch=BATCH) as trial:
+        contender, problems = trial.contender, trial.problems
         service = _service(contender)
         service.flush()
         before = service.stats()

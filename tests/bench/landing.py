@@ -70,7 +70,8 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
     """Sends at a fixed rate and counts what is committed at the moment when the time is over."""
     say(f"landing: {name}, {records_per_s:.0f} records/s offered, {seconds:g} s")
     database = bench.database
-    with bench.running(name, f"landing, {seconds:g} s", pinned=True, batch=BATCH) as (contender, problems):
+    with bench.running(name, f"landing, {seconds:g} s", pinned=True, batch=BATCH) as trial:
+        contender = trial.contender
         wanted = job(
             contender.address,
             contender.path,
@@ -88,12 +89,10 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
             statements = database.statements() - statements_before
             took_s = time.monotonic() - began_at
             rows = database.tasks() - rows_before
-            measured = sender.result()
+            measured = trial.round(sender.result())
         del measured["latencies"], measured["latency_us"]  # the sender is not prompt
         flushes = contender.rows_per_flush() if isinstance(contender, Ours) else None
-    problems += measured["problems"]
-    if not rows:
-        problems.append("no row was committed")
+    problems = measured["problems"] if rows else [*measured["problems"], "no row was committed"]
     return {
         **measured,
         "offered_per_s": round(records_per_s, 1),

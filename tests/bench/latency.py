@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from tests.bench.bench import Bench, say
+from tests.bench.bench import Bench, Trial, say
 from tests.bench.contenders import Contender, Ours
 from tests.bench.figures import median
 from tests.bench.machine import ALL
@@ -24,11 +24,11 @@ def locked(bench: Bench) -> dict[str, Any]:
     for _ in range(bench.plan.lock_rounds):
         for state, measurements in rounds.items():
             say(f"batch 10, 16 connections, {state}")
-            with bench.running(OURS, f"batch 10, {state}", pinned=False, batch=10) as (contender, problems):
+            with bench.running(OURS, f"batch 10, {state}", pinned=False, batch=10) as trial:
                 lock = bench.database.mariadb.locked(bench.database.name) if state == "locked" else nullcontext()
                 with lock:
-                    measured = bench.load(contender, LOCKED_CELL, bench.plan.lock_s)
-            measurements.append({**measured, "problems": problems + measured["problems"]})
+                    measured = bench.load(trial.contender, LOCKED_CELL, bench.plan.lock_s)
+                measurements.append(trial.round(measured))
     return rounds
 
 
@@ -36,7 +36,8 @@ def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
     """Latency over time at a fixed rate, before, while, and after the table is locked."""
     before_s, lock_s, after_s = bench.plan.lock_plot_s
     say(f"open loop, batch 10, {rate:.0f} requests/s, locked for {lock_s:g} s")
-    with bench.running(OURS, "batch 10, locked, open loop", pinned=False, batch=10) as (contender, problems):
+    with bench.running(OURS, "batch 10, locked, open loop", pinned=False, batch=10) as trial:
+        contender = trial.contender
         wanted = job(contender.address, contender.path, batch=10, rate=rate, seconds=before_s + lock_s + after_s)
         with Running(wanted, ALL, priority=True) as sender:
             time.sleep(max(0.0, wanted.begin_at + before_s - time.monotonic()))
@@ -44,7 +45,7 @@ def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
                 locked_at = time.monotonic() - wanted.begin_at
                 time.sleep(lock_s)
                 unlocked_at = time.monotonic() - wanted.begin_at
-            measured = _result(sender, problems)
+            measured = _result(sender, trial)
     return {**measured, "locked_at_s": round(locked_at, 3), "unlocked_at_s": round(unlocked_at, 3)}
 
 
@@ -63,24 +64,25 @@ def flushing(bench: Bench) -> dict[str, Any]:
             say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
             settings = {"DB_SOCKET": AWAY} if state == "away" else {}
             where = f"batch 100, open loop, {state}"
-            with bench.running(OURS, where, pinned=False, batch=100, **settings) as (contender, problems):
+            with bench.running(OURS, where, pinned=False, batch=100, **settings) as trial:
+                contender = trial.contender
                 if state == "equal":
                     bench.database.give_way(False)
                 before = _flush_seconds(contender)
                 wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
                 with Running(wanted, ALL, priority=True) as sender:
-                    measured = _result(sender, problems)
+                    measured = _result(sender, trial)
                 share = (_flush_seconds(contender) - before) / (time.monotonic() - wanted.begin_at)
             measured.pop("latencies")
             measurements.append({**measured, "flushing_share": round(share, 3)})
     return {"highest": highest, **rounds}
 
 
-def _result(sender: Running, problems: list[str]) -> dict[str, Any]:
-    measured = sender.result()
+def _result(sender: Running, trial: Trial) -> dict[str, Any]:
+    measured = trial.round(sender.result())
     if measured["unsent"]:
-        problems.append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
-    return {**measured, "problems": problems + measured["problems"]}
+        measured["problems"].append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
+    return measured
 
 
 def _flush_seconds(contender: Contender) -> float:

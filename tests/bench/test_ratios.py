@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from tests.bench import report
+from tests.bench.bench import Trial
+from tests.bench.contenders import Contender
 from tests.bench.plan import (
     ALWAYS,
     ASGI,
@@ -177,6 +179,25 @@ def test_a_measurement_that_failed_as_a_whole_is_reported_and_the_rest_is_shown(
 
     assert raw["problems"] == [f"{part}: it ended"]
     assert f"{part}: it ended" in report.text(raw)
+
+
+@pytest.mark.parametrize("measured", [{"requests": 7}, {"answered": 7}])
+def test_a_record_that_was_answered_and_not_accepted_makes_its_round_invalid(measured: dict[str, int]) -> None:
+    class Lossy(Contender):
+        records = 100
+
+        def accepted(self) -> int:
+            return self.records
+
+    lossy = Lossy()
+    trial = Trial(lossy, 10, ["warm-up: 503"])
+    lossy.records += 69
+
+    found = trial.round({**measured, "problems": ["1 errors: read"]})
+
+    assert found["problems"] == ["warm-up: 503", "1 errors: read", "70 records were answered, 69 accepted"]
+    lossy.records += 1
+    assert trial.round({**measured, "problems": []})["problems"] == ["warm-up: 503"]
 
 
 def test_memory_of_a_process_that_was_never_seen_is_not_small() -> None:
