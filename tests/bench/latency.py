@@ -16,6 +16,8 @@ from tests.bench.plan import OURS, Cell
 LOCKED_CELL = Cell(OURS, 10, 16, pinned=False, latencies=True)
 FLUSHING_CELL = Cell(OURS, 100, 16, pinned=False)
 AWAY = "/nonexistent/mysqld.sock"
+LEAST_SHARE = 0.9
+"""Of the time, that flushes run where they should run without a pause."""
 
 
 def locked(bench: Bench) -> dict[str, Any]:
@@ -68,14 +70,34 @@ def flushing(bench: Bench) -> dict[str, Any]:
                 contender = trial.contender
                 if state == "equal":
                     bench.database.give_way(False)
-                before = _flush_seconds(contender)
                 wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
                 with Running(wanted, ALL, priority=True) as sender:
+                    time.sleep(max(0.0, wanted.begin_at - time.monotonic()))
+                    before_s, rows_before, began_at = _flush_s(contender), bench.database.tasks(), time.monotonic()
+                    time.sleep(max(0.0, wanted.begin_at + wanted.seconds - time.monotonic()))
+                    flush_s, rows = _flush_s(contender) - before_s, bench.database.tasks() - rows_before
+                    took_s = time.monotonic() - began_at
                     measured = _result(sender, trial)
-                share = (_flush_seconds(contender) - before) / (time.monotonic() - wanted.begin_at)
             measured.pop("latencies")
-            measurements.append({**measured, "flushing_share": round(share, 3)})
+            measured |= {"flushing_share": round(flush_s / took_s, 3), "rows_per_s": round(rows / took_s, 1)}
+            measured["problems"] += not_as_meant(state, measured["flushing_share"], rows)
+            measurements.append(measured)
     return {"highest": highest, **rounds}
+
+
+def not_as_meant(state: str, flushing_share: float, rows: int) -> list[str]:
+    """Whether a round was what it is called.
+
+    Args:
+        flushing_share: time in writers by wall time; a writer holds two commands, and each is timed whole, so that one
+            writer always at work gives up to 2.
+        rows: that landed meanwhile.
+    """
+    if state == "away":
+        return [f"{rows} rows landed while the database was away"] if rows else []
+    if not rows:
+        return ["no row landed while flushes should have run"]
+    return [f"flushes ran for {flushing_share:.0%} of the time only"] if flushing_share < LEAST_SHARE else []
 
 
 def _result(sender: Running, trial: Trial) -> dict[str, Any]:
@@ -85,7 +107,7 @@ def _result(sender: Running, trial: Trial) -> dict[str, Any]:
     return measured
 
 
-def _flush_seconds(contender: Contender) -> float:
+def _flush_s(contender: Contender) -> float:
     """Time that writers have spent on finished flushes."""
     assert isinstance(contender, Ours)
     assert contender.service is not None

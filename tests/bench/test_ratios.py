@@ -8,6 +8,7 @@ import pytest
 from tests.bench import report
 from tests.bench.bench import Trial
 from tests.bench.contenders import Contender
+from tests.bench.latency import not_as_meant
 from tests.bench.plan import (
     ALWAYS,
     ASGI,
@@ -198,6 +199,24 @@ def test_a_record_that_was_answered_and_not_accepted_makes_its_round_invalid(mea
     assert found["problems"] == ["warm-up: 503", "1 errors: read", "70 records were answered, 69 accepted"]
     lossy.records += 1
     assert trial.round({**measured, "problems": []})["problems"] == ["warm-up: 503"]
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "rows", "valid"),
+    [
+        ("flushing", 1.9, 100, True),
+        ("flushing", 0.9, 100, True),
+        ("flushing", 0.89, 100, False),
+        ("equal", 0.0, 100, False),
+        ("equal", 1.9, 0, False),
+        ("away", 0.0, 0, True),
+        ("away", 0.0, 1, False),
+    ],
+)
+def test_a_round_in_which_flushes_did_not_run_as_they_should_is_invalid(
+    state: str, share: float, rows: int, valid: bool
+) -> None:
+    assert (not_as_meant(state, share, rows) == []) is valid
 
 
 def test_memory_of_a_process_that_was_never_seen_is_not_small() -> None:
