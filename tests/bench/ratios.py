@@ -44,11 +44,18 @@ def problems(raw: Any, where: str = "") -> list[str]:
 def cell(raw: Raw, contender: str, batch: int, connections: int, *path: str, pinned: bool = True) -> float | None:
     """The median of one figure of one cell; None if it was not measured, or is invalid."""
     latencies = path[0] == "latency_us"
+    return median(rounds(raw, contender, batch, connections, pinned=pinned, latencies=latencies), *path)
+
+
+def rounds(
+    raw: Raw, contender: str, batch: int, connections: int, *, pinned: bool = True, latencies: bool = False
+) -> Sequence[Raw]:
+    """Of one cell; none if it was not measured."""
     for one in raw.get("cells", ()):
         what = (one["contender"], one["batch"], one["connections"], one["latencies"])
         if what == (contender, batch, connections, latencies) and one["asked_pinned"] == pinned:
-            return median(one["rounds"], *path)
-    return None
+            return one["rounds"]
+    return ()
 
 
 def _rps(raw: Raw, contender: str, batch: int, connections: int, **how: bool) -> float | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.bench.figures import median
-from tests.bench.plan import KEYS, LOAD_DATA, OURS, SEED, STATEMENTS, Key
-from tests.bench.ratios import verdict
+from tests.bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, STATEMENTS, Key
+from tests.bench.ratios import rounds, verdict
 
 Raw = dict[str, Any]
 INVALID = "invalid"
@@ -63,8 +63,7 @@ def _cells(raw: Raw, title: str, *, pinned: bool, latency: bool = False) -> str:
 
 
 def _rate(one: Raw) -> str:
-    rate = median(one["rounds"], "requests_per_s")
-    return INVALID if rate is None else f"{rate:,.0f}"
+    return _median(one["rounds"], "requests_per_s")
 
 
 def _latency(one: Raw) -> str:
@@ -73,7 +72,11 @@ def _latency(one: Raw) -> str:
 
 
 def _others(raw: Raw) -> str:
-    rows = [[what, show(raw)] for what, needs, show in _OTHERS if all(_get(raw, path) for path in needs)]
+    rows = [
+        [what, shown]
+        for what, needs, show in _OTHERS
+        if all(_get(raw, path) for path in needs) and (shown := show(raw))
+    ]
     return table(["measured besides", ""], rows) if rows else ""
 
 
@@ -84,9 +87,28 @@ def _get(raw: Raw, path: str) -> Any:
     return value
 
 
-def _p99(raw: Raw, part: str, state: str) -> str:
-    value = median(raw[part][state], "latency_us", "p99")
+def _median(rounds: Sequence[Raw], *path: str) -> str:
+    value = median(rounds, *path)
     return INVALID if value is None else f"{value:,.0f}"
+
+
+def _spread(rounds: Sequence[Raw], *path: str) -> str:
+    """The median round, and the lowest and the highest where there are several."""
+    value = median(rounds, *path)
+    if value is None or len(rounds) == 1:
+        return _median(rounds, *path)
+    each = [median([one], *path) or 0 for one in rounds]
+    return f"{value:,.0f} ({min(each):,.0f} to {max(each):,.0f})"
+
+
+def _p99(raw: Raw, part: str, *states: str) -> str:
+    return " / ".join(_spread(raw[part][state], "latency_us", "p99") for state in states)
+
+
+def _p50(raw: Raw) -> str:
+    """Of the cell of p50_vs_ceiling_asgi."""
+    both = [rounds(raw, name, 1, 1, pinned=False, latencies=True) for name in (OURS, ASGI)]
+    return " / ".join(_spread(one, "latency_us", "p50") for one in both) if all(both) else ""
 
 
 def _fastest(rounds: Sequence[Raw]) -> str:
@@ -103,15 +125,23 @@ def _landed(raw: Raw, name: str) -> str:
 
 
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
+    (f"p50 in µs, batch 1, 1 connection: {OURS} / {ASGI}", ("cells",), _p50),
     (
         "p99 in µs, batch 10, 16 connections: idle / locked",
         ("locked.idle",),
-        lambda raw: f"{_p99(raw, 'locked', 'idle')} / {_p99(raw, 'locked', 'locked')}",
+        lambda raw: _p99(raw, "locked", "idle", "locked"),
     ),
     (
         "p99 in µs, open loop, batch 100: flushing / with a database that does not give way / database away",
         ("flushing.flushing",),
-        lambda raw: " / ".join(_p99(raw, "flushing", state) for state in ("flushing", "equal", "away")),
+        lambda raw: _p99(raw, "flushing", "flushing", "equal", "away"),
+    ),
+    (
+        "rows/s landed in these rounds",
+        ("flushing.flushing",),
+        lambda raw: " / ".join(
+            _median(raw["flushing"][state], "rows_per_s") for state in ("flushing", "equal", "away")
+        ),
     ),
     (
         "open loop, batch 10, locked in between: requests/s; p50 / p99 in µs",
@@ -136,7 +166,8 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
         lambda raw: f"{raw['recovery']['start']['ready_s']:.2f}",
     ),
 )
-"""What, the paths in the raw figures that must be there, how to show it."""
+"""What, the paths in the raw figures that must be there, how to show it: nothing, where it was not measured. Behind a
+median of several rounds stand the lowest and the highest."""
 
 
 def _ratios(raw: Raw) -> str:

@@ -40,8 +40,8 @@ def cell(contender: str, batch: int, connections: int, value: float, **how: bool
     }
 
 
-def p99(value: float) -> list[dict[str, Any]]:
-    return [{"latency_us": {"p50": value / 2, "p99": value}, "problems": []}]
+def p99(*values: float, rows: float = 0) -> list[dict[str, Any]]:
+    return [{"latency_us": {"p50": value / 2, "p99": value}, "rows_per_s": rows, "problems": []} for value in values]
 
 
 def rows_per_s(value: float, **more: Any) -> dict[str, Any]:
@@ -78,8 +78,8 @@ RAW: dict[str, Any] = {
     "locked_open_loop": {"rate": 5.0, "latency_us": {"p50": 1.0, "p99": 2.0}, "problems": []},
     "flushing": {
         "highest": [{"requests_per_s": 9.0, "problems": []}],
-        "flushing": p99(3000),
-        "equal": p99(9000),
+        "flushing": p99(2000, 4000, 3000, rows=40_000),
+        "equal": p99(9000, rows=50_000),
         "away": p99(1000),
     },
     "landing": {
@@ -248,7 +248,9 @@ def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
 
     assert all(f"**{name}**" in text for name in NAMES)
     assert "NOT VALID" not in text
-    assert "3,000 / 9,000 / 1,000" in text
+    assert "3,000 (2,000 to 4,000) / 9,000 / 1,000" in text
+    assert "150 (150 to 150) / 100 (100 to 100)" in text
+    assert "40,000 / 50,000 / 0" in text
     assert "may not change" not in text
     assert "ingest worker 99 (batch 1000)" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| **")]
