@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bench.bench import Bench, Trial, say
 from tests.bench.contenders import Contender, Ours
-from tests.bench.figures import median
+from tests.bench.figures import median, phases
 from tests.bench.machine import ALL
 from tests.bench.open_loop import Running, job
 from tests.bench.plan import OURS, Cell
@@ -48,7 +48,12 @@ def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
                 time.sleep(lock_s)
                 unlocked_at = time.monotonic() - wanted.begin_at
             measured = _result(sender, trial)
-    return {**measured, "locked_at_s": round(locked_at, 3), "unlocked_at_s": round(unlocked_at, 3)}
+    return {
+        **measured,
+        "locked_at_s": round(locked_at, 3),
+        "unlocked_at_s": round(unlocked_at, 3),
+        "phases": phases(measured["latencies"], locked_at, unlocked_at),
+    }
 
 
 def flushing(bench: Bench) -> dict[str, Any]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.figures import median, percentile, ratio, summary
+from tests.bench.figures import median, percentile, phases, ratio, summary
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,19 @@ def test_a_summary_sorts_and_counts_and_is_empty_without_values() -> None:
 
     assert found == {"count": 4, "p50": 2.0, "p90": 100.0, "p99": 100.0, "p99.9": 100.0, "max": 100.0}
     assert summary([]) == {}
+
+
+def test_phases_are_told_apart_by_when_a_request_was_due() -> None:
+    points = [(0.0, 1.0), (3.9, 3.0), (4.0, 50.0), (5.99, 70.0), (6.0, 9.0)]
+
+    found = phases(points, 4.0, 6.0)
+
+    assert {name: (one["count"], one["p50"], one["max"]) for name, one in found.items()} == {
+        "before": (2, 1.0, 3.0),
+        "locked": (2, 50.0, 70.0),
+        "after": (1, 9.0, 9.0),
+    }
+    assert phases([], 4.0, 6.0) == {"before": {}, "locked": {}, "after": {}}
 
 
 def test_the_median_round_counts() -> None:

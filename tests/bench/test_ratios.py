@@ -75,7 +75,11 @@ RAW: dict[str, Any] = {
         cell(OURS, 1, 1, 150, pinned=False, latencies=True),
     ],
     "locked": {"idle": p99(2000), "locked": p99(2200)},
-    "locked_open_loop": {"rate": 5.0, "latency_us": {"p50": 1.0, "p99": 2.0}, "problems": []},
+    "locked_open_loop": {
+        "rate": 5.0,
+        "phases": {name: {"p50": 1.0, "p99": 2.0} for name in ("before", "locked", "after")},
+        "problems": [],
+    },
     "flushing": {
         "highest": [{"requests_per_s": 9.0, "problems": []}],
         "flushing": p99(2000, 4000, 3000, rows=40_000),
@@ -251,6 +255,7 @@ def test_the_report_names_every_key_with_its_figure_and_bound() -> None:
     assert "3,000 (2,000 to 4,000) / 9,000 / 1,000" in text
     assert "150 (150 to 150) / 100 (100 to 100)" in text
     assert "40,000 / 50,000 / 0" in text
+    assert "5; 1 / 2, 1 / 2, 1 / 2" in text
     assert "may not change" not in text
     assert "ingest worker 99 (batch 1000)" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| **")]
