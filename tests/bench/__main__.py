@@ -81,6 +81,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     raw["rss_mb"] = bench.rss_mb
     raw["problems"] = ratios.problems(raw)
     raw["ratios"] = ratios.ratios(raw, options.only)
+    raw["rps_vs_seed_design_no_log"] = ratios.rps_vs_seed_design_no_log(raw)
     return raw
 
 

@@ -71,7 +71,7 @@ def _cells(contenders: Iterable[str], batch: int, connections: int, **how: bool)
 
 CELLS_OF: dict[str, tuple[Cell, ...]] = {
     "rps_vs_ceiling_falcon": _cells((FALCON, OURS), 1, 16),
-    "rps_vs_seed_design": _cells((SEED, OURS), 1, 16),
+    "rps_vs_seed_design": _cells((SEED, SEED_NO_LOG, OURS), 1, 16),
     "p50_vs_ceiling_asgi": _cells((ASGI, OURS), 1, 1, pinned=False, latencies=True),
     "records_vs_ceiling_falcon": _cells((FALCON, OURS), 100, 16),
     "workers2_vs_1": _cells((OURS, TWO_WORKERS), 1, 16, pinned=False),
@@ -118,8 +118,6 @@ class Plan:
         cells += _cells(usual, 1, 16, pinned=False)
         for batch, connections in self.latency_loads:
             cells += _cells(usual, batch, connections, pinned=False, latencies=True)
-        if SEED in contenders:
-            cells += _cells((SEED_NO_LOG,), 1, 16)
         return cells
 
 

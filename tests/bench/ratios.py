@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.bench.figures import median, ratio
-from tests.bench.plan import ALWAYS, ASGI, FALCON, LOAD_DATA, NAMES, OURS, PROCESSES, SEED, TWO_WORKERS, Key
+from tests.bench.plan import (
+    ALWAYS,
+    ASGI,
+    FALCON,
+    LOAD_DATA,
+    NAMES,
+    OURS,
+    PROCESSES,
+    SEED,
+    SEED_NO_LOG,
+    TWO_WORKERS,
+    Key,
+)
 
 Raw = dict[str, Any]
 
@@ -14,6 +26,11 @@ Raw = dict[str, Any]
 def ratios(raw: Raw, only: Sequence[str] = NAMES) -> dict[str, Any]:
     """Every key of `only`, in the order of KEYS."""
     return {name: made(raw) for name, made in _RATIOS.items() if name in only}
+
+
+def rps_vs_seed_design_no_log(raw: Raw) -> float | None:
+    """What rps_vs_seed_design would be without uvicorn's access log. Not a key: its users leave the log as it is."""
+    return ratio(_rps(raw, OURS, 1, 16), _rps(raw, SEED_NO_LOG, 1, 16))
 
 
 def verdict(key: Key, value: Any) -> bool | None:

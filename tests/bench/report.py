@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.bench.figures import median
-from tests.bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, STATEMENTS, Key
+from tests.bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, SEED_NO_LOG, STATEMENTS, Key
 from tests.bench.ratios import rounds, verdict
 
 Raw = dict[str, Any]
@@ -133,6 +133,11 @@ def _landed(raw: Raw, name: str) -> str:
 
 
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
+    (
+        f"rps_vs_seed_design without uvicorn's access log: requests/s of {OURS} by those of {SEED_NO_LOG}",
+        ("rps_vs_seed_design_no_log",),
+        lambda raw: _value(raw["rps_vs_seed_design_no_log"]),
+    ),
     (f"p50 in µs, batch 1, 1 connection: {OURS} / {ASGI}", ("cells",), _p50),
     (
         "p99 in µs, batch 10, 16 connections: idle / locked",

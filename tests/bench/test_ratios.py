@@ -21,10 +21,11 @@ from tests.bench.plan import (
     OURS,
     QUICK,
     SEED,
+    SEED_NO_LOG,
     STATEMENTS,
     TWO_WORKERS,
 )
-from tests.bench.ratios import problems, ratios, verdict
+from tests.bench.ratios import problems, ratios, rps_vs_seed_design_no_log, verdict
 
 
 def cell(contender: str, batch: int, connections: int, value: float, **how: bool) -> dict[str, Any]:
@@ -65,6 +66,7 @@ RAW: dict[str, Any] = {
         cell(FALCON, 1, 16, 20_000),
         cell(OURS, 1, 16, 15_000),
         cell(SEED, 1, 16, 2_000),
+        cell(SEED_NO_LOG, 1, 16, 3_000),
         cell(FALCON, 100, 16, 10_000),
         cell(OURS, 100, 16, 4_000),
         cell(OURS, 1, 64, 16_000),
@@ -127,6 +129,16 @@ def test_every_key_is_made_of_the_figures_it_names() -> None:
     assert list(ratios(RAW)) == list(NAMES)
 
 
+def test_the_seed_design_without_its_log_is_reported_beside_the_key_and_not_as_one() -> None:
+    found = rps_vs_seed_design_no_log(RAW)
+    text = report.text({**RAW, "ratios": ratios(RAW), "rps_vs_seed_design_no_log": found})
+
+    assert found == 5
+    (line,) = [line for line in text.splitlines() if "without uvicorn's access log" in line]
+    assert line.split("|")[2].strip() == "5"
+    assert not any("no_log" in name for name in NAMES)
+
+
 def test_only_the_keys_asked_for_are_made() -> None:
     assert ratios(RAW, ["rss_mb", "statements_per_1000"]).keys() == {"rss_mb", "statements_per_1000"}
 
@@ -141,10 +153,10 @@ def test_a_run_that_measured_nothing_has_every_key_and_no_value() -> None:
         (("cells", 0), {"rps_vs_ceiling_falcon"}),
         (("cells", 1), {"rps_vs_ceiling_falcon", "rps_vs_seed_design"}),
         (("cells", 2), {"rps_vs_seed_design"}),
-        (("cells", 4), {"records_vs_ceiling_falcon"}),
-        (("cells", 6), {"always_vs_interval"}),
-        (("cells", 8), {"workers2_vs_1"}),
-        (("cells", 10), {"p50_vs_ceiling_asgi"}),
+        (("cells", 5), {"records_vs_ceiling_falcon"}),
+        (("cells", 7), {"always_vs_interval"}),
+        (("cells", 9), {"workers2_vs_1"}),
+        (("cells", 11), {"p50_vs_ceiling_asgi"}),
         (("locked", "locked", 0), {"p99_locked_vs_idle"}),
         (("flushing", "away", 0), {"p99_flushing_vs_idle"}),
         (("landing", LOAD_DATA, 0), {"landing_vs_load_data"}),
