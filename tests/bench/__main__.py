@@ -109,7 +109,7 @@ def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
         if key in only:
             wanted += [(cell, plan.rounds, plan.cell_s) for cell in its_cells]
     if MATRIX in only:
-        wanted += [(cell, 1, plan.matrix_s) for cell in plan.matrix(bench.peers)]
+        wanted += [(cell, plan.matrix_rounds, plan.matrix_s) for cell in plan.matrix(bench.peers)]
     raw: dict[str, Any] = {"cells": cells(bench, wanted)}
     for part, (keys, measurement) in PARTS.items():
         if keys & set(only):

@@ -91,6 +91,7 @@ class Plan:
     matrix_connections: tuple[int, ...]
     matrix_contenders: tuple[str, ...]
     matrix_s: int
+    matrix_rounds: int
     latency_loads: tuple[tuple[int, int], ...]
     """Batch sizes and connections under which raw latencies of all are measured."""
     lock_s: int
@@ -129,6 +130,7 @@ FULL = Plan(
     matrix_connections=(1, 16, 64),
     matrix_contenders=(ASGI, FALCON, SEED, OURS, NEVER, ALWAYS),
     matrix_s=1,
+    matrix_rounds=2,
     latency_loads=((1, 1), (1, 16), (1, 64), (10, 16), (100, 16)),
     lock_s=10,
     lock_rounds=2,
@@ -151,6 +153,7 @@ QUICK = Plan(
     matrix_connections=(16,),
     matrix_contenders=(NEVER,),
     matrix_s=1,
+    matrix_rounds=1,
     latency_loads=(),
     lock_s=1,
     lock_rounds=1,
