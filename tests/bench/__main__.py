@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     (directory / "db").mkdir()
     database = Database(directory / "db")
     bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
-    raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description()}
+    raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description(directory)}
     database.start()
     raw |= measure(bench, options.only)
     if raw.get("locked_open_loop", {}).get("latencies"):

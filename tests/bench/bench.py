@@ -187,7 +187,7 @@ def cells(bench: Bench, wanted: Sequence[tuple[Cell, int, int]]) -> list[dict[st
             "batch": cell.batch,
             "connections": cell.connections,
             "asked_pinned": cell.pinned,
-            "pinned": cell.pinned and PINS,
+            "pinned": cell.pinned and PINS and cell.contender not in bench.peers,
             "latencies": cell.latencies,
             "rounds": rounds,
         }

@@ -50,6 +50,17 @@ def may_take_back() -> bool:
     return subprocess.run(["chrt", "--idle", "0", "chrt", "--other", "0", "true"], capture_output=True).returncode == 0
 
 
+@cache
+def realtime() -> tuple[str, ...]:
+    """Words before a command that give it real-time priority, where this user may."""
+    words = ("chrt", "-f", "10")
+    try:
+        allowed = subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    return words if allowed else ()
+
+
 def _each_thread(pid: int, do: Callable[[int], None]) -> None:
     for thread in threads(pid):
         try:
@@ -70,7 +81,8 @@ def peak_rss_mb(pid: int) -> float | None:
     return None
 
 
-def description() -> dict[str, Any]:
+def description(directory: Path) -> dict[str, Any]:
+    """Args: directory: where state directories and the database lie."""
     model = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -85,13 +97,25 @@ def description() -> dict[str, Any]:
         "python": platform.python_version(),
         "mariadb": _first_line("mariadbd", "--version"),
         "wrk": _first_line("wrk", "--version"),
-        "database_gives_way": may_take_back(),
+        "filesystem": _last_line("df", "--output=fstype", str(directory)),
+        "pins": PINS,
+        "realtime": bool(realtime()),
+        "database_gives_way": PINS and may_take_back(),
     }
 
 
 def _first_line(*command: str) -> str:
+    return _lines(command)[0].strip()
+
+
+def _last_line(*command: str) -> str:
+    return _lines(command)[-1].strip()
+
+
+def _lines(command: Sequence[str]) -> list[str]:
+    """What it prints, at least one line."""
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _PATH})
-    return (done.stdout or done.stderr).partition("\n")[0].strip()
+    return (done.stdout or done.stderr).splitlines() or [""]
 
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"

@@ -24,8 +24,7 @@ from typing import Any
 
 from tests.bench import tasks
 from tests.bench.figures import summary
-from tests.bench.machine import on_cores
-from tests.bench.wrk import realtime
+from tests.bench.machine import on_cores, realtime
 from tests.support.service import ROOT
 
 ANSWERS_S = 30.0

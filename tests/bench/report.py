@@ -17,18 +17,18 @@ def text(raw: Raw) -> str:
     machine = raw["machine"]
     ran_on = (
         f"{raw['plan']} run, {raw['seconds']:.0f} s, on {machine['cores']} cores of {machine['processor']},"
-        f" {machine['memory_gib']:g} GiB; {machine['kernel']}; Python {machine['python']}\n"
+        f" {machine['memory_gib']:g} GiB, {machine['filesystem']}; {machine['kernel']}; Python {machine['python']}\n"
         f"{machine['mariadb']}; {machine['wrk'].partition(' Copyright')[0]}"
     )
     if not machine["database_gives_way"]:
-        ran_on += "\nThis user may not change the database's priority: it gives way in no cell."
+        why = "This user may not change the database's priority" if machine["pins"] else "There is one core"
+        ran_on += f"\n{why}: the database gives way in no cell."
+    load = "load at real-time priority" if machine["realtime"] else "load at the usual priority: no other is permitted"
     parts = [
         ran_on,
-        _cells(raw, "requests/s, pinned: the contender on one core, load and database on the other", pinned=True),
+        _cells(raw, _pinned(raw), pinned=True),
         _cells(raw, "requests/s, not pinned", pinned=False),
-        _cells(
-            raw, "latency in µs, p50 / p99, raw, not pinned, load at real-time priority", pinned=False, latency=True
-        ),
+        _cells(raw, f"latency in µs, p50 / p99, raw, not pinned, {load}", pinned=False, latency=True),
         _others(raw),
         _ratios(raw),
     ]
@@ -60,6 +60,15 @@ def _cells(raw: Raw, title: str, *, pinned: bool, latency: bool = False) -> str:
         for batch, connections in loads
     ]
     return f"{title}\n\n{table(['', *names], rows)}"
+
+
+def _pinned(raw: Raw) -> str:
+    """A title that says what happened, which is not always what was wanted."""
+    if not raw["machine"]["pins"]:
+        return "requests/s, would be pinned, but there is one core only"
+    title = "requests/s, pinned: the contender on one core, load and database on the other"
+    peers = {one["contender"] for one in raw["cells"] if one["asked_pinned"] and not one["pinned"]}
+    return f"{title}; where it runs already: {', '.join(sorted(peers))}" if peers else title
 
 
 def _rate(one: Raw) -> str:

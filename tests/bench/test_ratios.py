@@ -36,6 +36,7 @@ def cell(contender: str, batch: int, connections: int, value: float, **how: bool
         "batch": batch,
         "connections": connections,
         "asked_pinned": how.get("pinned", True),
+        "pinned": how.get("pinned", True),
         "latencies": latencies,
         "rounds": [{**figures, "problems": []} for _ in range(3)],
     }
@@ -60,6 +61,9 @@ RAW: dict[str, Any] = {
         "python": "3",
         "mariadb": "M",
         "wrk": "W",
+        "filesystem": "ext4",
+        "pins": True,
+        "realtime": True,
         "database_gives_way": True,
     },
     "cells": [
@@ -282,6 +286,33 @@ def test_the_report_says_where_the_database_could_not_give_way() -> None:
     text = report.text({**RAW, "machine": {**RAW["machine"], "database_gives_way": False}, "ratios": ratios(RAW)})
 
     assert "may not change the database's priority" in text
+
+
+@pytest.mark.parametrize(
+    ("machine", "peer_is_pinned", "said", "not_said"),
+    [
+        ({}, True, ["load at real-time priority", "pinned: the contender on one core"], ["where it runs already"]),
+        ({"realtime": False}, True, ["load at the usual priority"], ["real-time"]),
+        (
+            {"pins": False, "database_gives_way": False},
+            False,
+            ["one core only", "There is one core: the database gives"],
+            ["the contender on one core", "where it runs already"],
+        ),
+        ({}, False, ["where it runs already: theirs"], []),
+    ],
+)
+def test_titles_say_what_happened(
+    machine: dict[str, bool], peer_is_pinned: bool, said: list[str], not_said: list[str]
+) -> None:
+    peer = {**cell("theirs", 1, 16, 5), "pinned": peer_is_pinned}
+
+    text = report.text(
+        {**RAW, "machine": RAW["machine"] | machine, "cells": [*RAW["cells"], peer], "ratios": ratios(RAW)}
+    )
+
+    assert all(words in text for words in said)
+    assert not any(words in text for words in not_said)
 
 
 @pytest.mark.parametrize("plan", [FULL, QUICK], ids=lambda plan: plan.name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.bench import tasks
 from tests.bench.figures import summary
-from tests.bench.machine import on_cores
+from tests.bench.machine import on_cores, realtime
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 GRACE_S = 20
@@ -78,18 +78,3 @@ def parse(text: str, batch: int) -> dict[str, Any]:
         "latency_us": summary(raw["latencies_us"]),
         "problems": problems,
     }
-
-
-_REALTIME: list[tuple[str, ...]] = []
-
-
-def realtime() -> tuple[str, ...]:
-    """Words before a command that give it real-time priority, where this user may; found out once."""
-    if not _REALTIME:
-        words = ("chrt", "-f", "10")
-        try:
-            allowed = subprocess.run([*words, "true"], capture_output=True).returncode == 0
-        except FileNotFoundError:
-            allowed = False
-        _REALTIME.append(words if allowed else ())
-    return _REALTIME[0]
