@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from random import Random
+from random import Random, randrange
 from typing import Any
 from uuid import UUID
 
@@ -49,17 +49,24 @@ _TIMES = {"start_time", "end_time", "updated_at"}
 
 def number(run: str, count: int) -> bytes:
     """NUMBER_BYTES characters that rise; wrk.lua puts its thread's number, from 1 on, where 00 stands."""
-    return b"%b00%010d" % (run.encode(), count)
+    return b"%b00%07d" % (run.encode(), count)
 
 
-_runs = itertools.count(1)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_RUN_CHARACTERS = 5
+_MOST_RUNS = 10_000
+_runs = itertools.count(randrange(len(_DIGITS) ** _RUN_CHARACTERS - _MOST_RUNS))
+"""From a place of its own in every start of the benchmark: a peer keeps what it was sent the last time, and should
+insert like the others, not update."""
 
 
 def new_run() -> str:
-    """2 characters that no other sender of this benchmark uses; later ones sort higher. Raises: IndexError, at 1296."""
-    high, low = divmod(next(_runs), len(_DIGITS))
-    return _DIGITS[high] + _DIGITS[low]
+    """5 characters that no other sender uses; later ones sort higher."""
+    rest, characters = next(_runs), ""
+    for _ in range(_RUN_CHARACTERS):
+        rest, digit = divmod(rest, len(_DIGITS))
+        characters = _DIGITS[digit] + characters
+    return characters
 
 
 def pool(size: int = POOL, seed: int = 4) -> list[dict[str, Any]]:

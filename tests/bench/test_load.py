@@ -98,7 +98,9 @@ def test_wrk_sends_valid_bodies_and_no_id_twice(pool_file: Path, latencies: bool
     assert len(set(ids)) == len(ids) == 3 * len(bodies)
     texts = {tuple(task["source_text"] for task in body) for body in bodies}
     assert len(texts) >= min(200, len(bodies) // 4)
-    expected = {tuple(t["source_text"] for t in orjson.loads(tasks.number("01", 1).join(p))["tasks"]) for p in made(3)}
+    expected = {
+        tuple(t["source_text"] for t in orjson.loads(tasks.number("00001", 1).join(p))["tasks"]) for p in made(3)
+    }
     assert texts <= expected
 
 

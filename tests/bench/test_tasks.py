@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from datetime import datetime, timezone
 
 import orjson
@@ -9,6 +11,7 @@ import pytest
 from shared.bodies import decode, validate
 from shared.records import TASKS, utc
 from tests.bench import tasks
+from tests.support.service import ROOT
 
 POOL = tasks.pool()
 CJK = re.compile(r"[\u4e00-\u9fff]")
@@ -16,7 +19,7 @@ CJK = re.compile(r"[\u4e00-\u9fff]")
 
 @pytest.mark.parametrize("batch", [1, 10, 100, 1000])
 def test_bodies_are_distinct_and_the_service_takes_every_record(batch: int) -> None:
-    made = [tasks.number("0z", 7).join(pieces) for pieces in tasks.bodies(POOL, batch)]
+    made = [tasks.number("0000z", 7).join(pieces) for pieces in tasks.bodies(POOL, batch)]
 
     assert len(set(made)) == tasks.BODIES >= 200
     for body in made[:: max(1, batch // 10)]:
@@ -40,7 +43,7 @@ def test_texts_are_of_the_promised_length_in_both_languages_and_mixed() -> None:
 
 def test_two_requests_share_no_id_and_have_bodies_of_one_length() -> None:
     (pieces,) = tasks.bodies(POOL, 10, count=1)
-    first, second = (tasks.number("01", count).join(pieces) for count in (1, 2))
+    first, second = (tasks.number("00001", count).join(pieces) for count in (1, 2))
 
     ids = [{task["task_id"] for task in orjson.loads(body)["tasks"]} for body in (first, second)]
     assert not ids[0] & ids[1]
@@ -50,9 +53,17 @@ def test_two_requests_share_no_id_and_have_bodies_of_one_length() -> None:
 def test_runs_differ_and_their_numbers_rise() -> None:
     runs = [tasks.new_run() for _ in range(100)]
 
-    numbers = [tasks.number(run, count) for run in runs for count in (0, 9_999_999_999)]
+    numbers = [tasks.number(run, count) for run in runs for count in (0, 9_999_999)]
     assert sorted(set(numbers)) == numbers
     assert {len(number) for number in numbers} == {tasks.NUMBER_BYTES}
+
+
+def test_another_start_of_the_benchmark_has_other_ids() -> None:
+    command = [sys.executable, "-c", "from tests.bench.tasks import new_run; print(new_run())"]
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout for _ in range(2)]
+
+    assert len(set(runs)) == 2
+    assert [len(run.strip()) for run in runs] == [5, 5]
 
 
 def test_a_batch_larger_than_the_pool_is_refused() -> None:
@@ -62,7 +73,7 @@ def test_a_batch_larger_than_the_pool_is_refused() -> None:
 
 def test_files_and_statements_hold_the_rows_that_bodies_do() -> None:
     (body,), (file,), (statement,) = (
-        [tasks.number("01", 1).join(pieces)]
+        [tasks.number("00001", 1).join(pieces)]
         for (pieces,) in (
             tasks.bodies(POOL, 10, count=1),
             tasks.files(POOL, 10, count=1),

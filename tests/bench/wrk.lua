@@ -1,6 +1,6 @@
 -- wrk's script: bodies of ready pieces, a new number in every request, raw latencies, figures as JSON.
 --
--- Arguments after "--": pool file, tasks in a batch, bodies, stride, run (2 characters), "count" or "time", result
+-- Arguments after "--": pool file, tasks in a batch, bodies, stride, run (5 characters), "count" or "time", result
 -- file, host, path. See tasks.py for what a body is.
 --
 -- "time": wrk's own percentiles are corrected for coordinated omission before done() sees them (stats_correct in its
@@ -81,7 +81,7 @@ end
 function request()
     count = count % #bodies + 1
     counter = counter + 1
-    local text = table.concat(bodies[count], string.format("%s%02x%010d", run, thread_number, counter))
+    local text = table.concat(bodies[count], string.format("%s%02x%07d", run, thread_number, counter))
     sent_at = now_us()
     return text
 end
