@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from tests.bench import tasks, wrk
+from tests.bench.latency import late
 from tests.bench.machine import ALL
 from tests.bench.open_loop import Running, job, judged
 
@@ -234,34 +235,20 @@ def test_the_open_loop_reports_refusals_and_requests_without_an_answer(prompt: b
 
 
 def test_a_sender_that_got_no_answer_at_all_is_invalid() -> None:
-    report = {**REPORT, "answered": 0}
+    report = {"answered": 0, "unsent": 0, "unanswered": 0, "statuses": {}, "latencies": []}
 
     assert judged(report, job(("127.0.0.1", 1), PATH, batch=1, rate=1, seconds=1))["problems"]
 
 
 @pytest.mark.parametrize(
-    ("p99_us", "connections", "prompt", "valid"),
+    ("p99_us", "connections", "valid"),
     [
-        (50_000.0, 32, True, True),
-        (50_001.0, 32, True, False),
-        (90_000.0, 900, True, True),  # it waited for a free connection, which is the service's doing
-        (90_000.0, 32, False, True),  # nor is it asked to be prompt
+        (50_000.0, 32, True),
+        (50_001.0, 32, False),
+        (90_000.0, 900, True),  # it waited for a free connection, which is the service's doing
     ],
 )
-def test_a_sender_that_was_late_itself_is_invalid(p99_us: float, connections: int, prompt: bool, valid: bool) -> None:
-    report = {**REPORT, "sent_late_us": {"p99": p99_us}, "connections": connections}
+def test_a_sender_that_was_late_itself_is_invalid(p99_us: float, connections: int, valid: bool) -> None:
+    measured = {"sent_late_us": {"p99": p99_us}, "connections": connections}
 
-    found = judged(report, job(("127.0.0.1", 1), PATH, batch=1, rate=1, seconds=1, prompt=prompt))
-
-    assert (found["problems"] == []) is valid
-
-
-REPORT = {
-    "answered": 1,
-    "unsent": 0,
-    "unanswered": 0,
-    "statuses": {},
-    "connections": 1,
-    "sent_late_us": {},
-    "latencies": [],
-}
+    assert (late(measured, job(("127.0.0.1", 1), PATH, batch=1, rate=1, seconds=1)) == []) is valid
