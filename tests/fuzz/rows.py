@@ -43,7 +43,7 @@ class Differential:
         if not rows:
             return
         self.rows += len(rows)
-        db = self.store._connection()
+        db = self.store._reach()
         db.query(f"DELETE FROM {kind.table}")
         for _ in range(2):  # the second time every row is there already
             self.store.write({kind: rows})
@@ -51,7 +51,7 @@ class Differential:
 
     def compare(self, kind: Kind, rows: Sequence[Row]) -> None:
         names = kind.record.__struct_fields__
-        db = self.store._connection()
+        db = self.store._reach()
         db.query(f"SELECT {', '.join(names)} FROM {kind.table}")
         stored = {found[names.index(kind.key)]: found for found in db.store_result().fetch_row(0)}
         db.rollback()
