@@ -5,8 +5,7 @@ flusher has acknowledged it; a crash in between replays it once more, which is h
 refuses becomes a dead letter again.
 
 Letters that were refused for one reason go in rounds that grow, each flushed before the next: where the cause is still
-there, the first letter shows it, and the others stay where they are. All at once, they would be most of a batch, and
-the flusher would take the table to be at fault and stop writing (writer.SCHEMA_FAULT_ROWS).
+there, the first letter shows it, and the others stay where they are.
 """
 
 from __future__ import annotations
