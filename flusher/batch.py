@@ -45,9 +45,9 @@ class Batch:
         """Args: refused: (entry, index) of records to pass over."""
         return {kind: with_values(kind, coalesce(entries, kind, refused)) for kind, entries in self.by_kind.items()}
 
-    def is_replayed(self, row: Row) -> bool:
-        """Whether it is a dead letter's: its arrival is of a time before the segment was opened."""
-        return self.entries[row.entry].arrival <= self._floor
+    def count_new(self, rows: Rows) -> int:
+        """How many of the rows are no replayed dead letters: those have arrivals from before the segment was opened."""
+        return sum(self.entries[row.entry].arrival > self._floor for kind_rows in rows.values() for row in kind_rows)
 
     def raw(self, kind: Kind, row: Row) -> Any:
         return decode_raw(kind, self.entries[row.entry].body)[row.index]

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from flusher import segments
 from flusher.journal import SegmentFile
+from flusher.segments import rewrite
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class Syncer:
             log.error("journal: %s cannot be rewritten: %s", path, error)
             loop.call_later(REWRITE_AGAIN_S, self._rewrite, path)
 
-        loop.run_in_executor(self._thread, segments.rewrite, path).add_done_callback(done)
+        loop.run_in_executor(self._thread, rewrite, path).add_done_callback(done)
 
 
 def _sync_all(segments: list[SegmentFile], cached: float) -> list[int]:

@@ -132,9 +132,8 @@ class Writer:
         refused: list[Refused] = []
         positions: set[tuple[int, int]] = set()
         batch, rows, ready = prepared.batch, prepared.rows, prepared.statements
-        total = sum(not batch.is_replayed(row) for kind_rows in rows.values() for row in kind_rows)
         while any(rows.values()):
-            found = self._bisect(batch, rows, ready, total)
+            found = self._bisect(prepared, rows, ready)
             ready = None
             for kind, kind_rows in rows.items():
                 written[kind] += len(kind_rows)
@@ -149,13 +148,15 @@ class Writer:
             }
         return written, refused
 
-    def _bisect(self, batch: Batch, rows: Rows, ready: Sequence[bytes] | None, total: int) -> list[Refused]:
+    def _bisect(self, prepared: Prepared, rows: Rows, ready: Sequence[bytes] | None) -> list[Refused]:
         """One transaction; where a row is refused, one for each half, down to the row (log2 steps for one bad row).
 
-        Args: total: rows of the batch that were never dead letters. Most of those that were may well be refused again.
         Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's,
-        MostRefused.
+        MostRefused, for which replayed dead letters do not count: they may well be refused again.
         """
+        batch = prepared.batch
+        total: int | None = None
+        new = 0
         refused: list[Refused] = []
         todo = [rows]
         while todo:
@@ -171,7 +172,9 @@ class Writer:
                     todo += [second, first]
                     continue
                 refused += [Refused(kind, row, error) for kind, kind_rows in first.items() for row in kind_rows]
-                new = sum(not batch.is_replayed(one.row) for one in refused)
+                new += batch.count_new(first)
+                if total is None:
+                    total = batch.count_new(prepared.rows)
                 if total >= SCHEMA_FAULT_ROWS and new * 2 > total:
                     raise MostRefused(
                         ErrorClass.SCHEMA,

@@ -8,13 +8,11 @@ the same limit. The body is then handed on in the scope, so that nothing behind 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
+from ingest.headers import JSON_TYPE, check_form, has_token, is_cross_site, is_json, is_local
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
@@ -29,20 +27,11 @@ MAX_SHORTCUT_BYTES = 32 * 1024 * 1024
 UNKNOWN_ROUTE = "other"
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
-_JSON = b"application/json"
 _GZIP = (b"gzip", b"x-gzip")
 _ENCODINGS = (b"identity", *_GZIP)
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_PACKED = 1032
 """A byte of deflate stands for this many at most (RFC 1951: 258 for two bits)."""
-_SINGLE_FIELDS = (
-    b"host",
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-    b"transfer-encoding",
-    b"authorization",
-)
 
 
 class ClientGone(Exception):
@@ -162,7 +151,7 @@ class Guard:
             or b"x-request-id" in headers
             or b"origin" in headers
             or b"sec-fetch-site" in headers
-            or headers.get(b"content-type", _JSON) != _JSON
+            or headers.get(b"content-type", JSON_TYPE) != JSON_TYPE
         ):
             return False
         if self._tokens is not None:
@@ -195,8 +184,8 @@ class Guard:
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""
-        content_type = headers.get(b"content-type", _JSON)
-        if content_type != _JSON and not is_json(content_type):
+        content_type = headers.get(b"content-type", JSON_TYPE)
+        if content_type != JSON_TYPE and not is_json(content_type):
             raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding != b"identity" and encoding.strip().lower() not in _ENCODINGS:
@@ -253,73 +242,9 @@ class Guard:
         return Problem(413, "BODY_TOO_LARGE", detail)
 
 
-def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """What the parser lets pass, and what a proxy on the way may read in another way. Raises: Problem."""
-    version = scope["http_version"]
-    names = [name for name, _ in scope["headers"]]
-    twice = [name.decode() for name in _SINGLE_FIELDS if names.count(name) > 1]
-    encoding = headers.get(b"transfer-encoding")
-    if version not in ("1.0", "1.1"):
-        detail = "HTTP/1.1 and HTTP/1.0 are spoken here"
-    elif twice:
-        detail = f"{twice[0]} stands in the header twice"
-    elif version == "1.1" and b"host" not in headers:
-        detail = "HTTP/1.1 wants a Host"
-    elif encoding is not None and (version == "1.0" or encoding.strip().lower() != b"chunked"):
-        detail = "Transfer-Encoding may be chunked, in HTTP/1.1"
-    else:
-        return
-    raise Problem(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
-
-
 async def _nothing_left() -> Message:
     """What Falcon receives: it asks for the first message of the body even where nobody reads it."""
     return {"type": "http.request", "body": b"", "more_body": False}
-
-
-def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
-    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time: how long it takes says
-    neither which nor how much is right."""
-    scheme, _, given = authorization.partition(b" ")
-    found = False
-    for token in tokens:
-        found |= hmac.compare_digest(given.strip(), token)
-    return found and scheme.lower() == b"bearer"
-
-
-def is_local(client: tuple[str, int] | None) -> bool:
-    """Whether a peer is on this machine. One without an address was reset before it was accepted: nobody knows, and
-    what it has sent can be read all the same."""
-    return client is not None and is_loopback(client[0])
-
-
-def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser says that the request comes from a page that is not ours. Others say neither.
-
-    Source: Fetch Metadata Request Headers, 2.3; RFC 6454, 7.
-    """
-    if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
-        return True
-    origin = headers.get(b"origin")
-    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
-
-
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Whether a peer's address is this machine's own."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
-def is_json(content_type: bytes) -> bool:
-    """application/json, in UTF-8 if it says so. Other parameters mean nothing (RFC 8259, 11)."""
-    name, *parameters = content_type.lower().split(b";")
-    charsets = [value for name, _, value in (one.strip().partition(b"=") for one in parameters) if name == b"charset"]
-    return name.strip() == _JSON and all(value.strip(b'"') in (b"utf-8", b"utf8") for value in charsets)
 
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:

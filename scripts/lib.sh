@@ -17,7 +17,7 @@ die() {
 }
 
 help_if_asked() { # help_if_asked "$@": prints the script's first comment
-    case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \?//p' "$0" && exit 0 ;; esac
+    case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \?//p' "$ROOT/scripts/${0##*/}" && exit 0 ;; esac
 }
 
 no_arguments() { # no_arguments "$@": for a script that takes none

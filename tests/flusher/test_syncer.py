@@ -218,7 +218,7 @@ def test_a_segment_that_was_written_while_it_got_new_pages_does_not_come_back(
         while rewritten_first and not path.exists():
             time.sleep(0.001)
 
-    monkeypatch.setattr(segments, "rewrite", rewrite)
+    monkeypatch.setattr("flusher.syncer.rewrite", rewrite)
     monkeypatch.setattr(segments, "remove", remove)
 
     async def test(node: Node) -> None:

@@ -16,7 +16,8 @@ import pytest
 from ingest import guard
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
-from ingest.guard import OPEN_PATHS, Guard, gunzip, is_json, is_loopback
+from ingest.guard import OPEN_PATHS, Guard, gunzip
+from ingest.headers import is_json, is_loopback
 from ingest.history import History
 from ingest.metrics import RequestMetrics
 from ingest.resources import Problem
@@ -262,7 +263,7 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
             compared.append((given, expected))
             return hmac.compare_digest(given, expected)
 
-    monkeypatch.setattr(guard, "hmac", Watched)
+    monkeypatch.setattr("ingest.headers.hmac", Watched)
     guarded = Guarded(auth_token="t0ken 0ther")
     for given in (b"wrong", b"t0ken", b"0ther"):
         expected = 403 if given == b"wrong" else 200

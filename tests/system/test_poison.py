@@ -6,19 +6,25 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from flusher import dead_letters
 from flusher.replay import Round, replay
 from shared.wire import SOCKET_NAME
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
 
+Run = Callable[[str], list[tuple[object, ...]]]
+
+
+@pytest.fixture
+def run(mariadb: MariaDB, database: str) -> Run:
+    return lambda statement: mariadb.execute(statement, (), database)
+
 
 def test_one_poison_row_of_a_thousand_is_set_aside_within_the_same_flush_and_replayed_later(
-    service: Service, mariadb: MariaDB, database: str
+    service: Service, run: Run
 ) -> None:
-    def run(statement: str) -> list[tuple[object, ...]]:
-        return mariadb.execute(statement, (), database)
-
     run("ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')")
     tasks = [task(f"t{number:03}", source_text="poison" if number == 617 else "text") for number in range(1000)]
     assert service.post(TASKS, {"tasks": tasks}).status == 202
@@ -51,12 +57,7 @@ def test_one_poison_row_of_a_thousand_is_set_aside_within_the_same_flush_and_rep
     wait_until(lambda: service.stats()["dead_letters"]["count"] == 0, what="the replayed letter is counted out")
 
 
-def test_letters_that_are_refused_again_come_back_and_hold_up_nothing(
-    service: Service, mariadb: MariaDB, database: str
-) -> None:
-    def run(statement: str) -> list[tuple[object, ...]]:
-        return mariadb.execute(statement, (), database)
-
+def test_letters_that_are_refused_again_come_back_and_hold_up_nothing(service: Service, run: Run) -> None:
     # Of 120 letters the first ten are good once the table takes 20 characters, the others are not.
     run("ALTER TABLE translation_tasks ADD CONSTRAINT shorter CHECK (CHAR_LENGTH(source_text) <= 10)")
     tasks = [task(f"t{number:03}", source_text="x" * (15 if number < 10 else 30)) for number in range(120)]
@@ -103,10 +104,7 @@ def test_a_segment_that_cannot_be_read_is_an_alarm_and_holds_up_nothing(
     assert service.get("/health").json["status"] == "healthy"
 
 
-def test_a_replay_does_not_undo_a_newer_row(service: Service, mariadb: MariaDB, database: str) -> None:
-    def run(statement: str) -> list[tuple[object, ...]]:
-        return mariadb.execute(statement, (), database)
-
+def test_a_replay_does_not_undo_a_newer_row(service: Service, run: Run) -> None:
     run("ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')")
     assert service.post(TASKS, {"tasks": [task("t1", source_text="poison")]}).status == 202
     assert service.flush().json["dead_lettered"] == 1
