@@ -89,7 +89,7 @@ need_galera() { # what a trial cluster runs: Galera, the programs with which a n
 
 need_python() { # need_python [dev]: .venv with the exact files of requirements.lock, or requirements-dev.lock
     local lock=requirements${1:+-dev}.lock wanted python log
-    wanted=$(cat pyproject.toml requirements*.lock | sha256sum | cut -c1-16)
+    wanted=$(cat pyproject.toml requirements*.lock shared/*.cpp | sha256sum | cut -c1-16)
     local stamp=.venv/.installed-$lock-$wanted
     # The lock for development has everything that production needs.
     if [ -f "$stamp" ] || [ -f ".venv/.installed-requirements-dev.lock-$wanted" ]; then
@@ -99,8 +99,8 @@ need_python() { # need_python [dev]: .venv with the exact files of requirements.
         need_packages python3
         python=$(find_python) || die "needs Python 3.10 or later"
     }
-    command -v gcc >/dev/null || need_packages gcc libc6-dev
-    need_packages pkg-config libmariadb-dev
+    command -v g++ >/dev/null || need_packages g++ libc6-dev
+    need_packages pkg-config libmariadb-dev libsimdjson-dev
     "$python" -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || need_packages python3-dev

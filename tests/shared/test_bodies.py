@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from shared import plain
 from shared.bodies import (
     MAX_ERRORS,
     MAX_JSON_BYTES,
@@ -79,8 +80,17 @@ def body_of(kind: Kind, *items: Any) -> bytes:
 
 
 def check(kind: Kind, body: bytes, **limits: Any) -> list[Record]:
-    """validate(), and that decode() says the same of what it accepts: what was accepted is what is written."""
-    records = validate(kind, body, **{"now": NOW, "max_clock_skew_s": 300.0, "max_records": 1000, **limits})
+    """validate(), and that decode() says the same of what it accepts: what was accepted is what is written; and that a
+    body which plain.count() counts is one of these."""
+    limits = {"now": NOW, "max_clock_skew_s": 300.0, "max_records": 1000, **limits}
+    latest_s = int(limits["now"].timestamp() + limits["max_clock_skew_s"])
+    counted = plain.count(kind, body, latest_s)
+    try:
+        records = validate(kind, body, **limits)
+    except (InvalidBody, InvalidRecord):
+        assert counted == 0 or counted > limits["max_records"]
+        raise
+    assert counted in (0, len(records))
     for decoded in (decode(kind, body), decode(kind, memoryview(body))):
         assert values_of(decoded) == values_of(records)
     return records
@@ -682,6 +692,9 @@ def test_what_one_pass_reads_the_two_parsers_read_alike(
 
     records = _decode_typed(TASKS, body)
 
+    if plain.count(TASKS, body, int(NOW.timestamp())):
+        assert records is not None
+        check(TASKS, body)
     if records is not None:
         read_by_both = msgspec.convert(decode_raw(TASKS, body), list[Task])
         assert repr(values_of(records)) == repr(values_of(read_by_both))  # -0.0 equals 0.0, and is not the same
