@@ -65,7 +65,7 @@ class Intake:
             self._refuse(admitted, Reason.JOURNAL_NOT_WRITABLE, reply, str(error))
             return
         counted = self._count(entries, segment.size)
-        self._syncer.appended(segment, sum(entry.count for entry in entries))
+        self._syncer.appended(segment, sum(entry.count for entry in entries), segment.size - start)
         answers = acks([one.seq for one in admitted], [entry.arrival for entry in entries])
         ack = b"".join(map(encode, answers))
         if self._syncer.holds_acks():

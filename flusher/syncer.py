@@ -1,8 +1,8 @@
 """When the journal's bytes go to the disk: one thread, one fsync for all that wait (group commit).
 
     always    an ack waits for the sync that covers it
-    interval  a sync every second while there is something to sync; acks do not wait, until the last good sync is over
-              2 s old, from when they do (as Redis' everysec)
+    interval  a sync every second while there is something to sync, and sooner where that is much; acks do not wait,
+              until the last good sync is over 2 s old, from when they do (as Redis' everysec)
     never     the kernel decides
 
 Rules: belongs to the loop's thread, but for the syncing itself. After a failed sync the kernel may have dropped the
@@ -27,6 +27,8 @@ from flusher.segments import rewrite
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
+INTERVAL_BYTES = 32 * 1024 * 1024
+"""Whichever is first: so much is at risk at most, and memory that is given back is taken again while it is warm."""
 LATE_S = 2.0
 REWRITE_AGAIN_S = 1.0
 CACHED_SEGMENTS = 16
@@ -68,6 +70,7 @@ class Syncer:
         self._running: asyncio.Future[list[int]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._since: float | None = None
+        self._due_bytes = 0
         self._covered_since: float | None = None
         self._unsynced: dict[int, int] = {}
         self._rewriting = 0
@@ -95,16 +98,17 @@ class Syncer:
         since = self._since if self._covered_since is None else self._covered_since
         return since is not None and self._clock() - since > LATE_S
 
-    def appended(self, segment: SegmentFile, records: int) -> None:
-        """Notes that `segment` has unsynced bytes at its end."""
+    def appended(self, segment: SegmentFile, records: int, size: int) -> None:
+        """Notes that `segment` has `size` more unsynced bytes at its end."""
         self._unsynced[segment.sequence] = self._unsynced.get(segment.sequence, 0) + records
         if self._policy is Fsync.NEVER:
             return
         self._dirty[segment.sequence] = segment
         if self._since is None:
             self._since = self._clock()
-        if self._policy is Fsync.INTERVAL and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+        self._due_bytes += size
+        if self._policy is Fsync.INTERVAL:
+            self._start_in_time()
 
     def wait(self, waiter: Waiter) -> None:
         self._waiters.append(waiter)
@@ -144,6 +148,12 @@ class Syncer:
             segment.close()
         self._thread.shutdown()
 
+    def _start_in_time(self) -> None:
+        if self._due_bytes >= INTERVAL_BYTES:
+            self._start()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+
     def _tick(self) -> None:
         self._timer = None
         self._start()
@@ -152,6 +162,7 @@ class Syncer:
         if self._running is not None or not self._dirty:
             return
         self._covered_since, self._since = self._since, None
+        self._due_bytes = 0
         covered = dict(self._unsynced)
         segments = list(self._dirty.values())
         loop = asyncio.get_running_loop()
@@ -181,8 +192,8 @@ class Syncer:
         self._release(lambda waiter: waiter.end <= waiter.segment.synced)
         if self._waiters:
             self._start()
-        elif self._dirty and self._policy is Fsync.INTERVAL and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tick)
+        elif self._dirty and self._policy is Fsync.INTERVAL:
+            self._start_in_time()
 
     def _release(self, is_safe: Callable[[Waiter], bool]) -> None:
         waiting, self._waiters = self._waiters, []
@@ -236,7 +247,7 @@ def _sync_all(segments: list[SegmentFile], cached: float) -> list[int]:
     """Args: cached: sealed segments with a higher number than this leave the page cache.
 
     While writers are behind, that is where the memory for the newest segments comes from: to take it from the kernel's
-    free memory costs up to half of the flusher's work on a virtual machine, whose host has to find it first.
+    free memory costs up to half of the service's work on a virtual machine, whose host has to find it first.
     """
     sizes = [segment.sync() for segment in segments]
     for segment in segments:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal, segments
+from flusher import journal, segments, syncer
 from flusher.answers import Answer
 from flusher.journal import SegmentFile
 from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
@@ -100,6 +100,40 @@ def test_interval_acknowledges_at_once_and_syncs_soon(tmp_path: Path) -> None:
         assert node.syncer.unsynced_records == 1
 
         await node.until(lambda: node.disk.synced_fds and not node.syncer.unsynced_records)
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
+def test_interval_syncs_at_once_where_much_is_at_risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncer, "INTERVAL_S", 3600.0)
+    monkeypatch.setattr(syncer, "INTERVAL_BYTES", 10_000)
+    body = b"x" * 4000
+
+    async def test(node: Node) -> None:
+        node.submit(body)
+        node.submit(body)
+        await node.settled()
+        assert node.disk.synced_fds == []
+
+        node.submit(body)
+        await node.until(lambda: not node.syncer.unsynced_records)
+        assert node.acked() == [1, 2, 3]
+
+        # As much again, while a sync runs: that is what the next one begins with, and no third follows.
+        node.disk.synced_fds.clear()
+        node.disk.hold_syncs()
+        for _ in range(6):
+            node.submit(body)
+        await node.disk.sync_has_begun()
+        node.submit(body)
+        node.submit(body)
+        node.submit(body)
+        node.disk.let_syncs_go()
+        await node.until(lambda: not node.syncer.unsynced_records)
+        node.submit(body)
+        await node.settled()
+        assert len(node.disk.synced_fds) == 2
+        assert node.syncer.unsynced_records == 1
 
     run(test, tmp_path, Fsync.INTERVAL)
 
