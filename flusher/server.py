@@ -19,8 +19,8 @@ from flusher.callers import FlushResult
 from flusher.flush import Flush
 from flusher.intake import Intake
 from shared.records import KIND_OF_CODE, KINDS
-from shared.wire import Decoder, Flushed, Message, ProtocolError, Stats, StatsIs, Submit, encode
 from shared.wire import Flush as FlushMessage
+from shared.wire import Flushed, Inbox, Message, ProtocolError, Stats, StatsIs, Submit, encode
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ class Peers:
             transport.close()
 
 
-class FlusherProtocol(asyncio.Protocol):
+class FlusherProtocol(asyncio.BufferedProtocol):
     def __init__(self, peers: Peers, intake: Intake, flush: Flush, stats: Callable[[], dict[str, Any]]) -> None:
         self._peers = peers
         self._intake = intake
         self._flush = flush
         self._stats = stats
-        self._decoder = Decoder()
+        self._inbox = Inbox()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,11 +85,14 @@ class FlusherProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.resume_reading()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._inbox.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None:
             return
         try:
-            self._take(self._decoder.feed(data))
+            self._take(self._inbox.received(nbytes))
         except ProtocolError as error:
             log.error("socket: a peer was disconnected: %s", error)
             if self._transport is not None:

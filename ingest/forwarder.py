@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -35,6 +36,9 @@ from shared.wire import (
 log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 32 * 1024 * 1024
+SOCKET_BYTES = 256 * 1024
+"""Asked of the kernel, which makes it twice as many: the flusher is woken, and woken from, half as often for large
+bodies."""
 _RECONNECT_S = (0.02, 0.5)
 _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
@@ -292,6 +296,7 @@ class Forwarder:
             await self._lost.wait()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._transport = transport
         self._unsent.clear()
         for pending in self._pending.values():

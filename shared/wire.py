@@ -54,6 +54,9 @@ SUBMIT_BYTES = _SUBMIT.size
 MAX_FRAME_BYTES = 65 * 1024 * 1024
 """Over the largest service.max_body_bytes (64 MiB) plus a submit's own fields."""
 
+INBOX_BYTES = 512 * 1024
+"""What the Unix socket holds at once."""
+
 MAX_ACKED = 65536
 
 Buffer: TypeAlias = bytes | memoryview
@@ -210,6 +213,36 @@ def _decode(kind: int, seq: int, payload: memoryview) -> Message:  # noqa: PLR09
     raise ProtocolError(f"frame type {kind} with {len(payload)} bytes is not known")
 
 
+def messages_in(data: Buffer, max_frame_bytes: int = MAX_FRAME_BYTES) -> tuple[list[Message], int, int]:
+    """The messages of all frames that are whole, in their order; bodies are views into the data (no copy).
+
+    Returns: them, the bytes that their frames take, and the bytes that the next frame takes, as far as is known.
+    Raises: ProtocolError.
+    """
+    view = memoryview(data)
+    end = len(data)
+    at = 0
+    messages: list[Message] = []
+    while end - at >= HEADER_BYTES:
+        length, version, kind, seq = _HEADER.unpack_from(data, at)
+        if version != VERSION:
+            raise ProtocolError(f"version {version}, this side speaks {VERSION}")
+        if length > max_frame_bytes:
+            raise ProtocolError(f"a frame of {length} bytes, {max_frame_bytes} are allowed")
+        need = HEADER_BYTES + length
+        if end - at < need:
+            return messages, at, need
+        if kind == _SUBMIT_TYPE and length >= _SUBMIT_PAYLOAD.size:
+            # Nearly all that the flusher reads: unpacked in one step.
+            _, _, _, _, record_kind, flags, count, arrival = _SUBMIT.unpack_from(data, at)
+            body = view[at + SUBMIT_BYTES : at + need]
+            messages.append(Submit(seq, record_kind, count, body, arrival, flags & WANT_COMMIT == WANT_COMMIT))
+        else:
+            messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
+        at += need
+    return messages, at, HEADER_BYTES
+
+
 class Decoder:
     """Feed it what the socket gave, in pieces of any size; it returns the messages that are complete.
 
@@ -234,31 +267,46 @@ class Decoder:
                 return []
             data = b"".join(self._pieces)
             self._pieces = []
-        view = memoryview(data)
-        end = len(data)
-        at = 0
-        need = HEADER_BYTES
-        messages: list[Message] = []
-        while end - at >= HEADER_BYTES:
-            length, version, kind, seq = _HEADER.unpack_from(data, at)
-            if version != VERSION:
-                raise ProtocolError(f"version {version}, this side speaks {VERSION}")
-            if length > self._max_frame_bytes:
-                raise ProtocolError(f"a frame of {length} bytes, {self._max_frame_bytes} are allowed")
-            need = HEADER_BYTES + length
-            if end - at < need:
-                break
-            if kind == _SUBMIT_TYPE and length >= _SUBMIT_PAYLOAD.size:
-                # Nearly all that the flusher reads: unpacked in one step.
-                _, _, _, _, record_kind, flags, count, arrival = _SUBMIT.unpack_from(data, at)
-                body = view[at + SUBMIT_BYTES : at + need]
-                messages.append(Submit(seq, record_kind, count, body, arrival, flags & WANT_COMMIT == WANT_COMMIT))
-            else:
-                messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
-            at += need
-            need = HEADER_BYTES
-        if at < end:
-            self._pieces = [data[at:]]
-            self._have = end - at
-            self._need = need
+        messages, taken, self._need = messages_in(data, self._max_frame_bytes)
+        if taken < len(data):
+            self._pieces = [data[taken:]]
+            self._have = len(data) - taken
+        return messages
+
+
+class Inbox:
+    """A decoder that owns the memory which the socket is read into, again and again: a body is not copied between the
+    kernel and the journal, and no fresh page is touched for it.
+
+    After a ProtocolError it must not be used again.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._memory = memoryview(bytearray(INBOX_BYTES))
+        self._start = 0
+        self._end = 0
+        self._need = HEADER_BYTES
+
+    def room(self) -> memoryview:
+        """Where what comes next must be written to, from its first byte on; never empty. Messages that were returned
+        before lose their bodies."""
+        size = max(INBOX_BYTES, self._need)
+        if self._start or len(self._memory) != size:
+            memory = self._memory if len(self._memory) == size else memoryview(bytearray(size))
+            left = self._end - self._start
+            memory[:left] = self._memory[self._start : self._end]
+            self._memory = memory
+            self._start, self._end = 0, left
+        return self._memory[self._end :]
+
+    def received(self, size: int) -> list[Message]:
+        """So many bytes are in the room now.
+
+        Returns: messages in the order of their frames; bodies are views, good until room() is asked for again.
+        Raises: ProtocolError.
+        """
+        self._end += size
+        messages, taken, self._need = messages_in(self._memory[self._start : self._end], self._max_frame_bytes)
+        self._start += taken
         return messages

@@ -21,7 +21,7 @@ from flusher.batch import Batch
 from flusher.intake import Intake
 from flusher.rows import Row
 from flusher.server import FlusherProtocol, Peers
-from shared import config
+from shared import config, plain
 from shared.bodies import (
     MAX_ERRORS,
     MAX_JSON_BYTES,
@@ -58,7 +58,7 @@ def wire(data: bytes) -> None:
     assert refused or pieces == whole
     for message in pieces:
         assert Decoder().feed(encode(message)) == [message]
-    _speak_to_the_flusher(stream, pieces, refused=refused)
+    _speak_to_the_flusher(stream, size, pieces, refused=refused)
 
 
 def _fed(pieces: Sequence[bytes]) -> tuple[list[Message], bool]:
@@ -116,13 +116,18 @@ class _Result:
     duration_ms = 0.0
 
 
-def _speak_to_the_flusher(stream: bytes, messages: Sequence[Message], *, refused: bool) -> None:
+def _speak_to_the_flusher(stream: bytes, piece: int, messages: Sequence[Message], *, refused: bool) -> None:
     """The flusher answers every message of a peer, in order, or ends the connection."""
     transport = _Transport()
     try:
         protocol = FlusherProtocol(Peers(), cast(Intake, _Intake()), cast(Any, _Flush()), dict)
         protocol.connection_made(cast(asyncio.Transport, transport))
-        protocol.data_received(stream)
+        while stream and not transport.aborted:
+            room = protocol.get_buffer(-1)
+            size = min(len(room), len(stream), piece)
+            room[:size] = stream[:size]
+            stream = stream[size:]
+            protocol.buffer_updated(size)
         answers = Decoder().feed(transport.answers)
     finally:
         transport.close()
@@ -217,13 +222,16 @@ _VALUES = re.compile(rb"%b(?:,%b)*" % (_LITERAL, _LITERAL), re.DOTALL)
 
 def accepted(kind: Kind, body: bytes) -> list[Row]:
     """Returns: the rows that a flusher makes of the body; none where ingest refuses it."""
+    counted = plain.count(kind, body, int(NOW.timestamp() + SKEW_S))
     try:
         validated = validate(kind, body, now=NOW, max_clock_skew_s=SKEW_S, max_records=MAX_RECORDS)
     except InvalidBody as error:
+        assert not counted
         assert error.code in ("INVALID_JSON", "INVALID_SHAPE")
         orjson.dumps(error.detail)
         return []
     except InvalidRecord as error:
+        assert not counted or counted > MAX_RECORDS
         assert 1 <= len(error.errors) <= MAX_ERRORS
         for one in error.errors:
             assert one.field.startswith(kind.name)
@@ -231,6 +239,7 @@ def accepted(kind: Kind, body: bytes) -> list[Row]:
         orjson.dumps([[one.field, one.message] for one in error.errors])
         return []
     assert 1 <= len(validated) <= MAX_RECORDS
+    assert counted in (0, len(validated))
     decoded = decode(kind, body)
     assert values_of(decoded) == values_of(validated)
     if _decode_typed(kind, body) is not None:

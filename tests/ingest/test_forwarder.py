@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from ingest.forwarder import ATTENDED_TURNS, UNATTENDED, FlusherUnavailable, Forwarder, Rejected
+from ingest.forwarder import ATTENDED_TURNS, SOCKET_BYTES, UNATTENDED, FlusherUnavailable, Forwarder, Rejected
 from shared.wire import (
     Ack,
     Committed,
@@ -151,6 +152,17 @@ def test_a_large_body_arrives_whole(short_path: Path) -> None:
         assert frame.body == body
         flusher.send(Ack(frame.seq, 5))
         await result(submitted)
+
+    run(short_path, test)
+
+
+def test_the_socket_holds_some_large_bodies(short_path: Path) -> None:
+    most = int(Path("/proc/sys/net/core/wmem_max").read_text())
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        assert forwarder._transport is not None
+        sock = forwarder._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * min(SOCKET_BYTES, most)
 
     run(short_path, test)
 

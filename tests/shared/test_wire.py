@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from shared import wire
 from shared.wire import (
     HEADER_BYTES,
+    INBOX_BYTES,
     MAX_ACKED,
     MAX_FRAME_BYTES,
     SUBMIT_BYTES,
@@ -15,6 +17,7 @@ from shared.wire import (
     Decoder,
     Flush,
     Flushed,
+    Inbox,
     Message,
     ProtocolError,
     Reason,
@@ -78,6 +81,23 @@ messages = st.one_of(
 
 def feed_all(decoder: Decoder, pieces: list[bytes]) -> list[Message]:
     return [message for piece in pieces for message in decoder.feed(piece)]
+
+
+def receive(inbox: Inbox, data: bytes) -> list[Message]:
+    """What a socket's reader does, as often as there is room for; bodies are kept, since the inbox does not."""
+    kept: list[Message] = []
+    while True:
+        room = inbox.room()
+        assert len(room) > 0
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        kept += [
+            msgspec.structs.replace(message, body=bytes(message.body)) if isinstance(message, Submit) else message
+            for message in inbox.received(size)
+        ]
+        data = data[size:]
+        if not data:
+            return kept
 
 
 def header(length: int, version: int = wire.VERSION, kind: int = 6, seq: int = 1) -> bytes:
@@ -153,6 +173,58 @@ def test_whatever_is_encoded_comes_out_however_it_is_cut(sent: list[Message], da
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert feed_all(Decoder(), pieces) == sent
+
+
+@given(st.lists(messages, max_size=6), st.data())
+def test_an_inbox_tells_the_same_however_the_stream_is_cut(sent: list[Message], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, sent))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    inbox = Inbox()
+    told = [receive(inbox, stream[start:end]) for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert [message for some in told for message in some] == sent
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_an_inbox_takes_streams_that_are_longer_than_its_memory(over: int) -> None:
+    sizes = [INBOX_BYTES // 3 - SUBMIT_BYTES + over] * 7 + [INBOX_BYTES - SUBMIT_BYTES + over, 1, INBOX_BYTES * 3, 5]
+    sent = [Submit(seq, 1, 1, bytes([seq]) * size) for seq, size in enumerate(sizes)]
+    stream = b"".join(map(encode, sent))
+    for piece in (len(stream), 100_003, HEADER_BYTES * 4096):
+        inbox = Inbox()
+        told = [receive(inbox, stream[at : at + piece]) for at in range(0, len(stream), piece)]
+        assert [message for some in told for message in some] == sent
+
+
+def test_an_inbox_grows_for_a_large_frame_and_gives_the_memory_back() -> None:
+    inbox = Inbox()
+    frame = encode(Submit(1, 1, 1, b"x" * (4 * INBOX_BYTES)))
+    assert receive(inbox, frame[:100]) == []
+    assert len(inbox.room()) == len(frame) - 100  # to be filled without another copy
+    assert len(receive(inbox, frame[100:])) == 1
+    assert len(inbox.room()) == INBOX_BYTES
+
+
+def test_bodies_in_an_inbox_are_views_that_are_good_until_there_is_room_again() -> None:
+    inbox = Inbox()
+    data = encode(Submit(1, 1, 1, b"first")) + encode(Submit(2, 1, 1, b"second"))[:-1]
+    room = inbox.room()
+    room[: len(data)] = data
+    (message,) = inbox.received(len(data))
+    assert isinstance(message, Submit)
+    assert isinstance(message.body, memoryview)
+    assert message.body == b"first"
+    assert message.body.obj is room.obj
+    inbox.room()[:1] = b"d"
+    (message,) = inbox.received(1)
+    assert isinstance(message, Submit)
+    assert message.body == b"second"
+
+
+def test_an_inbox_refuses_what_a_decoder_does() -> None:
+    with pytest.raises(ProtocolError, match="a frame of 101 bytes, 100 are allowed"):
+        receive(Inbox(100), header(101, kind=7))
+    with pytest.raises(ProtocolError, match="version 3"):
+        receive(Inbox(), header(0, 3))
 
 
 def test_times_over_what_a_frame_holds_become_the_longest() -> None:
