@@ -27,11 +27,11 @@ from flusher.segments import rewrite
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-INTERVAL_BYTES = 32 * 1024 * 1024
+INTERVAL_BYTES = 16 * 1024 * 1024
 """Whichever is first: so much is at risk at most, and memory that is given back is taken again while it is warm."""
 LATE_S = 2.0
 REWRITE_AGAIN_S = 1.0
-CACHED_SEGMENTS = 16
+CACHED_SEGMENTS = 8
 """So many segments that writers come to next stay in memory."""
 
 

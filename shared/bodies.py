@@ -1,9 +1,10 @@
 """Bodies of requests -> records, and what is wrong with those that are none.
 
+Plain bodies, which are most, ingest only counts (plain.py); all others, and all that a writer reads, come here.
 A body is parsed and validated in one strict pass, by msgspec alone where it reads a body as orjson does, else by orjson
 and msgspec. Only when that fails is each record looked at alone: numbers sent as strings and integral floats are
 converted, times in other forms of ISO 8601 are read, and every record that is still wrong is named. Ingest and writer
-decode with the same function, so what was accepted is what is written.
+decode with the same function, so what was accepted is what is written; what plain.py counts is a part of that.
 """
 
 from __future__ import annotations

@@ -12,8 +12,12 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import inspect
 
-from shared.recognizer import Recognizer
 from shared.records import KINDS, Kind
+
+try:
+    from shared.recognizer import Recognizer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("shared/recognizer.cpp is not built: run ./scripts/install.sh") from error
 
 _MAX_FIELDS = 64
 _EXACT = 2.0**53
