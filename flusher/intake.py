@@ -1,7 +1,8 @@
 """THE order of acceptance: reserve -> append -> count -> (sync) -> ack. Nothing is acknowledged in any other way.
 
 Rules: belongs to the loop's thread; called with all submits that one read from a socket brought, so that one write
-and one answer serve them together. A refusal leaves nothing behind. Counting comes before the sync, because a flush may
+and one answer serve them together. Their bodies lie where the next read goes: they are in the journal before accept()
+returns, and later only their lengths are asked for. A refusal leaves nothing behind. Counting comes before the sync, because a flush may
 take the segment while the sync runs; should the sync fail, what was not acknowledged is counted out again.
 """
 

@@ -245,6 +245,7 @@ def test_every_key_is_explained_in_the_configuration_file() -> None:
 def sources(*packages: str) -> str:
     """The program text, with string literals that stand behind each other joined into one."""
     files = [path for package in packages for path in sorted((ROOT / package).iterdir()) if path.is_file()]
+    files = [path for path in files if path.suffix != ".so"]
     text = "\n".join(path.read_text() for path in files)
     return re.sub(r"\"\s*\n\s*f?\"", "", text)
 
