@@ -2,8 +2,9 @@
 
 Rules: belongs to the loop's thread; called with all submits that one read from a socket brought, so that one write
 and one answer serve them together. Their bodies lie where the next read goes: they are in the journal before accept()
-returns, and later only their lengths are asked for. A refusal leaves nothing behind. Counting comes before the sync, because a flush may
-take the segment while the sync runs; should the sync fail, what was not acknowledged is counted out again.
+returns, and later only their lengths are asked for. A refusal leaves nothing behind. Counting comes before the sync,
+because a flush may take the segment while the sync runs; should the sync fail, what was not acknowledged is counted out
+again.
 """
 
 from __future__ import annotations
