@@ -58,7 +58,7 @@ def wire(data: bytes) -> None:
     assert refused or pieces == whole
     for message in pieces:
         assert Decoder().feed(encode(message)) == [message]
-    _speak_to_the_flusher(stream, size, pieces, refused=refused)
+    _speak_to_the_flusher(stream, 16 * size, pieces, refused=refused)
 
 
 def _fed(pieces: Sequence[bytes]) -> tuple[list[Message], bool]:
