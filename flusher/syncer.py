@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 INTERVAL_BYTES = 16 * 1024 * 1024
-"""Whichever is first: so much is at risk at most, and memory that is given back is taken again while it is warm."""
+"""Sooner than that, a sync after so much: less is at risk, and pages that are given back are taken again while they are
+warm."""
 LATE_S = 2.0
 REWRITE_AGAIN_S = 1.0
 CACHED_SEGMENTS = 8

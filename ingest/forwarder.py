@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 32 * 1024 * 1024
 SOCKET_BYTES = 256 * 1024
-"""Asked of the kernel, which makes it twice as many: the flusher is woken, and woken from, half as often for large
-bodies."""
+"""Asked of the kernel, which makes it twice as many: with large bodies ingest and flusher take turns half as often."""
 _RECONNECT_S = (0.02, 0.5)
 _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
