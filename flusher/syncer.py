@@ -136,10 +136,10 @@ class Syncer:
 
     async def close(self) -> None:
         """Syncs what is left, whatever the policy, and ends the thread."""
+        while self._running is not None:  # the end of one may start the next
+            await asyncio.wait([self._running])
         if self._timer is not None:
             self._timer.cancel()
-        if self._running is not None:
-            await asyncio.wait([self._running])
         segments = list(self._dirty.values())
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, _sync_all, segments, math.inf)
@@ -177,12 +177,19 @@ class Syncer:
         error = done.exception()
         if isinstance(error, OSError):
             self._sync_failed(segments, error)
-            return
+        else:
+            self._sync_succeeded(segments, covered, done.result())
+        if self._waiters:
+            self._start()
+        elif self._dirty and self._policy is Fsync.INTERVAL:
+            self._start_in_time()
+
+    def _sync_succeeded(self, segments: list[SegmentFile], covered: dict[int, int], sizes: list[int]) -> None:
         for sequence, records in covered.items():
             left = self._unsynced.pop(sequence, 0) - records
             if left > 0:
                 self._unsynced[sequence] = left
-        for segment, size in zip(segments, done.result(), strict=True):
+        for segment, size in zip(segments, sizes, strict=True):
             segment.synced = size
             if size == segment.size:
                 del self._dirty[segment.sequence]
@@ -191,10 +198,6 @@ class Syncer:
                 if segment.sealed:
                     segment.close()
         self._release(lambda waiter: waiter.end <= waiter.segment.synced)
-        if self._waiters:
-            self._start()
-        elif self._dirty and self._policy is Fsync.INTERVAL:
-            self._start_in_time()
 
     def _release(self, is_safe: Callable[[Waiter], bool]) -> None:
         waiting, self._waiters = self._waiters, []
@@ -225,8 +228,6 @@ class Syncer:
             self._rewrite(segment.path)
         for waiter in waiting:
             waiter.failed()
-        if self._waiters:
-            self._start()
 
     def _rewrite(self, path: Path) -> None:
         loop = asyncio.get_running_loop()

@@ -39,7 +39,9 @@ def count(kind: Kind, body: bytes, latest_s: int) -> int:
 
 def _recognizer(kind: Kind) -> Recognizer | None:
     fields = msgspec.structs.fields(kind.record)
-    if len(fields) > _MAX_FIELDS or hasattr(kind.record, "__post_init__"):
+    config = kind.record.__struct_config__
+    special = config.array_like or config.tag is not None or hasattr(kind.record, "__post_init__")
+    if special or len(fields) > _MAX_FIELDS:
         return None
     return Recognizer(kind.name, tuple(map(_field, fields)))
 

@@ -53,8 +53,8 @@ BREAKS = (
         "1 ack => journaled",
         "a failed sync is taken for a good one",
         "flusher/syncer.py",
-        "            self._sync_failed(segments, error)\n            return\n",
-        "            return\n",
+        "            self._sync_failed(segments, error)\n        else:",
+        "            pass\n        else:",
     ),
     Break(
         "1 ack => journaled",

@@ -281,14 +281,21 @@ def test_a_limit_that_is_not_known_is_never_passed_over(fields: dict[str, Any], 
     assert recognizer.count(orjson.dumps({"samples": [{"key": "a", **fields}]}), LATEST_S) == counted
 
 
-def test_a_type_that_checks_itself_has_no_plain_bodies() -> None:
+def test_a_type_that_is_read_in_another_way_has_no_plain_bodies() -> None:
     class Checked(msgspec.Struct):
         key: str
 
         def __post_init__(self) -> None:
             raise ValueError(self.key)
 
-    assert plain._recognizer(Kind(9, "samples", Checked, "key", "samples")) is None  # type: ignore[arg-type]
+    class Listed(msgspec.Struct, array_like=True):
+        key: str
+
+    class Tagged(msgspec.Struct, tag=True):
+        key: str
+
+    for record in (Checked, Listed, Tagged):
+        assert plain._recognizer(Kind(9, "samples", record, "key", "samples")) is None  # type: ignore[arg-type]
 
 
 def test_nor_has_one_of_more_fields_than_a_word_has_bits() -> None:
