@@ -342,6 +342,29 @@ def test_bodies_in_a_segment_that_the_failed_sync_did_not_cover_keep_waiting_for
     run(test, tmp_path, Fsync.ALWAYS)
 
 
+def test_what_interval_took_into_the_next_segment_during_a_sync_that_fails_is_synced_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncer, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(syncer, "INTERVAL_BYTES", 10_000)
+
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        node.disk.hold_syncs()
+        node.submit(b"first")
+        await node.disk.sync_has_begun()
+        node.ask_flush()  # seals
+        node.submit(b"x" * 20_000)  # as much as starts a sync, but for the one that runs
+        node.disk.broken = True
+        node.disk.let_one_sync_go()
+        await node.until(lambda: node.syncer.last_error)
+        node.disk.broken = False
+        node.disk.let_syncs_go()
+        await node.until(lambda: not node.syncer.unsynced_records and not node.syncer.failed)
+
+    run(test, tmp_path, Fsync.INTERVAL)
+
+
 def test_a_segment_that_was_written_to_the_database_before_its_sync_failed_is_not_counted_out_twice(
     tmp_path: Path,
 ) -> None:
