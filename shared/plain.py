@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import inspect
 
-from shared.records import KINDS, Kind
+from shared.records import KINDS, Kind, types_of_field
 
 try:
     from shared.recognizer import Recognizer
@@ -47,8 +47,7 @@ def _recognizer(kind: Kind) -> Recognizer | None:
 
 
 def _field(field: msgspec.structs.FieldInfo) -> _Field:
-    info = inspect.type_info(field.type)
-    types = info.types if isinstance(info, inspect.UnionType) else (info,)
+    types = types_of_field(field)
     others = [one for one in types if not isinstance(one, inspect.NoneType)]
     sort, least, most, choices = _sort(others[0]) if len(others) == 1 else _NULL
     return field.encode_name, sort, field.required, len(others) < len(types), least, most, choices

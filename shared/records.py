@@ -61,6 +61,12 @@ class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 Record: TypeAlias = Session | Task
 
 
+def types_of_field(field: msgspec.structs.FieldInfo) -> tuple[msgspec.inspect.Type, ...]:
+    """Those that its values may have, null among them."""
+    info = msgspec.inspect.type_info(field.type)
+    return info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+
+
 class Kind(msgspec.Struct, frozen=True):
     """One kind of record. `code` stands in frames and in the journal and never changes its meaning."""
 
@@ -84,8 +90,7 @@ class Kind(msgspec.Struct, frozen=True):
 
     def _types(self) -> Iterator[tuple[str, tuple[msgspec.inspect.Type, ...]]]:
         for field in msgspec.structs.fields(self.record):
-            info = msgspec.inspect.type_info(field.type)
-            yield field.name, info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+            yield field.name, types_of_field(field)
 
 
 SESSIONS = Kind(1, "sessions", Session, "session_id", "translation_sessions")

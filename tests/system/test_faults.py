@@ -217,6 +217,7 @@ def test_a_writer_killed_in_mid_transaction_is_replaced_and_nobody_outside_notic
             flush = callers.submit(service.flush, 60)
             wait_until(lambda: mariadb.hanging(database), what="a writer has the session, waits to write the task")
             writers = service.writers()
+            assert writers
             for writer in writers:  # on a busy machine a further one has joined, since this write is held up
                 os.kill(writer, signal.SIGKILL)
             wait_until(lambda: set(service.writers()) - set(writers), what="another writer")
