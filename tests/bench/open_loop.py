@@ -2,36 +2,32 @@
 
 A closed loop stops sending while it waits, so the slow moments of a service are hardly in its figures. Here request i
 is due at begin + i/rate, on whichever connection is free, on a new one if none is; its latency counts from the moment
-it was due until the answer's last byte has been read. A process of its own, with one thread: `python -m
-tests.bench.open_loop` takes a Job as JSON on stdin and answers with JSON on stdout.
+it was due until the answer's last byte has been read. A process of its own, with one thread (open_loop.cpp): it shares
+the cores of what it measures, and in Python a request took it twice as long.
 """
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import json
-import re
-import select
-import socket
+import os
 import subprocess
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.bench import tasks
 from tests.bench.figures import summary
 from tests.bench.machine import on_cores, realtime
-from tests.support.service import ROOT
 
 ANSWERS_S = 30.0
 """How long the last answers are waited for."""
-CONNECTIONS_AT_FIRST = 32
-_SEND_BUFFER_BYTES = 1 << 20
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 @dataclass(frozen=True)
@@ -51,145 +47,42 @@ class Job:
     """Answers are read as they come, as latencies want it; else with the next request, for half as many wake-ups."""
 
 
-class Sender:
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._total = int(job.rate * job.seconds)
-        self._bodies = tasks.bodies(tasks.pool(), job.batch)
-        host = f"{job.address[0]}:{job.address[1]}"
-        head = f"POST {job.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: "
-        for pieces in self._bodies:
-            length = sum(map(len, pieces)) + tasks.NUMBER_BYTES * (len(pieces) - 1)
-            pieces[0] = f"{head}{length}\r\n\r\n".encode() + pieces[0]
-        self._epoll = select.epoll()
-        self._sockets: dict[int, socket.socket] = {}
-        self._free: deque[socket.socket] = deque()
-        self._due: dict[int, tuple[int, float]] = {}
-        """By socket: which request it carries, when that was due."""
-        self._unsent: dict[int, memoryview] = {}
-        self._received: dict[int, bytes] = {}
-        self.latencies: list[tuple[float, float]] = []
-        """When a request was due, in s after the beginning; its latency in µs."""
-        self.sent_late_us: list[float] = []
-        self.statuses: Counter[int] = Counter()
-        self.broken = 0
+def _arguments(job: Job) -> list[str]:
+    """In the order in which open_loop.cpp reads them."""
+    times = (job.rate, job.seconds, job.begin_at, ANSWERS_S)
+    return [
+        str(one) for one in (*job.address, *times, job.most_connections, int(job.send_late), int(job.prompt), job.run)
+    ]
 
-    def run(self) -> int:
-        """Returns: how many requests could not even be sent."""
-        job = self._job
-        for _ in range(CONNECTIONS_AT_FIRST):
-            self._free.append(self._connect())
-        gc.collect()
-        gc.disable()
-        sent = 0
-        end_at = job.begin_at + job.seconds + (ANSWERS_S if job.send_late else 0)
-        while sent < self._total:
-            due_at = job.begin_at + sent / job.rate
-            now = time.monotonic()
-            if now >= due_at and (connection := self._take()) is not None:
-                self._send(connection, sent, due_at)
-                sent += 1
-                self._receive(0)
-            elif now >= end_at:
-                break
-            elif now < due_at and not job.prompt:
-                time.sleep(due_at - now)  # an answer does not wake it
-                self._receive(0)
-            else:
-                # Without a free connection only an answer helps.
-                self._receive((due_at if now < due_at else end_at) - now)
-        give_up_at = time.monotonic() + ANSWERS_S
-        while self._due and time.monotonic() < give_up_at:
-            self._receive(0.1)
-        return self._total - sent
 
-    def report(self, unsent: int) -> dict[str, Any]:
-        return {
-            "answered": len(self.latencies),
-            "unsent": unsent,
-            "unanswered": len(self._due) + self.broken,
-            "statuses": dict(self.statuses),
-            "connections": len(self._sockets),
-            "sent_late_us": summary(self.sent_late_us),
-            "latencies": [(round(at, 4), round(latency, 1)) for at, latency in self.latencies],
-        }
+def _requests(job: Job) -> bytes:
+    """Each behind its length, with MARKs where the digits of its number go."""
+    head = f"POST {job.path} HTTP/1.1\r\nHost: {job.address[0]}:{job.address[1]}\r\nContent-Type: application/json\r\n"
+    place = tasks.NUMBER_BYTES * tasks.MARK.encode()
+    made = []
+    for pieces in _bodies(job.batch):
+        body = place.join(pieces)
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        made += (len(request).to_bytes(4, sys.byteorder), request)
+    return b"".join(made)
 
-    def _connect(self) -> socket.socket:
-        connection = socket.create_connection(self._job.address, timeout=10)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        connection.setblocking(False)
-        self._sockets[connection.fileno()] = connection
-        self._epoll.register(connection, select.EPOLLIN)
-        return connection
 
-    def _take(self) -> socket.socket | None:
-        if self._free:
-            return self._free.popleft()
-        return self._connect() if len(self._sockets) < self._job.most_connections else None
+@cache
+def _bodies(batch: int) -> list[list[bytes]]:
+    return tasks.bodies(tasks.pool(), batch)
 
-    def _send(self, connection: socket.socket, number: int, due_at: float) -> None:
-        pieces = self._bodies[number % len(self._bodies)]
-        fd = connection.fileno()
-        self._due[fd] = (number, due_at)
-        self.sent_late_us.append(1e6 * (time.monotonic() - due_at))
-        self._push(connection, memoryview(tasks.number(self._job.run, number).join(pieces)))
 
-    def _push(self, connection: socket.socket, data: memoryview) -> None:
-        fd = connection.fileno()
-        try:
-            done = connection.send(data)
-        except BlockingIOError:
-            done = 0
-        except OSError:
-            self._break(fd)
-            return
-        if done < len(data):
-            self._unsent[fd] = data[done:]
-            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
-        elif self._unsent.pop(fd, None) is not None:
-            self._epoll.modify(fd, select.EPOLLIN)
-
-    def _receive(self, timeout_s: float) -> None:
-        if timeout_s > 0:
-            # epoll's own timeout is rounded up to milliseconds.
-            select.select([self._epoll], [], [], timeout_s)
-        for fd, event in self._epoll.poll(0):
-            if event & select.EPOLLOUT and fd in self._unsent:
-                self._push(self._sockets[fd], self._unsent[fd])
-            if event & ~select.EPOLLOUT and fd in self._sockets:
-                self._read(fd)
-
-    def _read(self, fd: int) -> None:
-        try:
-            data = self._sockets[fd].recv(65536)
-        except OSError:
-            data = b""
-        if not data:
-            self._break(fd)
-            return
-        data = self._received.pop(fd, b"") + data
-        head, end, body = data.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if not end or length is None or len(body) < int(length[1]):
-            self._received[fd] = data
-            return
-        _, due_at = self._due.pop(fd)
-        self.latencies.append((due_at - self._job.begin_at, 1e6 * (time.monotonic() - due_at)))
-        self.statuses[int(head[9:12])] += 1
-        self._free.append(self._sockets[fd])
-
-    def _break(self, fd: int) -> None:
-        """The other side has closed it; a request that it carried has no answer."""
-        connection = self._sockets.pop(fd)
-        self._epoll.unregister(fd)
-        connection.close()
-        self._unsent.pop(fd, None)
-        self._received.pop(fd, None)
-        if self._due.pop(fd, None) is not None:
-            self.broken += 1
-        elif connection in self._free:
-            self._free.remove(connection)
+@cache
+def _program() -> Path:
+    """The sender, compiled where this version of it has not been yet. Raises: CalledProcessError."""
+    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    program = SOURCE.parent / "__pycache__" / f"{SOURCE.stem}-{version}"
+    if not program.exists():
+        program.parent.mkdir(exist_ok=True)
+        made = program.with_suffix(f".{os.getpid()}")  # others may be compiling it too
+        subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-o", made, SOURCE], check=True)
+        made.replace(program)
+    return program
 
 
 class Running:
@@ -199,23 +92,26 @@ class Running:
         self.job = job
         with on_cores(cores):
             self._process = subprocess.Popen(
-                [*(realtime() if priority else ()), sys.executable, "-m", "tests.bench.open_loop"],
-                cwd=ROOT,
+                [*(realtime() if priority else ()), _program(), *_arguments(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(job)).encode())
-        self._process.stdin.close()
+        try:
+            self._process.stdin.write(_requests(job))
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # result() says why it has ended
         self._process.stdin = None
 
     def result(self) -> dict[str, Any]:
         """Waits for its end. Returns: a round, with `latencies` as (due at, µs) besides their percentiles."""
         output, errors = self._process.communicate(timeout=self.job.seconds + ANSWERS_S + 30)
         if self._process.returncode:
-            raise RuntimeError(f"the open-loop sender failed: {errors.decode(errors='replace')[-2000:]}")
-        return judged(json.loads(output), self.job)
+            raise RuntimeError(f"the open-loop sender failed: {errors.decode(errors='replace').strip()}")
+        report = json.loads(output)
+        return judged({**report, "sent_late_us": summary(report["sent_late_us"])}, self.job)
 
     def __enter__(self) -> Running:  # noqa: PYI034 -- Self came with Python 3.11
         return self
@@ -248,19 +144,9 @@ def judged(report: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def job(address: tuple[str, int], path: str, *, batch: int, rate: float, seconds: float, **more: Any) -> Job:
     """One that begins as soon as its process can be ready."""
+    _program(), _bodies(batch)  # the first time they take longer than START_S
     return Job(address, path, batch, rate, seconds, time.monotonic() + START_S, tasks.new_run(), **more)
 
 
 START_S = 0.7
-"""Python's start, the bodies, and the first connections."""
-
-
-def main() -> None:
-    fields = json.loads(sys.stdin.buffer.read())
-    sender = Sender(Job(**{**fields, "address": tuple(fields["address"])}))
-    unsent = sender.run()
-    json.dump(sender.report(unsent), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+"""Until all requests are in the sender's memory, and its first connections are there."""
