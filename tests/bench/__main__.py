@@ -82,6 +82,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     raw["problems"] = ratios.problems(raw)
     raw["ratios"] = ratios.ratios(raw, options.only)
     raw["rps_vs_seed_design_no_log"] = ratios.rps_vs_seed_design_no_log(raw)
+    raw["landing_by_best"] = ratios.landing_by_best(raw)
     return raw
 
 

@@ -28,11 +28,12 @@ def landing(bench: Bench) -> dict[str, Any]:
     """Each contender is sent what LOAD DATA lands, and less, for a short time, twice, since a short time may be a bad
     one; then for the full time, from the rate at which most landed on. After each of our sustained runs LOAD DATA has
     its turn for as long, in batches as large as the service made, on the same machine in the same minute."""
-    found: dict[str, Any] = {LOAD_DATA: [], STATEMENTS: []}
     plan = bench.plan
-    for what in (STATEMENTS, LOAD_DATA):
-        found[what].append(_limit(bench, what, FLUSH_ROWS, plan.limit_s))
-    limit = found[LOAD_DATA][0].get("rows_per_s")
+    found: dict[str, Any] = {
+        what: {"tries": [_limit(bench, what, FLUSH_ROWS, plan.limit_s)], "rounds": []}
+        for what in (STATEMENTS, LOAD_DATA)
+    }
+    limit = found[LOAD_DATA]["tries"][0].get("rows_per_s")
     if limit is None:
         return found
     for name in (OURS, SEED):
@@ -47,7 +48,7 @@ def landing(bench: Bench) -> dict[str, Any]:
             rate = landed * (MORE if landed >= ALL * rate else SLIGHTLY_MORE)
             if name == OURS:
                 rows = max(FLUSH_ROWS, round(measured["rows_per_flush"]))
-                found[LOAD_DATA].append(_limit(bench, LOAD_DATA, rows, plan.landing_s))
+                found[LOAD_DATA]["rounds"].append(_limit(bench, LOAD_DATA, rows, plan.landing_s))
     return found
 
 

@@ -70,8 +70,10 @@ def flushing(bench: Bench) -> dict[str, Any]:
     if highest_rate is None:
         return {"highest": highest, **rounds}
     rate = round(highest_rate / 2, 1)
-    for _ in range(bench.plan.flushing_rounds):
+    for number in range(bench.plan.flushing_rounds):
         for state, measurements in rounds.items():
+            if state == "equal" and number >= bench.plan.equal_rounds:
+                continue
             say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
             settings = {"DB_SOCKET": AWAY} if state == "away" else {}
             where = f"batch 100, open loop, {state}"

@@ -100,6 +100,8 @@ class Plan:
     """Before, while, and after the table is locked, in the open loop."""
     flushing_s: float
     flushing_rounds: int
+    equal_rounds: int
+    """Of them, so many with a database that does not give way, too; no ratio is made of these."""
     offered: tuple[float, ...]
     """Shares of LOAD DATA's rate that are tried, to find at which one lands most."""
     offered_s: float
@@ -136,11 +138,12 @@ FULL = Plan(
     lock_rounds=2,
     lock_plot_s=(4, 10, 6),
     flushing_s=6,
-    flushing_rounds=5,
+    flushing_rounds=9,
+    equal_rounds=3,
     offered=(1.0, 0.8, 0.6, 0.4, 0.25),
     offered_s=4,
     landing_s=20,
-    landing_rounds=3,
+    landing_rounds=5,
     limit_s=4,
     lifecycle_tasks=10_000,
     recover_records=1_000_000,
@@ -160,6 +163,7 @@ QUICK = Plan(
     lock_plot_s=(0.5, 1, 0.5),
     flushing_s=1,
     flushing_rounds=1,
+    equal_rounds=1,
     offered=(0.6,),
     offered_s=0.5,
     landing_s=1,
