@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.bench import machine, ratios, report
+from tests.bench import machine, open_loop, ratios, report
 from tests.bench.bench import FAULTS, Bench, cells, say
 from tests.bench.contenders import STATE
 from tests.bench.counts import lifecycle, statements
@@ -41,9 +41,10 @@ PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
 
 def main() -> None:
     options = _options()
-    missing = [program for program in ("wrk", "mariadb-install-db") if shutil.which(program) is None]
+    missing = [program for program in ("wrk", "mariadb-install-db", "g++") if shutil.which(program) is None]
     if missing:
         sys.exit(f"bench.sh: {', '.join(missing)} is missing; ./scripts/bench.sh installs it")
+    open_loop.program()  # before anything is measured
     # SIGTERM ends it like Ctrl-C: whatever was started goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))

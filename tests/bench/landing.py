@@ -33,9 +33,10 @@ def landing(bench: Bench) -> dict[str, Any]:
         what: {"tries": [_limit(bench, what, FLUSH_ROWS, plan.limit_s)], "rounds": []}
         for what in (STATEMENTS, LOAD_DATA)
     }
-    limit = found[LOAD_DATA]["tries"][0].get("rows_per_s")
-    if limit is None:
+    first = found[LOAD_DATA]["tries"][0]
+    if first["problems"]:
         return found
+    limit = first["rows_per_s"]
     for name in (OURS, SEED):
         rates = [share * limit for share in plan.offered]
         tries = [_land(bench, name, rate, plan.offered_s) for rate in rates * 2] if len(rates) > 1 else []

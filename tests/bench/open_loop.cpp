@@ -1,5 +1,5 @@
 // The open-loop sender: requests at fixed times, whatever becomes of earlier ones. tests/bench/open_loop.py starts it
-// and says what its arguments and its report mean.
+// and says what its arguments and its report mean. Linux 5.11 and glibc 2.35 at least, for epoll_pwait2.
 //
 // One thread, and as few instructions a request as possible, since it shares the cores of what it measures: a request
 // stands ready, its number is written into its places, and it is sent from where it lies.
@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -30,11 +31,16 @@ namespace {
 constexpr int CONNECTIONS_AT_FIRST = 32;
 constexpr int SEND_BUFFER_BYTES = 1 << 20;
 constexpr int EVENTS = 256;
-const std::string MARKS(14, '\x01');  // where a number goes: NUMBER_BYTES times MARK of tasks.py
+constexpr size_t MORE_THAN_COMES = SIZE_MAX / 2;
+
+[[noreturn]] void refuse(const char *why) {
+  std::fprintf(stderr, "%s\n", why);
+  std::exit(1);
+}
 
 [[noreturn]] void fail(const char *what) {
-  std::fprintf(stderr, "%s: %s\n", what, std::strerror(errno));
-  std::exit(1);
+  const bool timed_out = errno == EINPROGRESS || errno == EAGAIN;
+  refuse((std::string(what) + ": " + (timed_out ? "timed out" : std::strerror(errno))).c_str());
 }
 
 double now() {
@@ -50,10 +56,13 @@ timespec timespec_of(double seconds) {
 
 struct Job {
   sockaddr_in address{};
-  double rate, seconds, begin_at, answers_s;
+  double rate, seconds;
+  double begin_at;   // on CLOCK_MONOTONIC
+  double answers_s;  // how long the last answers are waited for
   size_t most_connections;
   bool send_late, prompt;
-  std::string run;  // what every number begins with
+  std::string run;    // what every number begins with
+  std::string marks;  // stand where a number goes
 };
 
 // A whole request, and where its number goes.
@@ -61,13 +70,14 @@ struct Request {
   std::string text;
   std::vector<size_t> places;
 
-  explicit Request(std::string whole) : text(std::move(whole)) {
-    for (size_t at = text.find(MARKS); at != std::string::npos; at = text.find(MARKS, at + MARKS.size()))
+  Request(std::string whole, const std::string &marks) : text(std::move(whole)) {
+    for (size_t at = text.find(marks); at != std::string::npos; at = text.find(marks, at + marks.size()))
       places.push_back(at);
+    if (places.empty()) refuse("a request has no place for its number");
   }
 
   void put(const std::string &number) {
-    for (const size_t at : places) std::memcpy(&text[at], number.data(), MARKS.size());
+    for (const size_t at : places) std::memcpy(&text[at], number.data(), number.size());
   }
 };
 
@@ -93,15 +103,12 @@ class Sender {
   void run() {
     for (int i = 0; i < CONNECTIONS_AT_FIRST; ++i) free_.push_back(connect());
     const double end_at = job_.begin_at + job_.seconds + (job_.send_late ? job_.answers_s : 0);
-    while (sent_ < total_) {
+    for (double time; sent_ < total_ && (time = now()) < end_at;) {
       const double due_at = job_.begin_at + static_cast<double>(sent_) / job_.rate;
-      const double time = now();
       Connection *connection;
       if (time >= due_at && (connection = take()) != nullptr) {
         send(*connection, due_at);
         receive(0);
-      } else if (time >= end_at) {
-        break;
       } else if (time < due_at && !job_.prompt) {
         const timespec until = timespec_of(due_at);  // an answer does not wake it
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
@@ -172,7 +179,7 @@ class Sender {
   void send(Connection &connection, double due_at) {
     const std::string count = std::to_string(sent_);
     Request &request = requests_[sent_ % requests_.size()];
-    request.put(job_.run + std::string(MARKS.size() - job_.run.size() - count.size(), '0') + count);
+    request.put(job_.run + std::string(job_.marks.size() - job_.run.size() - count.size(), '0') + count);
     connection.waits = true;
     connection.due_at = due_at;
     ++under_way_;
@@ -184,15 +191,14 @@ class Sender {
   void push(Connection &connection, std::string_view data) {
     const ssize_t done = ::send(connection.fd, data.data(), data.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (done < 0 && errno != EAGAIN) return cut(connection);
-    const size_t taken = done < 0 ? 0 : static_cast<size_t>(done);
-    const bool waited = !connection.unsent.empty();
-    if (taken < data.size()) {
-      connection.unsent = std::string(data.substr(taken));
-      if (!waited) watch(connection, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
-    } else if (waited) {
-      connection.unsent.clear();
-      watch(connection, EPOLL_CTL_MOD, EPOLLIN);
-    }
+    connection.unsent = data.substr(done < 0 ? 0 : static_cast<size_t>(done));
+    if (!connection.unsent.empty()) watch(connection, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+  }
+
+  void push_on(Connection &connection) {
+    const std::string rest = std::move(connection.unsent);
+    push(connection, rest);
+    if (connection.fd >= 0 && connection.unsent.empty()) watch(connection, EPOLL_CTL_MOD, EPOLLIN);
   }
 
   void receive(double timeout_s) {
@@ -202,7 +208,7 @@ class Sender {
     if (count < 0 && errno != EINTR) fail("epoll_pwait2");
     for (int i = 0; i < count; ++i) {
       Connection &connection = *static_cast<Connection *>(events[i].data.ptr);
-      if (events[i].events & EPOLLOUT && !connection.unsent.empty()) push(connection, std::string(connection.unsent));
+      if (events[i].events & EPOLLOUT && !connection.unsent.empty()) push_on(connection);
       if (events[i].events & ~EPOLLOUT && connection.fd >= 0) read(connection);
     }
   }
@@ -216,21 +222,28 @@ class Sender {
     const std::string &data = connection.received;
     const size_t head = data.find("\r\n\r\n");
     if (head == std::string::npos || data.size() < head + 4 + content_length(data, head)) return;
+    const std::string status = data.substr(0, 12);
+    if (status.find("HTTP/1.") != 0 || status.find_first_not_of("0123456789", 9) != std::string::npos)
+      return cut(connection);
     latencies_.emplace_back(connection.due_at - job_.begin_at, 1e6 * (now() - connection.due_at));
-    ++statuses_[data.substr(9, 3)];
+    ++statuses_[status.substr(9)];
     connection.received.clear();
     connection.waits = false;
     --under_way_;
     free_.push_back(&connection);
+    if (!connection.unsent.empty()) cut(connection);  // the next request would follow half of this one
   }
 
-  // Of an answer without it more than can come: it is never whole.
+  // Where it is missing, or no number, more than can come: such an answer is never whole.
   static size_t content_length(const std::string &data, size_t head) {
     static constexpr std::string_view NAME = "\r\ncontent-length:";
-    for (size_t at = data.find("\r\n"); at < head; at = data.find("\r\n", at + 2))
-      if (strncasecmp(&data[at], NAME.data(), NAME.size()) == 0)
-        return std::strtoull(&data[at + NAME.size()], nullptr, 10);
-    return SIZE_MAX / 2;
+    for (size_t at = data.find("\r\n"); at < head; at = data.find("\r\n", at + 2)) {
+      if (strncasecmp(&data[at], NAME.data(), NAME.size()) != 0) continue;
+      const size_t value = data.find_first_not_of(' ', at + NAME.size());
+      if (std::isdigit(static_cast<unsigned char>(data[value])))
+        return std::min<unsigned long long>(std::strtoull(&data[value], nullptr, 10), MORE_THAN_COMES);
+    }
+    return MORE_THAN_COMES;
   }
 
   // The other side has closed it; a request that it carried has no answer.
@@ -260,34 +273,26 @@ class Sender {
 };
 
 // Each stands behind its length, 4 bytes in the machine's order.
-std::vector<Request> requests(FILE *file) {
+std::vector<Request> requests(FILE *file, const std::string &marks) {
   std::vector<Request> found;
   uint32_t size;
-  while (std::fread(&size, sizeof size, 1, file) == 1) {
-    std::string text(size, '\0');
-    if (std::fread(&text[0], 1, size, file) != size) {
-      std::fprintf(stderr, "a request is cut short\n");
-      std::exit(1);
-    }
-    found.emplace_back(std::move(text));
+  while (const size_t got = std::fread(&size, 1, sizeof size, file)) {
+    std::string text(got == sizeof size ? size : 0, '\0');
+    if (got != sizeof size || std::fread(&text[0], 1, size, file) != size) refuse("a request is cut short");
+    found.emplace_back(std::move(text), marks);
   }
+  if (found.empty()) refuse("there is no request to send");
   return found;
 }
 
 }  // namespace
 
 int main(int count, char **arguments) {
-  if (count != 11) {
-    std::fprintf(stderr, "10 arguments are wanted\n");
-    return 2;
-  }
+  if (count != 12) refuse("11 arguments are wanted");
   Job job{};
   job.address.sin_family = AF_INET;
   job.address.sin_port = htons(static_cast<uint16_t>(std::atoi(arguments[2])));
-  if (inet_pton(AF_INET, arguments[1], &job.address.sin_addr) != 1) {
-    std::fprintf(stderr, "%s: an IPv4 address is wanted\n", arguments[1]);
-    return 2;
-  }
+  if (inet_pton(AF_INET, arguments[1], &job.address.sin_addr) != 1) refuse("an IPv4 address is wanted");
   job.rate = std::atof(arguments[3]);
   job.seconds = std::atof(arguments[4]);
   job.begin_at = std::atof(arguments[5]);
@@ -296,7 +301,9 @@ int main(int count, char **arguments) {
   job.send_late = std::atoi(arguments[8]) != 0;
   job.prompt = std::atoi(arguments[9]) != 0;
   job.run = arguments[10];
-  Sender sender(std::move(job), requests(stdin));
+  job.marks = arguments[11];
+  auto ready = requests(stdin, job.marks);
+  Sender sender(std::move(job), std::move(ready));
   sender.run();
   sender.report();
 }

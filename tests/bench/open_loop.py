@@ -3,7 +3,7 @@
 A closed loop stops sending while it waits, so the slow moments of a service are hardly in its figures. Here request i
 is due at begin + i/rate, on whichever connection is free, on a new one if none is; its latency counts from the moment
 it was due until the answer's last byte has been read. A process of its own, with one thread (open_loop.cpp): it shares
-the cores of what it measures, and in Python a request took it twice as long.
+the cores of what it measures, and in Python a request took it half as long again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from tests.bench.machine import on_cores, realtime
 
 ANSWERS_S = 30.0
 """How long the last answers are waited for."""
+PLACE = tasks.NUMBER_BYTES * tasks.MARK
+"""Where a request's number goes."""
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 @dataclass(frozen=True)
 class Job:
     address: tuple[str, int]
+    """IPv4, in numbers."""
     path: str
     batch: int
     rate: float
@@ -42,7 +45,7 @@ class Job:
     run: str
     most_connections: int = 900
     send_late: bool = True
-    """When the time is over, requests that were due and found no free connection are still sent."""
+    """When the time is over, requests that were due and found no free connection are still sent, for ANSWERS_S."""
     prompt: bool = True
     """Answers are read as they come, as latencies want it; else with the next request, for half as many wake-ups."""
 
@@ -50,18 +53,16 @@ class Job:
 def _arguments(job: Job) -> list[str]:
     """In the order in which open_loop.cpp reads them."""
     times = (job.rate, job.seconds, job.begin_at, ANSWERS_S)
-    return [
-        str(one) for one in (*job.address, *times, job.most_connections, int(job.send_late), int(job.prompt), job.run)
-    ]
+    how = (job.most_connections, int(job.send_late), int(job.prompt))
+    return [str(one) for one in (*job.address, *times, *how, job.run, PLACE)]
 
 
 def _requests(job: Job) -> bytes:
-    """Each behind its length, with MARKs where the digits of its number go."""
+    """Each behind its length, with PLACE where its number goes."""
     head = f"POST {job.path} HTTP/1.1\r\nHost: {job.address[0]}:{job.address[1]}\r\nContent-Type: application/json\r\n"
-    place = tasks.NUMBER_BYTES * tasks.MARK.encode()
     made = []
     for pieces in _bodies(job.batch):
-        body = place.join(pieces)
+        body = PLACE.encode().join(pieces)
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         made += (len(request).to_bytes(4, sys.byteorder), request)
     return b"".join(made)
@@ -73,16 +74,17 @@ def _bodies(batch: int) -> list[list[bytes]]:
 
 
 @cache
-def _program() -> Path:
-    """The sender, compiled where this version of it has not been yet. Raises: CalledProcessError."""
-    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    program = SOURCE.parent / "__pycache__" / f"{SOURCE.stem}-{version}"
-    if not program.exists():
-        program.parent.mkdir(exist_ok=True)
-        made = program.with_suffix(f".{os.getpid()}")  # others may be compiling it too
-        subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-o", made, SOURCE], check=True)
-        made.replace(program)
-    return program
+def program() -> Path:
+    """The sender, compiled where this version of it has not been yet. Raises: CalledProcessError, FileNotFoundError."""
+    command = ("g++", "-std=c++17", "-O2", "-Wall", "-Wextra", str(SOURCE), "-o")
+    version = hashlib.sha256(SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
+    found = SOURCE.parent / "__pycache__" / f"{SOURCE.stem}-{version}"
+    if not found.exists():
+        found.parent.mkdir(exist_ok=True)
+        made = found.with_suffix(f".{os.getpid()}")  # others may be compiling it too
+        subprocess.run([*command, made], check=True)
+        made.replace(found)
+    return found
 
 
 class Running:
@@ -92,7 +94,7 @@ class Running:
         self.job = job
         with on_cores(cores):
             self._process = subprocess.Popen(
-                [*(realtime() if priority else ()), _program(), *_arguments(job)],
+                [*(realtime() if priority else ()), program(), *_arguments(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -107,7 +109,7 @@ class Running:
 
     def result(self) -> dict[str, Any]:
         """Waits for its end. Returns: a round, with `latencies` as (due at, µs) besides their percentiles."""
-        output, errors = self._process.communicate(timeout=self.job.seconds + ANSWERS_S + 30)
+        output, errors = self._process.communicate(timeout=START_S + self.job.seconds + 2 * ANSWERS_S + 30)
         if self._process.returncode:
             raise RuntimeError(f"the open-loop sender failed: {errors.decode(errors='replace').strip()}")
         report = json.loads(output)
@@ -144,7 +146,7 @@ def judged(report: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def job(address: tuple[str, int], path: str, *, batch: int, rate: float, seconds: float, **more: Any) -> Job:
     """One that begins as soon as its process can be ready."""
-    _program(), _bodies(batch)  # the first time they take longer than START_S
+    program(), _bodies(batch)  # the first time they take longer than START_S
     return Job(address, path, batch, rate, seconds, time.monotonic() + START_S, tasks.new_run(), **more)
 
 

@@ -131,8 +131,10 @@ def _open_loop(raw: Raw) -> str:
 def _limit(raw: Raw, name: str) -> str:
     measured = raw["landing"][name]
     return ", ".join(
-        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({one['rows_in_one']} rows each)"
-        for one in measured["rounds"] or measured["tries"]
+        INVALID
+        if one["problems"]
+        else f"{one['rows_per_s']:,.0f} ({one['rows_in_one']} rows each, {one['seconds']:.0f} s)"
+        for one in [*measured["tries"], *measured["rounds"]]
     )
 
 
@@ -177,7 +179,7 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
     (f"rows/s landed, {OURS}", (f"landing.{OURS}",), lambda raw: _landed(raw, OURS)),
     (f"rows/s landed, {SEED}", (f"landing.{SEED}",), lambda raw: _landed(raw, SEED)),
     (
-        "landing_vs_load_data, by the best round of each instead of the median",
+        "landing_vs_load_data, by the best of each instead of the median, LOAD DATA's short try included",
         ("landing_by_best",),
         lambda raw: _value(raw["landing_by_best"]),
     ),

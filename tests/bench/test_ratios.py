@@ -151,9 +151,11 @@ def test_landing_by_the_best_rounds_is_reported_beside_the_key() -> None:
     found = landing_by_best(RAW)
     text = report.text({**RAW, "ratios": ratios(RAW), "landing_by_best": found})
 
-    assert found == 0.6667
-    (line,) = [line for line in text.splitlines() if "by the best round of each" in line]
-    assert line.split("|")[2].strip() == "0.667"
+    assert found == 0.4444
+    (line,) = [line for line in text.splitlines() if "by the best of each" in line]
+    assert line.split("|")[2].strip() == "0.444"
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| rows/s, {LOAD_DATA}")]
+    assert line.split("|")[2].strip().startswith("90,000 (1000 rows each, 20 s), 44,000 (")
 
 
 def test_only_the_keys_asked_for_are_made() -> None:
