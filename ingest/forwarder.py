@@ -43,6 +43,8 @@ _SWEEP_S = 0.1
 _SMALL_BODY_BYTES = 64 * 1024
 ATTENDED_TURNS = 100
 """Of the loop, under 1 µs each: the flusher has often answered by then, and a core that sleeps takes longer to wake."""
+ATTENDED_BYTES = 16 * 1024
+"""Of a lone request, at most: with a larger one the flusher takes longer than that, and may want this very core."""
 UNATTENDED = 100
 """Times that nothing is attended to after one in vain: the flusher syncs before it answers, or wants this very core."""
 
@@ -225,7 +227,7 @@ class Forwarder:
             self._transport.writelines(unsent)
             if self._unattended:
                 self._unattended -= 1
-            elif len(self._pending) == 1:
+            elif len(self._pending) == 1 and self._in_flight_bytes <= ATTENDED_BYTES:
                 self._attend(ATTENDED_TURNS)
 
     def _attend(self, turns: int) -> None:

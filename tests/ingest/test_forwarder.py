@@ -10,7 +10,15 @@ from typing import TypeVar
 
 import pytest
 
-from ingest.forwarder import ATTENDED_TURNS, SOCKET_BYTES, UNATTENDED, FlusherUnavailable, Forwarder, Rejected
+from ingest.forwarder import (
+    ATTENDED_BYTES,
+    ATTENDED_TURNS,
+    SOCKET_BYTES,
+    UNATTENDED,
+    FlusherUnavailable,
+    Forwarder,
+    Rejected,
+)
 from shared.wire import (
     Ack,
     Committed,
@@ -227,6 +235,22 @@ def test_requests_that_are_not_alone_are_not_attended_to(short_path: Path, monke
         flusher.send(*[Ack(frame.seq, 1) for frame in frames])
         await asyncio.gather(*submitted)
         assert not turns
+
+    run(short_path, test)
+
+
+@pytest.mark.parametrize(("size", "attended"), [(ATTENDED_BYTES - 64, True), (ATTENDED_BYTES + 1, False)])
+def test_a_lone_request_is_attended_to_unless_it_is_large(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, attended: bool
+) -> None:
+    turns: list[int] = []
+    monkeypatch.setattr(Forwarder, "_attend", lambda _, left: turns.append(left))
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        submitted = soon(forwarder.submit(2, 1, bytes(size)))
+        flusher.send(Ack((await flusher.submit()).seq, 1))
+        await result(submitted)
+        assert turns == [ATTENDED_TURNS] * attended
 
     run(short_path, test)
 
