@@ -103,7 +103,7 @@ class Plan:
     equal_rounds: int
     """Of them, so many with a database that does not give way, too; no ratio is made of these."""
     offered: tuple[float, ...]
-    """Shares of LOAD DATA's rate that are tried, to find at which one lands most."""
+    """Shares of LOAD DATA's rate that are tried, to find how much lands at most."""
     offered_s: float
     landing_s: float
     landing_rounds: int

@@ -130,19 +130,19 @@ def _open_loop(raw: Raw) -> str:
 
 def _limit(raw: Raw, name: str) -> str:
     measured = raw["landing"][name]
-    return ", ".join(
-        INVALID
-        if one["problems"]
-        else f"{one['rows_per_s']:,.0f} ({one['rows_in_one']} rows each, {one['seconds']:.0f} s)"
-        for one in [*measured["tries"], *measured["rounds"]]
+    return _each(
+        [*measured["tries"], *measured["rounds"]],
+        lambda one: f"{one['rows_in_one']} rows each, {one['seconds']:.0f} s",
     )
 
 
 def _landed(raw: Raw, name: str) -> str:
-    return ", ".join(
-        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({one['offered_per_s']:,.0f} offered)"
-        for one in raw["landing"][name]["rounds"]
-    )
+    return _each(raw["landing"][name]["rounds"], lambda one: f"{one['offered_per_s']:,.0f} offered")
+
+
+def _each(rounds: Sequence[Raw], how: Callable[[Raw], str]) -> str:
+    """rows/s of every round, and how it was made."""
+    return ", ".join(INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({how(one)})" for one in rounds)
 
 
 _OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (

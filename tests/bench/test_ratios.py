@@ -137,13 +137,18 @@ def test_every_key_is_made_of_the_figures_it_names() -> None:
     assert list(ratios(RAW)) == list(NAMES)
 
 
+def value_in(text: str, words: str) -> str:
+    """Of the one row of a report that holds these words."""
+    (line,) = [line for line in text.splitlines() if words in line]
+    return line.split("|")[2].strip()
+
+
 def test_the_seed_design_without_its_log_is_reported_beside_the_key_and_not_as_one() -> None:
     found = rps_vs_seed_design_no_log(RAW)
     text = report.text({**RAW, "ratios": ratios(RAW), "rps_vs_seed_design_no_log": found})
 
     assert found == 5
-    (line,) = [line for line in text.splitlines() if "without uvicorn's access log" in line]
-    assert line.split("|")[2].strip() == "5"
+    assert value_in(text, "without uvicorn's access log") == "5"
     assert not any("no_log" in name for name in NAMES)
 
 
@@ -152,10 +157,8 @@ def test_landing_by_the_best_rounds_is_reported_beside_the_key() -> None:
     text = report.text({**RAW, "ratios": ratios(RAW), "landing_by_best": found})
 
     assert found == 0.4444
-    (line,) = [line for line in text.splitlines() if "by the best of each" in line]
-    assert line.split("|")[2].strip() == "0.444"
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| rows/s, {LOAD_DATA}")]
-    assert line.split("|")[2].strip().startswith("90,000 (1000 rows each, 20 s), 44,000 (")
+    assert value_in(text, "by the best of each") == "0.444"
+    assert value_in(text, f"| rows/s, {LOAD_DATA}").startswith("90,000 (1000 rows each, 20 s), 44,000 (")
 
 
 def test_only_the_keys_asked_for_are_made() -> None:
