@@ -26,7 +26,7 @@ import orjson
 
 from ingest.exposition import BUCKETS_S
 from ingest.forwarder import FlusherUnavailable
-from ingest.resources import verdict
+from ingest.resources import database_known, verdict
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 class Point(msgspec.Struct, frozen=True):
     """The node at one moment, and since the one before. `database` and `waiting` are None while the flusher does not
-    answer; `problems` are sentences without record content."""
+    answer, `database` also until it knows that one's state; `problems` are sentences without record content."""
 
     at: float
     status: str
@@ -120,7 +120,7 @@ def point(before: Sample | None, after: Sample) -> Point:
         at=round(after.at, 3),
         status=status,
         reason=_cut(reason),
-        database=stats["state"]["database"],
+        database=stats["state"]["database"] if database_known(stats) else None,
         waiting=waiting,
         flow=flow,
         latency=latency,

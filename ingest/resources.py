@@ -222,11 +222,19 @@ def verdict(stats: dict[str, Any]) -> tuple[str, str | None]:
         return "unhealthy", REASONS[Reason[state["refusing"]]]
     if state["alarm"]:
         return "degraded", state["alarm"]
+    if not database_known(stats):
+        return "degraded", "the database has not answered yet"
     if state["database"] != "healthy":
-        return "degraded", state["last_error"] or "the database has not answered yet"
+        return "degraded", state["last_error"]
     if usage_percent > BACKLOG_DEGRADED_PERCENT:
         return "degraded", f"the backlog takes {usage_percent} % of the journal"
     return "healthy", None
+
+
+def database_known(stats: dict[str, Any]) -> bool:
+    """Whether the database has answered or failed since the flusher's start; until then `unhealthy` says nothing."""
+    state = stats["state"]
+    return bool(state["database"] == "healthy" or state["last_error"])
 
 
 class Health:

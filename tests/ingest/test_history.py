@@ -118,6 +118,14 @@ def test_without_a_flusher_only_the_requests_are_known() -> None:
     assert new.latency.requests == 2.5
 
 
+def test_a_database_that_was_not_heard_of_yet_is_not_known_rather_than_down() -> None:
+    state = {"database": "unhealthy", "last_error": None}
+    new = point(None, sample(0, stats(state=state)))
+    assert (new.status, new.database, new.reason) == ("degraded", None, "the database has not answered yet")
+    down = point(None, sample(0, stats(state=state | {"last_error": "error 2002"})))
+    assert (down.status, down.database) == ("degraded", "unhealthy")
+
+
 @pytest.mark.parametrize(
     ("sections", "status", "reason"),
     [
