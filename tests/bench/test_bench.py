@@ -16,7 +16,7 @@ import pytest
 
 from shared.config import ENVIRONMENT
 from tests.bench.__main__ import draw, end, guarded, main
-from tests.bench.contenders import STATE
+from tests.bench.contenders import STATE, Ours
 from tests.bench.plan import FALCON, NAMES, OURS, QUICK, SEED
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, alive
@@ -191,3 +191,17 @@ def test_a_measurement_that_fails_is_invalid_and_the_run_goes_on(fault: Exceptio
         raise fault
 
     assert guarded(measurement) == {"problems": [repr(fault)]}
+
+
+def test_a_contender_throws_its_state_away_when_all_of_its_processes_have_ended(short_path: Path) -> None:
+    """A second writer may have been starting when the others were looked for."""
+    state = short_path / "state"
+    state.mkdir()
+    mariadb = MariaDB(short_path)
+    ours = Ours(SimpleNamespace(mariadb=mariadb, name="none"), short_path)  # type: ignore[arg-type]
+    ours.service = Service(state, mariadb, "none")
+    with subprocess.Popen(["sleep", "0.5"], env=ours.service.environ) as late:
+        ours.stop()
+
+        assert not alive(late.pid)
+        assert not state.exists()
