@@ -26,7 +26,7 @@ import orjson
 
 from ingest.exposition import BUCKETS_S
 from ingest.forwarder import FlusherUnavailable
-from ingest.resources import database_known, verdict
+from ingest.resources import NOT_ANSWERED_YET, database_known, verdict
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def percentile(counts: Sequence[int], rank: float) -> float:
 
 def _problems(old: dict[str, Any] | None, new: dict[str, Any], reason: str | None) -> list[str]:
     """What is wrong now, and what went wrong since: the last error stays in the stats when it is long over."""
-    found = [] if reason is None else [reason]
+    found = [] if reason in (None, NOT_ANSWERED_YET) else [reason]
     if old is not None:
         if _restarted(old, new):
             old = {"failures": {}, "dead_letters": {"total": 0}}

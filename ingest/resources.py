@@ -27,6 +27,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 60.0
 BACKLOG_DEGRADED_PERCENT = 50.0
+NOT_ANSWERED_YET = "the database has not answered yet"
+"""Since the flusher's start. Why a node is degraded, but no error."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 
@@ -223,7 +225,7 @@ def verdict(stats: dict[str, Any]) -> tuple[str, str | None]:
     if state["alarm"]:
         return "degraded", state["alarm"]
     if not database_known(stats):
-        return "degraded", "the database has not answered yet"
+        return "degraded", NOT_ANSWERED_YET
     if state["database"] != "healthy":
         return "degraded", state["last_error"]
     if usage_percent > BACKLOG_DEGRADED_PERCENT:

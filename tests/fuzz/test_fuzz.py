@@ -41,7 +41,12 @@ def test_no_fuzzer_finds_anything_in_a_few_seconds(name: str, mariadb: MariaDB, 
 
 
 def test_schemathesis_finds_nothing_in_a_few_seconds(mariadb: MariaDB, short_path: Path) -> None:
-    outcome = asyncio.run(campaign(mariadb, short_path, 3 * SECONDS).run("api"))
+    for seconds in (3 * SECONDS, 30 * SECONDS):  # a machine that runs other tests beside may need longer
+        directory = short_path / str(seconds)
+        directory.mkdir()
+        outcome = asyncio.run(campaign(mariadb, directory, seconds).run("api"))
+        if outcome.inputs > 100:
+            break
     assert outcome.finding is None
     assert outcome.inputs > 100
 

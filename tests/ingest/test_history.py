@@ -122,6 +122,7 @@ def test_a_database_that_was_not_heard_of_yet_is_not_known_rather_than_down() ->
     state = {"database": "unhealthy", "last_error": None}
     new = point(None, sample(0, stats(state=state)))
     assert (new.status, new.database, new.reason) == ("degraded", None, "the database has not answered yet")
+    assert new.problems == []
     down = point(None, sample(0, stats(state=state | {"last_error": "error 2002"})))
     assert (down.status, down.database) == ("degraded", "unhealthy")
 

@@ -92,9 +92,9 @@ def test_open_connections_of_clients_and_to_the_database_are_counted(
     own_mariadb.stop()
     assert service.post(TASKS, {"tasks": [task()]}).status == 202
     assert service.flush(0.5).status == 503
+    wait_until(lambda: metrics(service)["persistence_database_up", ()] == 0, what="the try has failed")
     found = metrics(service)
     assert found["persistence_database_connections", ()] == 0
-    assert found["persistence_database_up", ()] == 0
     assert found["persistence_writers", ()] == 1
 
 
