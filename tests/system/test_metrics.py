@@ -34,9 +34,10 @@ def test_promtool_finds_nothing_to_criticise(start_service: StartService, mariad
     mariadb.execute("ALTER TABLE translation_tasks RENAME TO away", (), database)
     assert service.post(TASKS, {"tasks": [task()]}).status == 202
     assert service.flush(0.5).status == 503
+    failures = ("persistence_flush_failures_total", (("error_class", "schema"),))
+    wait_until(lambda: metrics(service).get(failures, 0) >= 1, what="the try has failed")
     text = service.get("/metrics").body
     found = samples(text)
-    assert found["persistence_flush_failures_total", (("error_class", "schema"),)] >= 1
     assert found["persistence_flush_duration_seconds_count", (("reason", "manual"),)] == 1
     done = promtool("check", "metrics", stdin=text)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
