@@ -21,6 +21,7 @@ from flusher.backlog import Backlog
 from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.journal import Journal
+from flusher.placement import Placement
 from flusher.server import FlusherProtocol, Peers
 from flusher.stats import Figures, document
 from flusher.syncer import Fsync, Syncer
@@ -169,6 +170,7 @@ async def serve(config: Config) -> None:
         last_arrival=floor,
     )
     peers = Peers()
+    placement = Placement()
 
     def stats() -> dict[str, Any]:
         return document(
@@ -195,7 +197,7 @@ async def serve(config: Config) -> None:
     flush.start(leftovers, floor)
     path = socket_path(state_directory)
     server = await loop.create_unix_server(
-        lambda: FlusherProtocol(peers, intake, flush, stats), path=str(path), backlog=1024
+        lambda: FlusherProtocol(peers, intake, flush, stats, placement), path=str(path), backlog=1024
     )
     background = [
         loop.create_task(survey_leftovers(leftovers, backlog)),

@@ -18,6 +18,7 @@ import orjson
 from flusher.callers import FlushResult
 from flusher.flush import Flush
 from flusher.intake import Intake
+from flusher.placement import Placement
 from shared.records import KIND_OF_CODE, KINDS
 from shared.wire import Flush as FlushMessage
 from shared.wire import Flushed, Inbox, Message, ProtocolError, Stats, StatsIs, Submit, encode
@@ -53,17 +54,21 @@ class Peers:
 
 
 class FlusherProtocol(asyncio.BufferedProtocol):
-    def __init__(self, peers: Peers, intake: Intake, flush: Flush, stats: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, peers: Peers, intake: Intake, flush: Flush, stats: Callable[[], dict[str, Any]], placement: Placement
+    ) -> None:
         self._peers = peers
         self._intake = intake
         self._flush = flush
         self._stats = stats
+        self._placement = placement
+        self._pid = 0
         self._inbox = Inbox()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        uid = peer_uid(transport.get_extra_info("socket"))
+        self._pid, uid = peer_of(transport.get_extra_info("socket"))
         if uid != os.getuid():
             log.error("socket: a peer of user %d was refused", uid)
             transport.abort()
@@ -91,6 +96,8 @@ class FlusherProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None:
             return
+        if len(self._peers) == 1:
+            self._placement.look(self._pid)
         try:
             self._take(self._inbox.received(nbytes))
         except ProtocolError as error:
@@ -137,8 +144,8 @@ class FlusherProtocol(asyncio.BufferedProtocol):
             self._transport.write(frames)
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """The user of the process at the other end (SO_PEERCRED, unix(7))."""
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """The process at the other end and its user (SO_PEERCRED, unix(7)); the process is 0 if it cannot be seen here."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    uid: int = _PEERCRED.unpack(credentials)[1]
-    return uid
+    pid, uid, _ = _PEERCRED.unpack(credentials)
+    return pid, uid

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from flusher.mysql_errors import ErrorClass
-from flusher.server import FlusherProtocol, Peers, peer_uid
+from flusher.placement import Placement
+from flusher.server import FlusherProtocol, Peers, peer_of
 from shared.wire import (
     Ack,
     Committed,
@@ -32,6 +33,17 @@ from tests.support.service import ROOT
 WAIT_S = 10.0
 
 
+class Looks(Placement):
+    """Whom it was told to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peers: list[int] = []
+
+    def look(self, peer: int) -> None:
+        self.peers.append(peer)
+
+
 class Served:
     """A Node behind its socket."""
 
@@ -39,10 +51,13 @@ class Served:
         self.node = node
         self.path = path
         self.peers = Peers()
+        self.placement = Looks()
 
     async def start(self) -> asyncio.AbstractServer:
         return await asyncio.get_running_loop().create_unix_server(
-            lambda: FlusherProtocol(self.peers, self.node.intake, self.node.flush, lambda: {"state": "fine"}),
+            lambda: FlusherProtocol(
+                self.peers, self.node.intake, self.node.flush, lambda: {"state": "fine"}, self.placement
+            ),
             str(self.path),
         )
 
@@ -243,10 +258,25 @@ def test_an_answer_to_a_peer_that_has_left_harms_nobody(short_path: Path) -> Non
     run(test, short_path)
 
 
-def test_the_peers_user_is_that_of_its_process() -> None:
+def test_a_peer_is_known_by_its_process_and_user() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert peer_uid(ours) == os.getuid()
+        assert peer_of(ours) == (os.getpid(), os.getuid())
+
+
+def test_the_only_peer_is_looked_at_and_of_several_none(short_path: Path) -> None:
+    async def test(served: Served, peer: Peer) -> None:
+        peer.send(Stats(1))
+        await peer.next()
+        assert served.placement.peers == [os.getpid()]
+        other = await served.connect()
+        for one in (other, peer):
+            one.send(Stats(2))
+            await one.next()
+        assert served.placement.peers == [os.getpid()]
+        await other.close()
+
+    run(test, short_path)
 
 
 STRANGER = """

@@ -19,6 +19,7 @@ import yaml
 from flusher import segments
 from flusher.batch import Batch
 from flusher.intake import Intake
+from flusher.placement import Placement
 from flusher.rows import Row
 from flusher.server import FlusherProtocol, Peers
 from shared import config, plain
@@ -120,7 +121,7 @@ def _speak_to_the_flusher(stream: bytes, piece: int, messages: Sequence[Message]
     """The flusher answers every message of a peer, in order, or ends the connection."""
     transport = _Transport()
     try:
-        protocol = FlusherProtocol(Peers(), cast(Intake, _Intake()), cast(Any, _Flush()), dict)
+        protocol = FlusherProtocol(Peers(), cast(Intake, _Intake()), cast(Any, _Flush()), dict, Placement())
         protocol.connection_made(cast(asyncio.Transport, transport))
         while stream and not transport.aborted:
             room = protocol.get_buffer(-1)
