@@ -25,6 +25,8 @@ from shared.wire import Flushed, Inbox, Message, ProtocolError, Stats, StatsIs, 
 
 log = logging.getLogger(__name__)
 
+MUCH_BYTES = 16 * 1024
+"""In one read. Where less comes, a small request is answered sooner on ingest's own core."""
 _PEERCRED = struct.Struct("3i")
 
 
@@ -96,7 +98,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None:
             return
-        if len(self._peers) == 1:
+        if nbytes >= MUCH_BYTES and len(self._peers) == 1:
             self._placement.look(self._pid)
         try:
             self._take(self._inbox.received(nbytes))

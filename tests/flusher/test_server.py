@@ -13,7 +13,7 @@ import pytest
 
 from flusher.mysql_errors import ErrorClass
 from flusher.placement import Placement
-from flusher.server import FlusherProtocol, Peers, peer_of
+from flusher.server import MUCH_BYTES, FlusherProtocol, Peers, peer_of
 from shared.wire import (
     Ack,
     Committed,
@@ -264,14 +264,19 @@ def test_a_peer_is_known_by_its_process_and_user() -> None:
         assert peer_of(ours) == (os.getpid(), os.getuid())
 
 
-def test_the_only_peer_is_looked_at_and_of_several_none(short_path: Path) -> None:
+def test_the_only_peer_is_looked_at_when_much_comes_and_of_several_none(short_path: Path) -> None:
+    much = submit(1, bytes(MUCH_BYTES))
+
     async def test(served: Served, peer: Peer) -> None:
-        peer.send(Stats(1))
+        peer.send(submit(1))
+        await peer.next()
+        assert served.placement.peers == []
+        peer.send(much)
         await peer.next()
         assert served.placement.peers == [os.getpid()]
         other = await served.connect()
         for one in (other, peer):
-            one.send(Stats(2))
+            one.send(much)
             await one.next()
         assert served.placement.peers == [os.getpid()]
         await other.close()
