@@ -10,6 +10,7 @@ decode with the same function, so what was accepted is what is written; what pla
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import datetime, timedelta
 from itertools import chain
 from operator import attrgetter
@@ -62,8 +63,12 @@ They do not on what stands in an unknown field, which msgspec passes over, and o
 
 
 class FieldError(msgspec.Struct, frozen=True):
+    """One fault. `reason` is for counting: KIND, KIND.FIELD, or one of these and a kind of fault after a blank, like
+    `tasks.updated_at in the future`. The set of reasons is fixed: nothing that a caller chooses stands in one."""
+
     field: str
     message: str
+    reason: str
 
 
 class InvalidBody(Exception):
@@ -83,6 +88,17 @@ class InvalidRecord(Exception):
         self.errors = errors
         self.records = records
 
+    def reasons(self) -> dict[str, int]:
+        """How many of the records are refused for which reason: an invalid one for its first fault, the others, which
+        share its request, as `KIND beside an invalid one`. The sum is `records`."""
+        first = {error.field.partition("]")[0]: error.reason for error in reversed(self.errors)}
+        kind = self.errors[0].reason.partition(".")[0].partition(" ")[0]
+        found = Counter(first.values())
+        if "[" not in self.errors[0].field:  # of the request as a whole
+            return {self.errors[0].reason: max(1, self.records)}
+        found[f"{kind} beside an invalid one"] = self.records - found.total()
+        return dict(+found)
+
 
 def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float, max_records: int) -> list[Record]:
     """What a request must pass before it is forwarded.
@@ -99,7 +115,7 @@ def validate(kind: Kind, body: bytes, *, now: datetime, max_clock_skew_s: float,
     items = _parse(kind, body)
     if not 1 <= len(items) <= max_records:
         message = f"takes 1 to {max_records} records, {len(items)} were sent"
-        raise InvalidRecord([FieldError(kind.name, message)], len(items))
+        raise InvalidRecord([FieldError(kind.name, message, f"{kind.name} of a wrong number")], len(items))
     return _convert(kind, items, latest, small=len(body) < _SMALL_BODY_BYTES)
 
 
@@ -115,9 +131,8 @@ def decode(kind: Kind, body: bytes | memoryview) -> list[Record]:
     if not _has_plain_times(kind, records, _LATEST):
         for index, record in enumerate(records):
             if not all(time is None or _fits_datetime(time) for time in _TIMES_OF[kind.code](record)):
-                raise InvalidRecord(
-                    [FieldError(f"{kind.name}[{index}]", "has a time that is no DATETIME in UTC")], len(records)
-                )
+                message = "has a time that is no DATETIME in UTC"
+                raise InvalidRecord([FieldError(f"{kind.name}[{index}]", message, kind.name)], len(records))
     return records
 
 
@@ -181,7 +196,7 @@ def _convert_each(
         except msgspec.ValidationError as error:
             errors.append(_field_error(kind, where, str(error)))
         except RecursionError:
-            errors.append(FieldError(where, f"is nested over {MAX_JSON_DEPTH} deep"))
+            errors.append(FieldError(where, f"is nested over {MAX_JSON_DEPTH} deep", f"{kind.name} nested too deep"))
         else:
             records.append(record)
             if latest is not None:
@@ -191,17 +206,18 @@ def _convert_each(
     return records, errors[:MAX_ERRORS]
 
 
-def _field_error(kind: Kind, prefix: str, message: str) -> FieldError:
+def _field_error(kind: Kind, where: str, message: str) -> FieldError:
     """msgspec says "what - at `$.path`"; a missing field it names in the text."""
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`")
-    choices = _CHOICES[kind.code].get(path.removeprefix("."))
-    if choices and what.startswith("Invalid enum value"):
-        return FieldError(prefix + path, f"must be one of {', '.join(choices)}")
     missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
     if missing:
-        return FieldError(f"{prefix}{path}.{missing[1]}", "is required")
-    return FieldError(prefix + path, what)
+        path, what = f"{path}.{missing[1]}", "is required"
+    name = re.split(r"[.\[]", path[1:], maxsplit=1)[0]
+    choices = _CHOICES[kind.code].get(name)
+    if choices and what.startswith("Invalid enum value"):
+        what = f"must be one of {', '.join(choices)}"
+    return FieldError(where + path, what, f"{kind.name}.{name}" if choices is not None else kind.name)
 
 
 def _relaxed(kind: Kind, item: Any) -> Any:
@@ -269,15 +285,16 @@ def _limit_errors(kind: Kind, record: Record, where: str, latest: datetime, *, s
         if time is None:
             continue
         if not _fits_datetime(time):
-            errors.append(FieldError(f"{where}.{name}", "must lie between the years 1000 and 9999, in UTC"))
+            message = "must lie between the years 1000 and 9999, in UTC"
+            errors.append(FieldError(f"{where}.{name}", message, f"{kind.name}.{name}"))
         elif name == "updated_at" and utc(time) > utc(latest):
             message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
-            errors.append(FieldError(f"{where}.{name}", message))
+            errors.append(FieldError(f"{where}.{name}", message, f"{kind.name}.{name} in the future"))
     for name in _OBJECTS[kind.code]:
         value = getattr(record, name)
         message = _object_error(value, small=small) if value else ""
         if message:
-            errors.append(FieldError(f"{where}.{name}", message))
+            errors.append(FieldError(f"{where}.{name}", message, f"{kind.name}.{name} too large"))
     return errors
 
 

@@ -207,7 +207,9 @@ def test_omitted_fields_have_their_defaults() -> None:
 def test_a_required_field_that_is_missing_is_named(kind: Kind, field: str) -> None:
     item = MAKE[kind.name]()
     del item[field]
-    assert errors_of(kind, body_of(kind, item)) == [FieldError(f"{kind.name}[0].{field}", "is required")]
+    assert errors_of(kind, body_of(kind, item)) == [
+        FieldError(f"{kind.name}[0].{field}", "is required", f"{kind.name}.{field}")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +461,7 @@ def test_no_skew_means_no_time_ahead() -> None:
 def test_an_object_is_nested_at_most_20_deep(field: str, lists: bool) -> None:
     assert getattr(one(SESSIONS, **{field: nested(20, lists=lists)}), field) == nested(20, lists=lists)
     error = error_of(SESSIONS, **{field: nested(21, lists=lists)})
-    assert error == FieldError(f"sessions[0].{field}", "is nested over 20 deep")
+    assert error == FieldError(f"sessions[0].{field}", "is nested over 20 deep", f"sessions.{field} too large")
 
 
 def test_the_deepest_branch_counts_wherever_it_is() -> None:
