@@ -3,7 +3,7 @@
 Linux wakes a thread on its last core or on its waker's, and looks for a better one only while it thinks that some are
 idle. A core that runs nothing but what gives way (SCHED_IDLE: the first writer, a database beside the service) is as
 good as idle but counts as full, so that on two cores, while a flush runs, flusher and ingest share one for up to 100 ms
-and requests queue up. docs/PERFORMANCE.md, "What was tried", has what this gives.
+and requests queue up. docs/PERFORMANCE.md has what this gives.
 
 Rules: belongs to the loop's thread, which it moves. Lets the kernel alone where there is little to do, where there are
 several ingest processes, with one core, and where the way there is closed (no /proc, a sandbox).
