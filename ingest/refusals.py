@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ingest.cycle import NO_OTHER_SITE
+
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
@@ -15,8 +17,8 @@ class Refusal:
         self.status = int(status[:3])
         self.code = code
         self.data = (
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\n%bcontent-length: %d\r\n\r\n%b"
-            % (status, header, len(document), document)
+            b"HTTP/1.1 %b\r\n%bcontent-type: application/json\r\nconnection: close\r\n%bcontent-length: %d\r\n\r\n%b"
+            % (status, NO_OTHER_SITE, header, len(document), document)
         )
 
 

@@ -87,7 +87,6 @@ def test_the_page_is_served_with_its_policy(app: App) -> None:
     assert (status, body) == (200, PAGE)
     assert headers["content-type"] == "text/html; charset=utf-8"
     assert headers["content-security-policy"] == POLICY
-    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_the_history_is_answered_as_it_was_recorded(app: App, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import uvloop
 from uvicorn.server import ServerState
 
 from ingest import protocol
+from ingest.cycle import NO_OTHER_SITE
 from ingest.guard import Guard
 from ingest.protocol import MAX_PIPELINED, MAX_SURPLUS, SURPLUS_S, UNREAD_S, Clock, Phase, Protocol, sweep
 from ingest.refusals import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES
@@ -145,6 +146,7 @@ class Client:
     async def answer(self) -> tuple[int, bytes]:
         """One answer: its status, and its body or error code."""
         header = await self.reader.readuntil(b"\r\n\r\n")
+        assert header.count(NO_OTHER_SITE) == 1
         length = re.search(rb"content-length: (\d+)", header)
         assert length
         body = await self.reader.readexactly(int(length[1]))

@@ -16,7 +16,7 @@ from ingest.app import _bug
 from ingest.cycle import Cycle
 from ingest.resources import Problem
 from shared.logs import TextFormatter
-from tests.ingest.test_guard import BATCH, LOCAL, OTHER, Guarded, scope_of
+from tests.support.guarded import BATCH, LOCAL, OTHER, Guarded, scope_of
 from tests.support.mariadb import MariaDB
 from tests.support.service import FLUSH, TASKS, Service, task
 

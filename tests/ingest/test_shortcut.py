@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
+from ingest.cycle import NO_OTHER_SITE
 from ingest.forwarder import Forwarder, Rejected
 from ingest.guard import MAX_SHORTCUT_BYTES, SMALL_BODY_BYTES, Guard
 from ingest.protocol import Protocol
@@ -125,6 +126,7 @@ def post(body: bytes = BODY, *fields: str, target: str = TASKS.path, method: str
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
     """Status, header, body."""
     header = await reader.readuntil(b"\r\n\r\n")
+    assert header.count(NO_OTHER_SITE) == 1
     length = re.search(rb"content-length: (\d+)", header)
     assert length
     return int(header.split()[1]), header, await reader.readexactly(int(length[1]))

@@ -1,0 +1,176 @@
+"""Who is answered: protected mode, names of this service, pages of other sites, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest.app import create_app
+from ingest.forwarder import Forwarder
+from ingest.guard import OPEN_PATHS
+from ingest.headers import is_loopback
+from ingest.history import History
+from ingest.metrics import RequestMetrics
+from shared.config import Service
+from tests.support.guarded import BATCH, GONE, LOCAL, OTHER, ROUTES, STRANGER, Exchange, Guarded, part, scope_of
+
+# ---- protected mode
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/nowhere", "/health"])
+def test_without_a_token_a_stranger_is_refused_everywhere_and_told_which_settings_lift_it(path: str) -> None:
+    guarded = Guarded()
+    exchange = guarded.ask(path, client=STRANGER)
+    assert (exchange.status, exchange.code) == (403, "PROTECTED_MODE")
+    detail = orjson.loads(exchange.sent[1]["body"])["detail"]
+    assert "service.auth_token" in detail
+    assert "service.protected_mode: false" in detail
+    assert guarded.app.scopes == []
+
+
+def test_no_byte_of_a_strangers_body_is_taken() -> None:
+    guarded = Guarded()
+    exchange = Exchange([])
+
+    async def stop() -> Any:
+        assert exchange.sent, "the answer comes before anything is read"
+        return GONE
+
+    asyncio.run(guarded.guard(scope_of(BATCH, "POST", STRANGER, {"content-length": "5"}), stop, exchange.send))
+    assert exchange.code == "PROTECTED_MODE"
+
+
+@pytest.mark.parametrize("client", [LOCAL, ("127.9.9.9", 1), ("::1", 1), ("::ffff:127.0.0.1", 1)])
+def test_callers_on_this_machine_pass(client: Any) -> None:
+    assert Guarded().ask(client=client).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["10.0.0.1", "0.0.0.0", "128.0.0.1", "::", "::2", "::ffff:10.0.0.1", "fe80::1", "", "localhost", "127.0.0.1 "],
+)
+def test_no_other_address_is_this_machines_own(host: str) -> None:
+    assert not is_loopback(host)
+    assert Guarded().ask(client=(host, 1)).code == "PROTECTED_MODE"
+
+
+def test_a_caller_without_an_address_is_not_taken_for_one_on_this_machine() -> None:
+    assert Guarded().ask(client=None).code == "PROTECTED_MODE"
+
+
+def test_a_header_cannot_make_a_stranger_local() -> None:
+    headers = {
+        "x_forwarded_for": "127.0.0.1",
+        "forwarded": "for=127.0.0.1",
+        "x_real_ip": "127.0.0.1",
+        "host": "localhost",
+    }
+    assert Guarded().ask(client=STRANGER, **headers).code == "PROTECTED_MODE"
+
+
+FROM_ELSEWHERE = [
+    {"sec_fetch_site": "cross-site"},
+    {"sec_fetch_site": "same-site"},
+    {"origin": "http://elsewhere.example"},
+    {"origin": "null"},
+    {"origin": "http://h:8001"},
+    {"origin": "http://h", "sec_fetch_site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FROM_ELSEWHERE)
+def test_without_a_token_a_page_of_another_site_posts_nothing(headers: dict[str, str]) -> None:
+    guarded = Guarded()
+    assert guarded.post(**headers).code == "CROSS_SITE"
+    assert guarded.ask("/flush", "POST", **headers).code == "CROSS_SITE"
+    assert guarded.app.scopes == []
+    assert guarded.ask(OTHER, **headers).status == 200  # a link, of which it cannot read the answer
+    assert Guarded(protected_mode=False).post(**headers).status == 200
+    assert Guarded(auth_token="t0ken").post(authorization="Bearer t0ken", **headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin", "origin": "http://h"}, {"origin": "https://h"}],
+)
+def test_our_own_page_and_a_person_may_post(headers: dict[str, str]) -> None:
+    assert Guarded().post(**headers).status == 200
+
+
+def test_protected_mode_off_lets_everybody_in() -> None:
+    assert Guarded(protected_mode=False).ask(client=STRANGER).status == 200
+
+
+def test_with_a_token_strangers_pass_who_have_it() -> None:
+    guarded = Guarded(auth_token="t0ken")
+    assert guarded.ask(client=STRANGER, authorization="Bearer t0ken").status == 200
+    assert guarded.ask(client=STRANGER).status == 401
+
+
+def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
+    forwarder = Forwarder(str(tmp_path / "none"), ack_timeout_s=1)
+    for service, client, status in (
+        (Service(), STRANGER, 403),
+        (Service(), LOCAL, 200),
+        (Service(protected_mode=False), STRANGER, 200),
+        (Service(auth_token="x"), STRANGER, 200),
+    ):
+        app, _ = create_app(
+            forwarder, RequestMetrics(tmp_path), History(tmp_path), service, asyncio.Event(), max_records=10
+        )
+        exchange = Exchange([part(b"")])
+        asyncio.run(app(scope_of("/", "GET", client, {}), exchange.receive, exchange.send))
+        assert exchange.status == status
+
+
+# ---- token
+
+
+def test_these_paths_and_no_others_are_open() -> None:
+    assert frozenset(["/", "/health", "/ready", "/dashboard"]) == OPEN_PATHS
+    guarded = Guarded(auth_token="t0ken", routes={path: frozenset(["GET"]) for path in (*OPEN_PATHS, OTHER)})
+    for path in OPEN_PATHS:
+        assert guarded.ask(path).status == 200
+    for path in (OTHER, "/health/", "/ready/x", "/dashboard/history", "//", ""):
+        assert guarded.ask(path).status == 401
+
+
+def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    class Watched:
+        @staticmethod
+        def compare_digest(given: bytes, expected: bytes) -> bool:
+            compared.append((given, expected))
+            return hmac.compare_digest(given, expected)
+
+    monkeypatch.setattr("ingest.headers.hmac", Watched)
+    guarded = Guarded(auth_token="t0ken 0ther")
+    for given in (b"wrong", b"t0ken", b"0ther"):
+        expected = 403 if given == b"wrong" else 200
+        assert guarded.ask(authorization=f"Bearer {given.decode()}").status == expected
+        # All of them, also after the one that fits.
+        assert compared == [(given, b"t0ken"), (given, b"0ther")]
+        compared.clear()
+
+
+@pytest.mark.parametrize("value", ["t0ken 0ther", "t0ken0ther", "", " ", "t0ke", "0therr"])
+def test_two_tokens_are_not_one(value: str) -> None:
+    assert Guarded(auth_token="t0ken 0ther").ask(authorization=f"Bearer {value}").code == "TOKEN_WRONG"
+
+
+@pytest.mark.parametrize("value", ["Bearer t0ken", "bearer t0ken", "BEARER  t0ken "])
+def test_the_scheme_has_no_case_and_spaces_do_not_count(value: str) -> None:
+    assert Guarded(auth_token="t0ken").ask(authorization=value).status == 200
+
+
+@pytest.mark.parametrize(
+    "value", ["t0ken", "Bearer", "Bearer T0KEN", "Bearer t0ke", "Bearer t0kent0ken", "Basic t0ken", "é"]
+)
+def test_anything_else_is_a_wrong_token(value: str) -> None:
+    assert Guarded(auth_token="t0ken").ask(authorization=value).code == "TOKEN_WRONG"
