@@ -17,7 +17,7 @@ import falcon
 import falcon.asgi
 
 from ingest.history import INTERVAL_S, WINDOW_S, History
-from ingest.resources import Problem, parse_number
+from ingest.resources import invalid_parameter, parse_number
 from shared import VERSION
 
 STATIC = Path(__file__).parent / "static"
@@ -61,7 +61,6 @@ class Dashboard:
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         response.content_type = "text/html; charset=utf-8"
         response.set_header("Content-Security-Policy", self._policy)
-        response.set_header("X-Content-Type-Options", "nosniff")
         response.set_header("Referrer-Policy", "no-referrer")
         response.set_header("Cache-Control", "no-cache")
         response.data = self._page
@@ -91,5 +90,5 @@ def _after(value: str | None) -> float:
     """Raises: Problem."""
     after = 0.0 if value is None else parse_number(value)
     if not math.isfinite(after):
-        raise Problem(400, "INVALID_PARAMETER", f"after={value}: seconds since 1970 are allowed")
+        raise invalid_parameter("after", value or "", "seconds since 1970")
     return after

@@ -29,7 +29,7 @@ MAX_TIMEOUT_S = 60.0
 BACKLOG_DEGRADED_PERCENT = 50.0
 NOT_ANSWERED_YET = "the database has not answered yet"
 """Since the flusher's start. Why a node is degraded, but no error."""
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d{1,20}\.?\d{0,20}|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 
 LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", "version": VERSION})
@@ -89,6 +89,11 @@ def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(max(1, round(after_s)))})
 
 
+def invalid_parameter(name: str, value: str, allowed: str) -> Problem:
+    shown = value if len(value) <= 40 else f"{value[:40]}… ({len(value)} characters)"
+    return Problem(400, "INVALID_PARAMETER", f"{name}={shown}: {allowed} are allowed")
+
+
 def parse_number(value: str) -> float:
     """A number as JSON would have it, nan for all else: float() also takes white space, 1_0 and other digits."""
     return float(value) if _NUMBER.fullmatch(value) else math.nan
@@ -100,7 +105,7 @@ def parse_timeout(value: str | None, default_s: float = DEFAULT_TIMEOUT_S) -> fl
         return default_s
     timeout_s = parse_number(value)
     if not 0 <= timeout_s <= MAX_TIMEOUT_S:
-        raise Problem(400, "INVALID_PARAMETER", f"timeout={value}: seconds from 0 to {MAX_TIMEOUT_S:g} are allowed")
+        raise invalid_parameter("timeout", value, f"seconds from 0 to {MAX_TIMEOUT_S:g}")
     return timeout_s
 
 
@@ -158,7 +163,7 @@ class Batch:
     def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:
         ack = request.get_param("ack")
         if ack not in (None, "journaled", "committed"):
-            raise Problem(400, "INVALID_PARAMETER", f"ack={ack}: journaled and committed are allowed")
+            raise invalid_parameter("ack", ack, "journaled and committed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
 
     def refused(self, error: FlusherUnavailable | Rejected, count: int) -> Problem:
