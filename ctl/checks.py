@@ -152,19 +152,20 @@ def _check_characters(facts: Facts, kind: Kind, table: Table, expected: Expected
     if narrow:
         detail = f"{', '.join(narrow)}: not every character fits {table.columns[narrow[0]].character_set}"
         yield Finding("wrong", kind.table, detail, mend)
-    key = table.columns.get(kind.key)
-    if key is not None and key.collation not in (*COLLATIONS.values(), None):
-        detail = f"collation is {key.collation}: keys that differ only in case, accent or spaces may be one row"
-        yield Finding("wrong", f"{kind.table}.{kind.key}", detail, mend)
+    for key in kind.key:
+        column = table.columns.get(key)
+        if column is not None and column.collation not in (*COLLATIONS.values(), None):
+            detail = f"collation is {column.collation}: keys that differ only in case, accent or spaces may be one row"
+            yield Finding("wrong", f"{kind.table}.{key}", detail, mend)
 
 
 def _check_keys(kind: Kind, table: Table, expected: Expected, name: str) -> Iterator[Finding]:
     primary = table.indexes.get("PRIMARY")
-    if primary is None or primary.columns != (kind.key,):
+    if primary is None or primary.columns != kind.key:
         drop = "DROP PRIMARY KEY, " if primary else ""
         has = f"is ({', '.join(primary.columns)})" if primary else "is missing"
-        mend = f"ALTER TABLE {name} {drop}ADD PRIMARY KEY ({quoted(kind.key)});"
-        yield Finding("wrong", kind.table, f"the primary key {has}, and must be ({kind.key})", mend)
+        mend = f"ALTER TABLE {name} {drop}ADD PRIMARY KEY ({', '.join(map(quoted, kind.key))});"
+        yield Finding("wrong", kind.table, f"the primary key {has}, and must be ({', '.join(kind.key)})", mend)
     for index in table.indexes.values():
         if index.unique and index.name != "PRIMARY":
             detail = f"{index.name}: a second unique key lets a record overwrite another's row"

@@ -145,7 +145,7 @@ def sample(kind: Kind, key: str) -> Record:
     """A record of a kind with nothing but what must be there."""
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind.record):
-        if field.name == kind.key:
+        if field.name in kind.key:
             values[field.name] = key
         elif field.required:
             info = msgspec.inspect.type_info(field.type)

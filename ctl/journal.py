@@ -25,7 +25,10 @@ from ctl.output import (
     console,
     emit,
     finish,
+    is_chosen,
     json_option,
+    key_option,
+    key_text,
     moment,
     plural,
     pretty,
@@ -62,7 +65,7 @@ class Found:
     entry: int
     arrival: int
     kind: str
-    key: str
+    key: tuple[str, ...]
     record: Any
 
 
@@ -74,7 +77,7 @@ def journal() -> None:
 @journal.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--records", "with_records", is_flag=True, help="Print the records; as JSON, one a line.")
-@click.option("--key", "keys", multiple=True, help="Only the records with this session_id or task_id.")
+@key_option
 @json_option
 def inspect(paths: Sequence[Path], with_records: bool, keys: Sequence[str], as_json: bool) -> None:
     """Segments, entries, age and damage of the journal, or of the PATHs (segments, directories).
@@ -94,7 +97,7 @@ def inspect(paths: Sequence[Path], with_records: bool, keys: Sequence[str], as_j
         view = view_of(path, contents)
         views.append(view)
         if with_records:
-            print_records(view, contents, set(keys), as_json=as_json)
+            print_records(view, contents, keys, as_json=as_json)
     if directory is not None:
         views = with_active(views)
     if not with_records:
@@ -193,8 +196,9 @@ def records_of(contents: Contents) -> Iterator[Found]:
         except InvalidBody:
             items = [text_of(entry)]
         for item in items:
-            key = item.get(kind.key) if kind and isinstance(item, dict) else None
-            yield Found(number, entry.arrival, kind_name(entry), str(key or ""), item)
+            fields = kind.key if kind and isinstance(item, dict) else ()
+            key = tuple(str(item.get(name) or "") for name in fields)
+            yield Found(number, entry.arrival, kind_name(entry), key, item)
 
 
 def text_of(entry: Entry) -> str:
@@ -239,10 +243,10 @@ def print_damage(views: list[SegmentView]) -> None:
             console().print(f"damage: {printable(view.path)}: {where}", style="bold red")
 
 
-def print_records(view: SegmentView, contents: Contents, keys: set[str], *, as_json: bool) -> None:
+def print_records(view: SegmentView, contents: Contents, keys: Sequence[str], *, as_json: bool) -> None:
     """Printed segment by segment: a journal may be larger than what memory should hold."""
     for found in records_of(contents):
-        if keys and found.key not in keys:
+        if not is_chosen(found.key, keys):
             continue
         if as_json:
             emit(
@@ -257,7 +261,7 @@ def print_records(view: SegmentView, contents: Contents, keys: set[str], *, as_j
         else:
             name = printable(Path(view.path).name)
             click.secho(
-                f"{name} entry {found.entry}, {found.kind} {printable(found.key)}, received {moment(found.arrival)}",
+                f"{name} entry {found.entry}, {found.kind} {key_text(found.key)}, received {moment(found.arrival)}",
                 bold=True,
             )
             click.echo(pretty(found.record))

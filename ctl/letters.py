@@ -24,7 +24,10 @@ from ctl.output import (
     console,
     emit,
     finish,
+    is_chosen,
     json_option,
+    key_option,
+    key_text,
     moment,
     plural,
     pretty,
@@ -45,9 +48,8 @@ def deadletters() -> None:
 
 
 def chosen_by(command: Callable[..., Any]) -> Callable[..., Any]:
-    key = click.option("--key", "keys", multiple=True, help="Those with this session_id or task_id; may be repeated.")
     error = click.option("--error", "errors", multiple=True, type=int, help="Those refused with this error number.")
-    return key(error(command))
+    return key_option(error(command))
 
 
 def choose(keys: Sequence[str], errors: Sequence[int]) -> list[tuple[bytes, DeadLetter]]:
@@ -57,7 +59,7 @@ def choose(keys: Sequence[str], errors: Sequence[int]) -> list[tuple[bytes, Dead
         return [
             (line, letter)
             for line, letter in dead_letters.read(path)
-            if (not keys or letter.key in keys) and (not errors or letter.error_code in errors)
+            if is_chosen(letter.ids, keys) and (not errors or letter.error_code in errors)
         ]
     except OSError as error:
         raise Stop(f"{path}: {error.strerror}") from error
@@ -100,7 +102,7 @@ def list_letters(keys: Sequence[str], errors: Sequence[int], limit: int, as_json
         terminal.print(f"{count:,} {kind} refused with error {number}{where}")
     terminal.print()
     rows = [
-        (letter.time[:19] + "Z", letter.kind, printable(letter.key), str(letter.error_code), shortened(letter.error))
+        (letter.time[:19] + "Z", letter.kind, key_text(letter.ids), str(letter.error_code), shortened(letter.error))
         for letter in shown
     ]
     terminal.print(table("refused at", "kind", "key", "error", "message", rows=rows))
@@ -135,7 +137,7 @@ def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: 
             emit(msgspec.to_builtins(letter))
             continue
         where = f" ({letter.column})" if letter.column else ""
-        click.secho(f"{letter.kind} {printable(letter.key)}", bold=True)
+        click.secho(f"{letter.kind} {key_text(letter.ids)}", bold=True)
         click.echo(f"received {moment(letter.arrival)}, refused {letter.time}")
         click.echo(f"error {letter.error_code}{where}: {printable(letter.error)}")
         click.echo(pretty(letter.record))

@@ -53,6 +53,22 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")(command)
 
 
+def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    option = click.option(
+        "--key", "keys", multiple=True, help="Those with this session_id, task_id or both (S/T); may be repeated."
+    )
+    return option(command)
+
+
+def is_chosen(key: Sequence[str], keys: Sequence[str]) -> bool:
+    """Whether --key names this key, whole or one of its ids; all are chosen where it names none."""
+    return not keys or not {*key, "/".join(key)}.isdisjoint(keys)
+
+
+def key_text(key: Sequence[str]) -> str:
+    return printable("/".join(key))
+
+
 def configuration() -> Config:
     """Raises: Stop, with the one line that names the key."""
     try:

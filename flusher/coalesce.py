@@ -30,8 +30,8 @@ def coalesce(
         entries: (number in the segment, arrival in µs up to MAX_ARRIVAL, records), in the order of arrival.
         refused: (entry, index) of records to pass over, so that an older state of their key takes their place.
     """
-    winners: dict[str, Row] = {}
-    key_of = attrgetter(kind.key)
+    winners: dict[str | tuple[str, ...], Row] = {}
+    key_of = attrgetter(*kind.key)
     for number, arrival, records in entries:
         arrived = EPOCH + timedelta(microseconds=arrival)
         for index, record in enumerate(records):
@@ -42,7 +42,7 @@ def coalesce(
                 updated_at = arrived
             elif updated_at.tzinfo is not UTC:
                 updated_at = utc(updated_at).replace(tzinfo=UTC)
-            key: str = key_of(record)
+            key = key_of(record)
             held = winners.get(key)
             if held is None or updated_at >= held.updated_at:
                 winners[key] = Row(updated_at, record, number, index)

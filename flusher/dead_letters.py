@@ -2,9 +2,10 @@
 
     letter := {"time", "kind", "key", "error_code", "error", "column", "arrival", "record"}
 
-`record` is what was received, `arrival` when (µs since 1970 UTC): a replay keeps it, so that the merge rule protects
-rows that are newer. Several writers append and a replay removes: each holds the lock beside the file, writes whole
-lines and syncs before it returns, since the segment, or the letter, goes right after. All functions block.
+`key` is a list, ["session_id", "task_id"] for a task; version 1 wrote a text. `record` is what was received, `arrival`
+when (µs since 1970 UTC): a replay keeps it, so that the merge rule protects rows that are newer. Several writers append
+and a replay removes: each holds the lock beside the file, writes whole lines and syncs before it returns, since the
+segment, or the letter, goes right after. All functions block.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ class DeadLettersFull(Exception):
 class DeadLetter(msgspec.Struct, frozen=True):
     time: str
     kind: str
-    key: str
+    key: tuple[str, ...] | str
     error_code: int
     error: str
     column: str | None
     arrival: int
     record: Any
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else self.key
 
 
 def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:

@@ -86,8 +86,8 @@ def _replay_group(path: Path, connection: _Connection, group: Letters) -> Iterat
 
 def _again(path: Path, part: Letters) -> int:
     """How many of the letters are back. A key may be in it several times, told apart by arrival."""
-    back = {(letter.kind, letter.key, letter.arrival) for _, letter in dead_letters.read(path)}
-    return sum((letter.kind, letter.key, letter.arrival) in back for _, letter in part)
+    back = {(letter.kind, letter.ids, letter.arrival) for _, letter in dead_letters.read(path)}
+    return sum((letter.kind, letter.ids, letter.arrival) in back for _, letter in part)
 
 
 class _Connection:

@@ -29,7 +29,7 @@ def _upsert(kind: Kind) -> Upsert:
     updates = [
         f"{name}=IF(VALUES(updated_at)>=updated_at,VALUES({name}),{name})"
         for name in columns
-        if name not in (kind.key, "updated_at")
+        if name not in (*kind.key, "updated_at")
     ]
     updates.append("updated_at=GREATEST(updated_at,VALUES(updated_at))")
     head = f"INSERT INTO {kind.table} ({','.join(columns)}) VALUES "  # noqa: S608 -- constants from KINDS

@@ -141,9 +141,9 @@ class Writer:
                 written[one.kind] -= 1
             refused += found
             positions |= {(one.row.entry, one.row.index) for one in found}
-            keys = {(one.kind, _key(one.kind, one.row)) for one in found}
+            keys = {(one.kind, one.kind.key_of(one.row.record)) for one in found}
             rows = {
-                kind: [row for row in kind_rows if (kind, _key(kind, row)) in keys]
+                kind: [row for row in kind_rows if (kind, kind.key_of(row.record)) in keys]
                 for kind, kind_rows in (batch.rows(positions) if found else {}).items()
             }
         return written, refused
@@ -190,7 +190,7 @@ class Writer:
             DeadLetter(
                 time=now,
                 kind=one.kind.name,
-                key=_key(one.kind, one.row),
+                key=one.kind.key_of(one.row.record),
                 error_code=one.error.number,
                 error=one.error.detail,
                 column=_column(one.error.detail),
@@ -203,13 +203,8 @@ class Writer:
             kind = KIND_OF_CODE.get(entry.kind)
             body = bytes(entry.body).decode(errors="backslashreplace")
             name = kind.name if kind else str(entry.kind)
-            letters.append(DeadLetter(now, name, "", -1, why, None, entry.arrival, body))
+            letters.append(DeadLetter(now, name, (), -1, why, None, entry.arrival, body))
         return letters
-
-
-def _key(kind: Kind, row: Row) -> str:
-    key: str = getattr(row.record, kind.key)
-    return key
 
 
 def _keepable(kind: Kind, record: dict[str, Any]) -> dict[str, Any]:

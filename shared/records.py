@@ -68,17 +68,21 @@ def types_of_field(field: msgspec.structs.FieldInfo) -> tuple[msgspec.inspect.Ty
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """One kind of record. `code` stands in frames and in the journal and never changes its meaning."""
+    """One kind of record. `code` stands in frames and in the journal and never changes its meaning; `key` names the
+    fields of the primary key, in its order."""
 
     code: int
     name: str
     record: type[Record]
-    key: str
+    key: tuple[str, ...]
     table: str
 
     @property
     def path(self) -> str:
         return f"/api/v1/persistence/{self.name}/batch"
+
+    def key_of(self, record: Record) -> tuple[str, ...]:
+        return tuple(getattr(record, name) for name in self.key)
 
     def fields_of(self, *types: type) -> tuple[str, ...]:
         """Names of the fields whose type, null aside, is one of msgspec's `types`."""
@@ -93,8 +97,8 @@ class Kind(msgspec.Struct, frozen=True):
             yield field.name, types_of_field(field)
 
 
-SESSIONS = Kind(1, "sessions", Session, "session_id", "translation_sessions")
-TASKS = Kind(2, "tasks", Task, "task_id", "translation_tasks")
+SESSIONS = Kind(1, "sessions", Session, ("session_id",), "translation_sessions")
+TASKS = Kind(2, "tasks", Task, ("session_id", "task_id"), "translation_tasks")
 KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)
 """In the order in which a transaction writes them."""
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}

@@ -65,8 +65,8 @@ FAULTS = {
     ),
     "another engine": ("ALTER TABLE translation_tasks ENGINE=MyISAM", "MyISAM"),
     "another primary key": (
-        "ALTER TABLE translation_tasks DROP PRIMARY KEY, ADD PRIMARY KEY (task_id, row_index)",
-        "must be (task_id)",
+        "ALTER TABLE translation_tasks DROP PRIMARY KEY, ADD PRIMARY KEY (task_id, session_id)",
+        "must be (session_id, task_id)",
     ),
     "no primary key": ("ALTER TABLE translation_sessions DROP PRIMARY KEY", "is missing"),
     "a second unique key": ("CREATE UNIQUE INDEX once ON translation_tasks (batch_id)", "once"),
@@ -217,10 +217,11 @@ def test_every_field_of_a_record_is_expected_as_a_column() -> None:
     assert set(tables) == {kind.table for kind in KINDS}
     for kind in KINDS:
         columns = tables[kind.table].columns
-        assert list(columns) == [*kind.record.__struct_fields__, "created_at"]
+        fields = {*kind.record.__struct_fields__, "extra", "metadata"}
+        assert {*columns} == {*fields, "created_at"}
     assert tables["translation_tasks"].indexes == {
         "ix_tasks_session_status": ("session_id", "status"),
-        "ix_tasks_batch": ("batch_id",),
+        "ix_tasks_batch": ("session_id", "batch_id"),
     }
 
 

@@ -19,7 +19,7 @@ POISON = 12
 
 def letter(key: str, *, column: str | None = None, record: object = None, arrival: int = 1) -> DeadLetter:
     return DeadLetter(
-        "2026-11-23T10:15:30.000000+00:00", "tasks", key, 1406, "too long", column, arrival, record or task(key)
+        "2026-11-23T10:15:30.000000+00:00", "tasks", ("s1", key), 1406, "too long", column, arrival, record or task(key)
     )
 
 
@@ -149,7 +149,7 @@ def test_a_row_that_was_written_since_is_left_alone(poisoned: Service, mariadb: 
     mend(mariadb, database)
     assert poisoned.post(TASKS, {"tasks": [task("bad1", status="completed")]}).status == 202
     assert poisoned.flush().status == 200
-    assert ctl(poisoned, "deadletters", "replay", "--key", "bad1").status == 0
+    assert ctl(poisoned, "deadletters", "replay", "--key", "s1/bad1").status == 0
     rows = mariadb.execute("SELECT status, source_text FROM translation_tasks WHERE task_id = 'bad1'", (), database)
     assert rows == [("completed", "你好，世界")]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -15,8 +16,8 @@ ARRIVAL = int((NOON.replace(tzinfo=UTC) - EPOCH) / timedelta(microseconds=1))
 Entries = list[tuple[int, int, Sequence[Record]]]
 
 
-def task(task_id: str, updated_at: datetime | None = None, text: str = "text") -> Task:
-    return Task(task_id, "b", "s", "sheet", "column", 1, text, "pending", updated_at=updated_at)
+def task(task_id: str, updated_at: datetime | None = None, text: str = "text", session_id: str = "s") -> Task:
+    return Task(task_id, "b", session_id, "sheet", "column", 1, text, "pending", updated_at=updated_at)
 
 
 def test_the_later_updated_at_wins_whatever_the_order_of_arrival() -> None:
@@ -63,9 +64,10 @@ def test_keys_are_told_apart_by_case_and_trailing_spaces() -> None:
 
 def test_rows_are_sorted_as_the_primary_key_is_so_that_writers_do_not_deadlock() -> None:
     keys = ["b", "a", "\U0001f642", "ä", "￿", "Z", "1"]  # utf-8 order is code point order
-    rows = coalesce([(0, ARRIVAL, [task(key) for key in keys])], TASKS)
+    rows = coalesce([(0, ARRIVAL, [task(key, session_id=other) for key in keys for other in keys])], TASKS)
 
-    assert [getattr(row.record, "task_id") for row in rows] == sorted(keys, key=str.encode)  # noqa: B009
+    in_order = sorted(keys, key=str.encode)
+    assert list(map(TASKS.key_of, (row.record for row in rows))) == list(itertools.product(in_order, in_order))
 
 
 def test_a_row_says_where_in_the_segment_its_record_stands() -> None:
@@ -94,22 +96,25 @@ times = st.one_of(
     st.integers(-3, 3).map(lambda offset: NOON + timedelta(microseconds=offset)),
     st.integers(-3, 3).map(lambda offset: (NOON + timedelta(microseconds=offset)).replace(tzinfo=timezone.utc)),
 )
-tasks = st.builds(task, st.sampled_from("abc"), times, st.text("xyz", min_size=1, max_size=2))
+tasks = st.builds(
+    task, st.sampled_from("abc"), times, st.text("xyz", min_size=1, max_size=2), st.sampled_from(["s", "t"])
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.lists(tasks, max_size=4)), max_size=6))
 def test_the_merge_is_that_of_a_model_of_a_few_lines(bodies: list[tuple[int, list[Task]]]) -> None:
     entries: Entries = []
     arrival = ARRIVAL - 5
-    model: dict[str, tuple[datetime, Task]] = {}
+    model: dict[tuple[str, ...], tuple[datetime, Task]] = {}
     for number, (pause, records) in enumerate(bodies):
         arrival += 1 + pause
         entries.append((number, arrival, records))
         for one in records:
             at = EPOCH + timedelta(microseconds=arrival) if one.updated_at is None else one.updated_at
             at = at.replace(tzinfo=UTC)
-            if one.task_id not in model or at >= model[one.task_id][0]:
-                model[one.task_id] = (at, one)
+            key = (one.session_id, one.task_id)
+            if key not in model or at >= model[key][0]:
+                model[key] = (at, one)
 
     rows = coalesce(entries, TASKS)
 

@@ -30,7 +30,7 @@ NOON = datetime(2026, 1, 1, 12)
 ARRIVAL = int((NOON.replace(tzinfo=UTC) - EPOCH) / timedelta(microseconds=1))
 
 Body = tuple[Kind, list[dict[str, Any]]]
-Tables = dict[str, dict[str, tuple[datetime, str]]]
+Tables = dict[str, dict[tuple[str, ...], tuple[datetime, str]]]
 
 updated_at = st.one_of(
     st.none(),
@@ -50,8 +50,8 @@ statuses = st.sampled_from(["pending", "processing", "completed", "failed"])
 
 def of_kind(kind: Kind, make: Callable[..., dict[str, Any]]) -> st.SearchStrategy[Body]:
     record = st.builds(
-        lambda key, at, status: make(key, status=status, **({} if at is None else {"updated_at": at})),
-        keys,
+        lambda ids, at, status: make(**ids, status=status, **({} if at is None else {"updated_at": at})),
+        st.fixed_dictionaries(dict.fromkeys(kind.key, keys)),
         updated_at,
         statuses,
     )
@@ -88,7 +88,7 @@ def model(flushes: Sequence[Sequence[Entry]]) -> Tables:
                 at = record.updated_at or EPOCH + timedelta(microseconds=entry.arrival)
                 if at.tzinfo is not None:
                     at = at.astimezone(timezone.utc).replace(tzinfo=None)
-                key = getattr(record, kind.key)
+                key = kind.key_of(record)
                 held = tables[kind.name].get(key)
                 if held is None or at >= held[0]:
                     tables[kind.name][key] = (at, record.status)
@@ -97,7 +97,7 @@ def model(flushes: Sequence[Sequence[Entry]]) -> Tables:
 
 def as_tables(rows: Rows) -> Tables:
     return {
-        kind.name: {getattr(row.record, kind.key): (utc(row.updated_at), row.record.status) for row in rows[kind]}
+        kind.name: {kind.key_of(row.record): (utc(row.updated_at), row.record.status) for row in rows[kind]}
         for kind in KINDS
     }
 
@@ -126,9 +126,9 @@ def empty_tables(mariadb: MariaDB, database: str) -> Iterator[Callable[[], None]
 def stored(mariadb: MariaDB, database: str) -> Tables:
     return {
         kind.name: {
-            key: (at, status)
-            for key, at, status in mariadb.execute(
-                f"SELECT {kind.key}, updated_at, status FROM {kind.table}", (), database
+            tuple(key): (at, status)
+            for *key, at, status in mariadb.execute(
+                f"SELECT {','.join(kind.key)}, updated_at, status FROM {kind.table}", (), database
             )
         }
         for kind in KINDS

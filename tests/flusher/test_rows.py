@@ -79,7 +79,7 @@ def test_a_kind_may_have_any_number_of_fields_of_a_sort(
     types: list[Any] = [(name, dict[str, Any] if value == {} else type(value)) for name, value in fields.items()]
     types = [(name, Count if name == "small" else type_) for name, type_ in types]
     record = msgspec.defstruct("Other", [("key", str), *types, ("updated_at", datetime | None, None)])
-    kind = Kind(9, "others", record, "key", "others")
+    kind = Kind(9, "others", record, ("key",), "others")
     monkeypatch.setitem(rows._COLUMNS, kind, rows._Columns(kind))
     assert rows._COLUMNS[kind].names == (*columns, "updated_at")
     made = values_of(kind, [row(record("a", **fields)), row(record("b", **fields))])

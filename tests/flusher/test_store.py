@@ -65,7 +65,7 @@ def rows_of(*records: Record) -> dict[Kind, list[Row]]:
         assert record.updated_at is not None
         found[kind].append(Row(utc(record.updated_at).replace(tzinfo=UTC), record, 0, index))
     for kind, rows in found.items():
-        rows.sort(key=lambda row, kind=kind: getattr(row.record, kind.key))
+        rows.sort(key=lambda row, kind=kind: kind.key_of(row.record))
         with_values(kind, rows)
     return found
 
@@ -91,7 +91,7 @@ def store(mariadb: MariaDB, database: str) -> Iterator[Store]:
     made.close()
 
 
-def stored(mariadb: MariaDB, database: str, kind: Kind) -> dict[str, Record]:
+def stored(mariadb: MariaDB, database: str, kind: Kind) -> dict[Any, Record]:
     """The table as records."""
     fields = kind.record.__struct_fields__
     rows = mariadb.execute(f"SELECT {','.join(fields)} FROM {kind.table}", (), database)
@@ -104,7 +104,8 @@ def stored(mariadb: MariaDB, database: str, kind: Kind) -> dict[str, Record]:
                 values[name] = msgspec.json.decode(values[name])
         if values.get("confidence") is not None:
             values["confidence"] = float(values["confidence"])
-        found[values[kind.key]] = kind.record(**values)
+        record = kind.record(**values)
+        found[getattr(record, kind.key[-1])] = record
     return found
 
 

@@ -3,6 +3,7 @@ error or a warning and gives back as it was sent."""
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -53,11 +54,12 @@ class Differential:
         names = kind.record.__struct_fields__
         db = self.store._reach()
         db.query(f"SELECT {', '.join(names)} FROM {kind.table}")
-        stored = {found[names.index(kind.key)]: found for found in db.store_result().fetch_row(0)}
+        key_of = operator.itemgetter(*map(names.index, kind.key), 0)
+        stored = {key_of(found)[:-1]: found for found in db.store_result().fetch_row(0)}
         db.rollback()
-        assert set(stored) == {getattr(row.record, kind.key) for row in rows}
+        assert set(stored) == {kind.key_of(row.record) for row in rows}
         for row in rows:
-            found = stored[getattr(row.record, kind.key)]
+            found = stored[kind.key_of(row.record)]
             for name, value in zip(names, found, strict=True):
                 expected = utc(row.updated_at) if name == "updated_at" else as_stored(row.record, name)
                 if isinstance(expected, dict):

@@ -251,8 +251,8 @@ def accepted(kind: Kind, body: bytes) -> list[Row]:
     batch = Batch([segments.Entry(kind.code, len(validated), ARRIVAL, body)])
     assert not batch.undecodable
     rows: list[Row] = list(batch.rows()[kind])
-    by_key = {getattr(record, kind.key) for record in validated}
-    assert {getattr(row.record, kind.key) for row in rows} == by_key
+    by_key = {kind.key_of(record) for record in validated}
+    assert {kind.key_of(row.record) for row in rows} == by_key
     assert all(row.record == batch.by_kind[kind][0][2][row.index] for row in rows)
     assert all(_VALUES.fullmatch(row.values) for row in rows), "values are no literals"
     return rows

@@ -250,7 +250,7 @@ class Sample(msgspec.Struct):
     tags: list[str] | None = None
 
 
-SAMPLES = Kind(9, "samples", Sample, "key", "samples")  # type: ignore[arg-type]
+SAMPLES = Kind(9, "samples", Sample, ("key",), "samples")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -295,12 +295,12 @@ def test_a_type_that_is_read_in_another_way_has_no_plain_bodies() -> None:
         key: str
 
     for record in (Checked, Listed, Tagged):
-        assert plain._recognizer(Kind(9, "samples", record, "key", "samples")) is None  # type: ignore[arg-type]
+        assert plain._recognizer(Kind(9, "samples", record, ("key",), "samples")) is None  # type: ignore[arg-type]
 
 
 def test_nor_has_one_of_more_fields_than_a_word_has_bits() -> None:
     def kind(fields: int) -> Kind:
-        return Kind(9, "x", msgspec.defstruct("Many", [(f"f{number}", str) for number in range(fields)]), "f0", "x")
+        return Kind(9, "x", msgspec.defstruct("Many", [(f"f{number}", str) for number in range(fields)]), ("f0",), "x")
 
     most = plain._recognizer(kind(64))
     assert most is not None

@@ -227,9 +227,9 @@ class Service:
         return [path for path in sorted(self.journal.glob("*.segment")) if segments.read(path).entries]
 
     def journaled(self, kind: Kind) -> set[str]:
-        """Keys of `kind` that wait in the journal."""
+        """Session or task ids of the records that wait in the journal."""
         return {
-            getattr(record, kind.key)
+            getattr(record, kind.key[-1])
             for path in self.segments()
             for entry in segments.read(path).entries
             if entry.kind == kind.code

@@ -15,7 +15,7 @@ import pytest
 from tests.support.service import ROOT
 from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS
-from tests.system.chaos.model import COLUMNS, SESSIONS, TABLES, TASKS, Differences, Model, compare, fetched, row
+from tests.system.chaos.model import COLUMNS, KEYS, SESSIONS, TABLES, TASKS, Differences, Model, compare, fetched, row
 from tests.system.chaos.run import schedule
 
 STARTED_AT = datetime(2026, 11, 23, 10, 15, 30)
@@ -56,12 +56,12 @@ def test_sixty_faults_have_every_kind_and_a_seed_repeats_them() -> None:
 
 
 def model_of_three_states(kind: str) -> Model:
-    """Of "k": version 1 and 2 were acknowledged, 3 was sent and got no answer."""
+    """Of "s/k": version 1 and 2 were acknowledged, 3 was sent and got no answer."""
     model = Model(STARTED_AT)
-    model.sent(kind, [("k", 1)])
-    model.acknowledged(kind, [("k", 1)])
-    model.sent(kind, [("k", 2), ("k", 3)])
-    model.acknowledged(kind, [("k", 2)])
+    model.sent(kind, [("s/k", 1)])
+    model.acknowledged(kind, [("s/k", 1)])
+    model.sent(kind, [("s/k", 2), ("s/k", 3)])
+    model.acknowledged(kind, [("s/k", 2)])
     return model
 
 
@@ -75,7 +75,7 @@ def differences(model: Model, kind: str, rows: list[tuple[Any, ...]]) -> dict[st
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("version", [2, 3])
 def test_the_newest_acknowledged_state_and_a_newer_one_without_answer_are_both_right(kind: str, version: int) -> None:
-    assert differences(model_of_three_states(kind), kind, [row(kind, "k", version, STARTED_AT)]) == {}
+    assert differences(model_of_three_states(kind), kind, [row(kind, "s/k", version, STARTED_AT)]) == {}
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -85,19 +85,19 @@ def test_an_acknowledged_key_without_a_row_is_lost(kind: str) -> None:
 
 def test_a_key_that_was_never_acknowledged_may_be_absent() -> None:
     model = Model(STARTED_AT)
-    model.sent(TASKS, [("k", 1)])
+    model.sent(TASKS, [("s/k", 1)])
 
     assert differences(model, TASKS, []) == {}
 
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_row_older_than_the_newest_acknowledged_is_stale(kind: str) -> None:
-    assert differences(model_of_three_states(kind), kind, [row(kind, "k", 1, STARTED_AT)]) == {"stale": 1}
+    assert differences(model_of_three_states(kind), kind, [row(kind, "s/k", 1, STARTED_AT)]) == {"stale": 1}
 
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_second_row_of_a_key_is_a_duplicate(kind: str) -> None:
-    rows = [row(kind, "k", 2, STARTED_AT), row(kind, "k", 3, STARTED_AT)]
+    rows = [row(kind, "s/k", 2, STARTED_AT), row(kind, "s/k", 3, STARTED_AT)]
 
     assert differences(model_of_three_states(kind), kind, rows) == {"duplicated": 1}
 
@@ -105,32 +105,32 @@ def test_a_second_row_of_a_key_is_a_duplicate(kind: str) -> None:
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_key_or_a_version_that_nobody_sent_is_unexpected(kind: str) -> None:
     model = model_of_three_states(kind)
-    right = row(kind, "k", 2, STARTED_AT)
+    right = row(kind, "s/k", 2, STARTED_AT)
 
     assert differences(model, kind, [right, row(kind, "ghost0", 1, STARTED_AT)]) == {"unexpected": 1}
-    assert differences(model, kind, [row(kind, "k", 4, STARTED_AT)]) == {"unexpected": 1}
+    assert differences(model, kind, [row(kind, "s/k", 4, STARTED_AT)]) == {"unexpected": 1}
     assert differences(model, kind, [(*right[:-1], STARTED_AT + timedelta(days=1))]) == {"unexpected": 1}
 
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_row_that_differs_from_what_was_sent_in_any_column_is_unexpected(kind: str) -> None:
     model = model_of_three_states(kind)
-    right = row(kind, "k", 2, STARTED_AT)
-    for index, name in enumerate(COLUMNS[kind][1:-1], start=1):
+    right = row(kind, "s/k", 2, STARTED_AT)
+    for index, name in list(enumerate(COLUMNS[kind]))[len(KEYS[kind]) : -1]:
         wrong = (*right[:index], "something else", *right[index + 1 :])
         assert differences(model, kind, [wrong]) == {"unexpected": 1}, name
 
 
 def test_the_newest_acknowledged_state_does_not_depend_on_the_order_of_acknowledgements() -> None:
     model = Model(STARTED_AT)
-    model.sent(TASKS, [("k", 1), ("k", 2)])
-    model.acknowledged(TASKS, [("k", 2), ("k", 1)])
+    model.sent(TASKS, [("s/k", 1), ("s/k", 2)])
+    model.acknowledged(TASKS, [("s/k", 2), ("s/k", 1)])
 
-    assert differences(model, TASKS, [row(TASKS, "k", 1, STARTED_AT)]) == {"stale": 1}
+    assert differences(model, TASKS, [row(TASKS, "s/k", 1, STARTED_AT)]) == {"stale": 1}
 
 
 def test_objects_are_compared_by_what_they_hold() -> None:
-    right = row(SESSIONS, "k", 2, STARTED_AT)
+    right = row(SESSIONS, "s/k", 2, STARTED_AT)
     spaced = tuple(json.dumps(value) if isinstance(value, dict) else value for value in right)
 
     assert spaced != right

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS translation_notes (
 """
 EDITS = {
     "Record: TypeAlias = Session | Task\n": TYPE.lstrip() + "Record: TypeAlias = Session | Task | Note\n",
-    "KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)": 'NOTES = Kind(3, "notes", Note, "note_id", "translation_notes")\n'
+    "KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)": 'NOTES = Kind(3, "notes", Note, ("note_id",), "translation_notes")\n'
     "KINDS: tuple[Kind, ...] = (SESSIONS, TASKS, NOTES)",
 }
 

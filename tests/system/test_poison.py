@@ -36,7 +36,7 @@ def test_one_poison_row_of_a_thousand_is_set_aside_within_the_same_flush_and_rep
     letters = list(dead_letters.read(service.dead_letters))
     assert len(letters) == 1
     letter = letters[0][1]
-    assert (letter.kind, letter.key, letter.record) == ("tasks", "t617", tasks[617])
+    assert (letter.kind, letter.key, letter.record) == ("tasks", ("s1", "t617"), tasks[617])
     assert "no_poison" in letter.error
     stats = service.stats()
     assert (stats["dead_letters"]["count"], stats["dead_letters"]["total"]) == (1, 1)

@@ -246,7 +246,7 @@ class Load:
         connection = Connection(self.address)
         while time.monotonic() < until:
             self._large_version += 1
-            batch = self.batch(TASKS, [(f"{LARGE}{number}", self._large_version) for number in range(5)])
+            batch = self.batch(TASKS, [(f"{LARGE}/{number}", self._large_version) for number in range(5)])
             answer = await self.post(connection, batch, "", self._log)
             if answer is not None and answer.status == 503:
                 self.figures.refused[answer.error_code] += 1
@@ -264,7 +264,7 @@ class Load:
         Args: politely: with FIN instead of RST. Raises: OSError.
         """
         moment = datetime.fromisoformat("2020-01-01")
-        body = orjson.dumps({TASKS: [record(TASKS, f"ghost{number}", 1, moment)]})
+        body = orjson.dumps({TASKS: [record(TASKS, f"ghost/{number}", 1, moment)]})
         for part in (body[: len(body) // 2], body):
             _, writer = await asyncio.open_connection(*self.address)
             writer.write(request_head(PATHS[TASKS], len(body) + 100) + part)
@@ -315,7 +315,8 @@ class Client:
                 number = self._born[kind]
                 self._born[kind] += 1
                 letter = kind[0] if number % 2 else kind[0].upper()
-                lives.append((f"{letter}{self._number}-{number // 2}", 0))
+                session = f"s{self._number}/" if kind == TASKS else f"{self._number}-"
+                lives.append((f"{session}{letter}{number // 2}", 0))
             index = random.randrange(len(lives))
             key, version = lives[index]
             version += 1

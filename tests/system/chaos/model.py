@@ -18,14 +18,15 @@ from typing import Any
 TASKS = "tasks"
 SESSIONS = "sessions"
 TABLES = {SESSIONS: "translation_sessions", TASKS: "translation_tasks"}
-KEYS = {SESSIONS: "session_id", TASKS: "task_id"}
+KEYS = {SESSIONS: ("session_id",), TASKS: ("session_id", "task_id")}
+"""Columns; a task's key is written "session_id/task_id" here."""
 COLUMNS = {
     SESSIONS: (
         *("session_id", "filename", "file_path", "status", "llm_provider", "game_info", "metadata", "total_tasks"),
         *("completed_tasks", "failed_tasks", "processing_tasks", "updated_at"),
     ),
     TASKS: (
-        *("task_id", "batch_id", "session_id", "sheet_name", "column_name", "row_index", "source_text", "status"),
+        *("session_id", "task_id", "batch_id", "sheet_name", "column_name", "row_index", "source_text", "status"),
         *("target_text", "context", "error_message", "confidence", "retry_count", "start_time", "end_time"),
         *("duration_ms", "updated_at"),
     ),
@@ -66,10 +67,11 @@ def record(kind: str, key: str, version: int, started_at: datetime) -> dict[str,
             "processing_tasks": last - min(version, last),
             "updated_at": updated_at,
         }
+    session_id, _, task_id = key.partition("/")
     return {
-        "task_id": key,
+        "session_id": session_id,
+        "task_id": task_id,
         "batch_id": f"b{number % 1000}",
-        "session_id": f"s{number % 100}",
         "sheet_name": "工作表1",
         "column_name": "ABC"[number % 3],
         "row_index": number % 100_000,
@@ -104,6 +106,14 @@ def fetched(kind: str, values: Sequence[Any]) -> tuple[Any, ...]:
         json.loads(value) if name in _OBJECTS and value is not None else value
         for name, value in zip(COLUMNS[kind], values, strict=True)
     )
+
+
+def select_updated_at(kind: str, keys: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns: the statement that finds `key, updated_at` of those that have a row, and its arguments."""
+    columns = ",".join(KEYS[kind])
+    marks = ",".join(["(" + ",".join(["%s"] * len(KEYS[kind])) + ")"] * len(keys))
+    found = f"SELECT CONCAT_WS('/',{columns}), updated_at FROM {TABLES[kind]} WHERE ({columns}) IN ({marks})"
+    return found, [part for key in keys for part in (key.split("/") if kind == TASKS else (key,))]
 
 
 class Model:
@@ -175,7 +185,7 @@ def compare(model: Model, kind: str, rows: Iterable[tuple[Any, ...]], difference
     seen: set[str] = set()
     for found in rows:
         differences.rows += 1
-        key: str = found[0]
+        key = "/".join(found[: len(KEYS[kind])])
         version = model.version(found[-1])
         where = f"{kind} {key}, version {version}, newest acknowledged {newest.get(key)}"
         if key in seen:

@@ -22,7 +22,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from flusher import segments
 from tests.support.service import FLUSH, ROOT, STATS, free_port
-from tests.system.chaos.model import COLUMNS, KEYS, TABLES, fetched
+from tests.system.chaos.model import COLUMNS, TABLES, fetched, select_updated_at
 
 DATABASE = "ai_terminal"
 JOURNAL_MAX_BYTES = 4 * 1024 * 1024
@@ -176,8 +176,7 @@ class Service:
         db = self.connect()
         try:
             cursor = db.cursor()
-            marks = ",".join(["%s"] * len(keys))
-            cursor.execute(f"SELECT {KEYS[kind]}, updated_at FROM {TABLES[kind]} WHERE {KEYS[kind]} IN ({marks})", keys)
+            cursor.execute(*select_updated_at(kind, keys))
             return dict(cursor.fetchall())
         finally:
             db.close()

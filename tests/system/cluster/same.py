@@ -32,7 +32,7 @@ def same_through_any_number(cluster: Galera, nodes: Sequence[Node], seed: int) -
     records = [
         (kind, record(kind, key, version, started_at))
         for kind in TABLES
-        for key in (f"{kind}-{number}" for number in range(KEYS_OF_EACH_KIND))
+        for key in (f"{kind}{number % 3}/{number // 3}" for number in range(KEYS_OF_EACH_KIND))
         for version in range(1, last_version(kind, key) + 1)
     ]
     digests = []

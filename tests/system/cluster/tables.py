@@ -11,7 +11,7 @@ import MySQLdb
 import MySQLdb.cursors
 
 from scripts.galera import NODES, Galera
-from tests.system.chaos.model import COLUMNS, KEYS, TABLES, fetched
+from tests.system.chaos.model import COLUMNS, KEYS, TABLES, fetched, select_updated_at
 
 ANSWER_S = 8
 """A node that has just been cut off waits, with a read that must see all, for those that it cannot see."""
@@ -32,10 +32,7 @@ def stored_at(cluster: Galera, kind: str, keys: Sequence[str]) -> dict[str, date
             db = connect(cluster, number)
             try:
                 cursor = db.cursor()
-                marks = ",".join(["%s"] * len(keys))
-                cursor.execute(
-                    f"SELECT {KEYS[kind]}, updated_at FROM {TABLES[kind]} WHERE {KEYS[kind]} IN ({marks})", keys
-                )
+                cursor.execute(*select_updated_at(kind, keys))
                 return dict(cursor.fetchall())
             finally:
                 db.close()
@@ -71,7 +68,7 @@ def _raw(cluster: Galera, number: int, kind: str) -> Iterator[tuple[Any, ...]]:
     db = connect(cluster, number, read_timeout=60, cursorclass=MySQLdb.cursors.SSCursor)
     try:
         cursor = db.cursor()
-        cursor.execute(f"SELECT {','.join(COLUMNS[kind])} FROM {TABLES[kind]} ORDER BY {KEYS[kind]}")
+        cursor.execute(f"SELECT {','.join(COLUMNS[kind])} FROM {TABLES[kind]} ORDER BY {','.join(KEYS[kind])}")
         yield from cursor
     finally:
         db.close()
