@@ -15,13 +15,14 @@ up with goes to a further writer, which has no such argument."""
 
 
 class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
-    """The segment may go. `rows` by kind's name; `dead_arrivals` name the entries of which a record was refused."""
+    """The segment may go. `rows` by kind's name; `dead_arrivals`: arrivals of entries -> how many of their records were
+    refused."""
 
     rows: dict[str, int]
     records: int
     coalesced: int
     dead_lettered: int
-    dead_arrivals: list[int]
+    dead_arrivals: dict[int, int]
     damaged_bytes: int
     statements: int
     last_error: str | None

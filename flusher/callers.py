@@ -1,6 +1,9 @@
-"""Who waits until something is written: callers of a flush, with what it has done so far, and callers of one commit.
+"""Who waits until something is written: callers of a flush, with what it has done so far, and peers that want to hear
+of a commit.
 
-Rules: belongs to the loop's thread. flush.py says which segment is written; nobody is called twice.
+Rules: belongs to the loop's thread. flush.py says which segment is written; nobody is called twice. For a commit a
+segment keeps one range of arrivals and the peers that asked, however many callers are behind them: an outage of the
+database costs the same with one as with a million.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass, field
 
 from flusher.answers import Written
 from flusher.backlog import Backlog
+from shared.wire import Committed, encode
 
 
 @dataclass(slots=True)
@@ -33,12 +37,21 @@ class _FlushCaller:
     timer: asyncio.TimerHandle | None = None
 
 
+@dataclass(slots=True)
+class _Wanted:
+    """Arrivals in one segment whose commit somebody waits for, and by which peers' replies."""
+
+    first: int
+    last: int
+    replies: set[Callable[[bytes], None]] = field(default_factory=set)
+
+
 class Callers:
     def __init__(self, backlog: Backlog, *, clock: Callable[[], float]) -> None:
         self._backlog = backlog
         self._clock = clock
         self._of_flushes: list[_FlushCaller] = []
-        self._of_commits: dict[int, list[tuple[int, Callable[[bool], None]]]] = {}
+        self._of_commits: dict[int, _Wanted] = {}
 
     def wait_for_flush(self, upto: int, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Calls `done` once nothing up to that segment waits any more, and after `timeout_s` in any case."""
@@ -46,9 +59,20 @@ class Callers:
         caller.timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up, caller)
         self._of_flushes.append(caller)
 
-    def wait_for_commit(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
-        """Calls `done(written)` when that segment has left the journal; False where the entry had a dead letter."""
-        self._of_commits.setdefault(sequence, []).append((arrival, done))
+    def wait_for_commit(self, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
+        """Gives `reply` a Committed frame that covers `arrival` when that segment has left the journal."""
+        wanted = self._of_commits.get(sequence)
+        if wanted is None:
+            wanted = self._of_commits[sequence] = _Wanted(arrival, arrival)
+        wanted.last = arrival
+        wanted.replies.add(reply)
+
+    def forget(self, reply: Callable[[bytes], None]) -> None:
+        """That peer has gone."""
+        for sequence, wanted in list(self._of_commits.items()):
+            wanted.replies.discard(reply)
+            if not wanted.replies:
+                del self._of_commits[sequence]
 
     def written(self, sequence: int, answer: Written) -> None:
         """That segment has left the journal."""
@@ -58,8 +82,12 @@ class Callers:
                     caller.result.rows[name] = caller.result.rows.get(name, 0) + count
                 caller.result.coalesced += answer.coalesced
                 caller.result.dead_lettered += answer.dead_lettered
-        for arrival, done in self._of_commits.pop(sequence, ()):
-            done(arrival not in answer.dead_arrivals)
+        wanted = self._of_commits.pop(sequence, None)
+        if wanted is not None:
+            dead = {at: n for at, n in answer.dead_arrivals.items() if wanted.first <= at <= wanted.last}
+            frame = encode(Committed(wanted.first, wanted.last, dead))
+            for reply in wanted.replies:
+                reply(frame)
         self.settle()
 
     def settle(self) -> None:

@@ -181,10 +181,14 @@ class Flush:
         self._asked_upto = max(self._asked_upto, self._backlog.last_sequence())
         self.consider()
 
-    def when_committed(self, sequence: int, arrival: int, done: Callable[[bool], None]) -> None:
-        """Brings the segment's flush forward and calls `done(written)` when it has left the journal."""
+    def when_committed(self, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
+        """Brings the segment's flush forward, and tells the peer when it has left the journal."""
         self._asked_upto = max(self._asked_upto, sequence)
-        self._callers.wait_for_commit(sequence, arrival, done)
+        self._callers.wait_for_commit(sequence, arrival, reply)
+
+    def forget(self, reply: Callable[[bytes], None]) -> None:
+        """That peer has gone: nothing is kept for it."""
+        self._callers.forget(reply)
 
     def start_draining(self) -> None:
         """From now on whatever comes is written at once."""

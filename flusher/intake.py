@@ -20,7 +20,7 @@ from flusher.journal import Journal, JournalWriteFailed, SegmentFile
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.stats import Figures
 from flusher.syncer import Syncer, Waiter
-from shared.wire import Committed, Reason, Reject, Submit, acks, encode
+from shared.wire import Reason, Reject, Submit, acks, encode
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Intake:
             reply(ack)
         for one, entry in zip(admitted, entries, strict=True):
             if one.want_commit:
-                self._notify_committed(one.seq, segment.sequence, entry.arrival, reply)
+                self._flush.when_committed(segment.sequence, entry.arrival, reply)
         self._flush.consider()
 
     def refusing(self) -> str | None:
@@ -188,6 +188,3 @@ class Intake:
         else:
             after_s = _NOT_WRITABLE_RETRY_AFTER_S
         reply(b"".join([encode(Reject(one.seq, reason, after_s)) for one in submits]))
-
-    def _notify_committed(self, seq: int, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
-        self._flush.when_committed(sequence, arrival, lambda written: reply(encode(Committed(seq, written))))

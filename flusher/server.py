@@ -82,6 +82,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._peers.discard(self._transport)
             self._transport = None
+            self._flush.forget(self._reply)
 
     def pause_writing(self) -> None:
         """A peer that does not read its answers sends nothing more."""

@@ -21,6 +21,7 @@ import re
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -105,7 +106,7 @@ class Writer:
             records=batch.records,
             coalesced=max(0, batch.records - sum(written.values()) - dead),
             dead_lettered=dead,
-            dead_arrivals=sorted({letter.arrival for letter in letters}),
+            dead_arrivals=dict(Counter(letter.arrival for letter in letters)),
             damaged_bytes=batch.damaged_bytes,
             statements=self._store.statements - statements_before,
             last_error=refused[-1].error.public if refused else None,

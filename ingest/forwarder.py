@@ -72,6 +72,14 @@ class Pending(msgspec.Struct):
     done: Callable[[Any], None]
 
 
+class Commit(msgspec.Struct):
+    """Somebody waits for a commit: of what arrived then, 0 before the ack. `dead`: how many of its records are dead
+    letters, None where nobody knows any more."""
+
+    dead: asyncio.Future[int | None]
+    arrival: int = 0
+
+
 class Forwarder:
     def __init__(self, path: str, *, ack_timeout_s: float, window_bytes: int = WINDOW_BYTES) -> None:
         self._path = path
@@ -82,7 +90,7 @@ class Forwarder:
         self._lost = asyncio.Event()
         self._seq = 0
         self._pending: dict[int, Pending] = {}
-        self._committing: dict[int, asyncio.Future[bool]] = {}
+        self._committing: dict[int, Commit] = {}
         self._in_flight_bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._unsent: list[bytes] = []
@@ -122,7 +130,7 @@ class Forwarder:
         seq = self._next_seq()
         parts = _frame(encode_submit_header(seq, kind, count, len(body), want_commit=want_commit), body)
         if want_commit:
-            self._committing[seq] = self._loop.create_future()
+            self._committing[seq] = Commit(self._loop.create_future())
         try:
             return await self._answer(seq, parts, size, self._ack_timeout_s), seq
         except BaseException:
@@ -141,13 +149,15 @@ class Forwarder:
         self._ask(seq, _frame(encode_submit_header(seq, kind, count, len(body)), body), size, self._ack_timeout_s, done)
         return True
 
-    async def committed(self, seq: int, timeout_s: float) -> bool:
-        """Whether the records of a submit with want_commit are in the database, after at most `timeout_s`."""
-        future = self._committing[seq]
+    async def committed(self, seq: int, timeout_s: float) -> int | None:
+        """Waits until the records of a submit with want_commit have left the journal, for at most `timeout_s`.
+
+        Returns: how many of them are dead letters, all others are in the database; None if that is not known in time.
+        """
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            return await asyncio.wait_for(self._committing[seq].dead, timeout_s)
         except asyncio.TimeoutError:
-            return False
+            return None
 
     def forget(self, seq: int) -> None:
         """Must follow every submit with want_commit that has returned."""
@@ -307,21 +317,23 @@ class Forwarder:
         if self._transport is not None:
             log.warning("flusher: connection lost, %d requests wait for the next", len(self._pending))
         self._transport = None
-        for future in self._committing.values():
-            if not future.done():
-                future.set_result(False)
+        for commit in self._committing.values():
+            if not commit.dead.done():
+                commit.dead.set_result(None)
         self._lost.set()
 
     def answered(self, message: Any) -> None:
         if type(message) is Ack:
             arrival = message.arrival
             for seq in range(message.seq, message.seq + message.count):
+                if seq in self._committing:
+                    self._committing[seq].arrival = arrival
                 self._settle(seq, arrival)
                 arrival += 1
         elif type(message) is Committed:
-            future = self._committing.get(message.seq)
-            if future is not None and not future.done():
-                future.set_result(message.written)
+            for commit in self._committing.values():
+                if message.first <= commit.arrival <= message.last and not commit.dead.done():
+                    commit.dead.set_result(message.dead.get(commit.arrival, 0))
         elif type(message) is Reject:
             self._settle(message.seq, Rejected(message.reason, message.retry_after_s))
         elif type(message) is Flushed:

@@ -47,8 +47,9 @@ def document(max_records: int) -> bytes:
         "type": "object",
         "required": ["status", "count", "timestamp"],
         "properties": {
-            "status": {"enum": ["accepted", "committed"]},
+            "status": {"enum": ["accepted", "committed", "dead_lettered"]},
             "count": {"type": "integer", "minimum": 1},
+            "dead_lettered": {"type": "integer", "minimum": 1},
             "timestamp": {"type": "string", "format": "date-time"},
         },
     }
@@ -131,7 +132,10 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "202": {"description": "The records are in the journal", "content": accepted},
-            "200": {"description": "ack=committed: the records are in the database", "content": accepted},
+            "200": {
+                "description": "ack=committed: the records are in the database, but for those dead-lettered",
+                "content": accepted,
+            },
             **_errors(400, 401, 403, 405, 408, 413, 415, 422, 503),
         },
     }

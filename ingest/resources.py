@@ -147,17 +147,19 @@ class Batch:
             raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
         try:
             arrival, seq = await self._forwarder.submit(self.kind.code, count, body, want_commit=want_commit)
-            status = "accepted"
+            dead = None
             if want_commit:
                 try:
-                    if await self._forwarder.committed(seq, timeout_s):
-                        status = "committed"
+                    dead = await self._forwarder.committed(seq, timeout_s)
                 finally:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
             raise self.refused(error, count) from error
-        response.status = falcon.HTTP_200 if status == "committed" else falcon.HTTP_202
+        response.status = falcon.HTTP_202 if dead is None else falcon.HTTP_200
+        status = "accepted" if dead is None else "dead_lettered" if dead else "committed"
         response.data = accepted(status, count, arrival)
+        if dead:
+            response.data = response.data[:-1] + b',"dead_lettered":%d}' % dead
 
     @staticmethod
     def _parameters(request: falcon.asgi.Request) -> tuple[bool, float]:

@@ -11,13 +11,14 @@ The stream is a sequence of frames, little-endian:
     flushed   (5, to ingest)   := JSON
     stats     (6, to flusher)  := (empty)
     stats_is  (7, to ingest)   := JSON
-    committed (8, to ingest)   := written:u8
+    committed (8, to ingest)   := first:u64 last:u64 dead*        dead := arrival:u64 count:u32
 
 `seq` is the asker's number; every answer repeats it. `arrival` counts µs since 1970 UTC; in a submit it is 0
 except for a replayed dead letter, which keeps its first arrival. One ack answers `count` submits: those numbered seq,
 seq + 1, …, which arrived at arrival, arrival + 1, …; MAX_ACKED at most. With flag WANT_COMMIT a submit is answered
-twice: by ack, and by committed once its segment has left the journal (written = 0 where a record of that
-body went to the dead letters instead of the database).
+twice: by ack, and by a committed, with seq 0, whose range holds its arrival: one frame answers all such submits of a
+segment on a connection, so that the flusher keeps nothing for each of them. `dead` names those bodies of which `count`
+records went to the dead letters instead of the database.
 
 A frame of another version or type, or longer than MAX_FRAME_BYTES, is a ProtocolError: the reader cannot know
 where the next frame starts, so the connection ends. Change a payload ⇒ raise VERSION; both sides of a node
@@ -33,7 +34,7 @@ from typing import TypeAlias
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 SOCKET_NAME = "run/flusher.sock"
 """Under PERSISTENCE_STATE_DIR."""
 WANT_COMMIT = 1
@@ -44,10 +45,11 @@ _SUBMIT_PAYLOAD = struct.Struct("<BBIQ")
 _ACK = struct.Struct("<IBBIIQ")
 _REJECT = struct.Struct("<IBBIBI")
 _FLUSH = struct.Struct("<IBBII")
-_COMMITTED = struct.Struct("<IBBIB")
 _ACK_PAYLOAD = struct.Struct("<IQ")
 _U32 = struct.Struct("<I")
 _REJECT_PAYLOAD = struct.Struct("<BI")
+_COMMITTED_PAYLOAD = struct.Struct("<QQ")
+_DEAD = struct.Struct("<QI")
 
 HEADER_BYTES = _HEADER.size
 SUBMIT_BYTES = _SUBMIT.size
@@ -127,9 +129,12 @@ class StatsIs(msgspec.Struct, frozen=True, gc=False):
     stats: bytes
 
 
-class Committed(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-    written: bool
+class Committed(msgspec.Struct, frozen=True):
+    """What arrived from `first` to `last` is in the database, but for the dead letters: arrival -> records."""
+
+    first: int
+    last: int
+    dead: dict[int, int] = {}
 
 
 Message: TypeAlias = Submit | Ack | Reject | Flush | Flushed | Stats | StatsIs | Committed
@@ -168,7 +173,9 @@ def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
         return _HEADER.pack(0, VERSION, 6, message.seq)
     if isinstance(message, StatsIs):
         return _HEADER.pack(len(message.stats), VERSION, 7, message.seq) + message.stats
-    return _COMMITTED.pack(1, VERSION, 8, message.seq, message.written)
+    payload = _COMMITTED_PAYLOAD.pack(message.first, message.last)
+    payload += b"".join([_DEAD.pack(arrival, count) for arrival, count in message.dead.items()])
+    return _HEADER.pack(len(payload), VERSION, 8, 0) + payload
 
 
 def acks(seqs: Sequence[int], arrivals: Sequence[int]) -> list[Ack]:
@@ -206,8 +213,9 @@ def _decode(kind: int, seq: int, payload: memoryview) -> Message:  # noqa: PLR09
             return Stats(seq)
         if kind == FrameType.STATS_IS:
             return StatsIs(seq, bytes(payload))
-        if kind == FrameType.COMMITTED and len(payload) == 1:
-            return Committed(seq, bool(payload[0]))
+        if kind == FrameType.COMMITTED:
+            first, last = _COMMITTED_PAYLOAD.unpack_from(payload)
+            return Committed(first, last, dict(_DEAD.iter_unpack(payload[_COMMITTED_PAYLOAD.size :])))
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"frame type {kind}: {error}") from error
     raise ProtocolError(f"frame type {kind} with {len(payload)} bytes is not known")

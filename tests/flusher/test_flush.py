@@ -14,6 +14,7 @@ from flusher.callers import FlushResult
 from flusher.mysql_errors import ErrorClass
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy, FlushReason
+from shared.wire import Committed, encode
 from tests.support.flusher import Node, bodies_in, failed, written
 
 NEVER_BY_ITSELF = FlushPolicy(max_records=1_000_000, interval_s=3600.0)
@@ -573,30 +574,29 @@ def test_after_stop_no_write_is_started(tmp_path: Path) -> None:
 
 def test_commit_callers_hear_of_their_own_segment_only_and_only_once_it_is_written(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
-        heard: list[tuple[str, bool]] = []
+        heard: list[bytes] = []
         node.writers.answer = lambda path: failed(ErrorClass.RETRY)
         seal(node, b"one")
         seal(node, b"two")
-        node.flush.when_committed(1, 5, lambda was_written: heard.append(("one", was_written)))
-        node.flush.when_committed(2, 6, lambda was_written: heard.append(("two", was_written)))
-        node.flush.when_committed(2, 7, lambda was_written: heard.append(("two, refused", was_written)))
+        for sequence, arrival in ((1, 5), (2, 6), (2, 7)):
+            node.flush.when_committed(sequence, arrival, heard.append)
         node.flush.consider()
         await node.until(lambda: node.figures.failures == {"retry": 2})
         assert heard == []
 
         node.writers.answer = lambda path: (
-            written(path, dead_arrivals=[7]) if path.name == name(2) else failed(ErrorClass.RETRY)
+            written(path, dead_arrivals={7: 1, 8: 1}) if path.name == name(2) else failed(ErrorClass.RETRY)
         )
         node.clock.now += 60
         node.flush.consider()
         await node.until(lambda: heard)
-        assert heard == [("two", True), ("two, refused", False)]
+        assert heard == [encode(Committed(6, 7, {7: 1}))]
 
         node.writers.answer = written
         node.clock.now += 60
         node.flush.consider()
-        await node.until(lambda: len(heard) == 3)
-        assert heard[-1] == ("one", True)
+        await node.until(lambda: len(heard) == 2)
+        assert heard[-1] == encode(Committed(5, 5))
 
     run(test, tmp_path)
 

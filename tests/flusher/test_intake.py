@@ -12,7 +12,7 @@ from flusher.mysql_errors import ErrorClass
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
-from shared.wire import Committed, Reason
+from shared.wire import Committed, Reason, Submit
 from tests.support.flusher import Node, bodies_in, failed, written
 
 
@@ -217,23 +217,45 @@ def test_a_caller_that_wants_the_commit_hears_of_it_after_the_ack(tmp_path: Path
     async def test(node: Node) -> None:
         node.submit(b"body", want_commit=True)
         assert node.acked() == [1]
-        await node.until(lambda: Committed(1, written=True) in node.answers)
+        await node.until(lambda: Committed(node.wall_us, node.wall_us) in node.answers)
 
         assert bodies_in(tmp_path) == []
 
     run(test, tmp_path)
 
 
-def test_a_caller_whose_record_became_a_dead_letter_is_not_told_that_it_is_committed(tmp_path: Path) -> None:
+def test_one_frame_tells_all_callers_of_a_segment_which_of_their_records_are_dead_letters(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
-        node.writers.answer = lambda path: written(path, dead_lettered=1, dead_arrivals=[node.wall_us])
+        node.writers.answer = lambda path: written(path, dead_lettered=3, dead_arrivals={node.wall_us: 3})
         node.submit(b"bad", b"good", want_commit=True)
-        await node.until(lambda: len(node.answers) == 3)
+        await node.until(lambda: len(node.answers) == 2)
 
-        assert Committed(1, written=False) in node.answers
-        assert Committed(2, written=True) in node.answers
+        assert node.answers[1] == Committed(node.wall_us, node.wall_us + 1, {node.wall_us: 3})
 
     run(test, tmp_path)
+
+
+def test_callers_who_wait_for_a_commit_cost_nothing_over_an_outage(tmp_path: Path) -> None:
+    """A hundred thousand of them: a segment keeps their two peers, and none that has left."""
+
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+        other: list[bytes] = []
+        for _ in range(1000):
+            node.submit(*[b"body"] * 100, want_commit=True)
+            node.intake.accept([Submit(1, 2, 1, b"body", 0, want_commit=True)], other.append)
+        await node.settled()
+        kept = node.flush._callers._of_commits
+        assert len(kept) <= len(node.backlog) + 1
+        assert all(len(wanted.replies) <= 2 for wanted in kept.values())
+
+        node.flush.forget(node.reply)
+        assert kept
+        assert all(wanted.replies == {other.append} for wanted in kept.values())
+        node.flush.forget(other.append)
+        assert kept == {}
+
+    run(test, tmp_path, max_bytes=1 << 30)
 
 
 def test_accepting_goes_on_while_the_database_refuses_everything(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_one_poison_row_of_a_thousand_becomes_a_dead_letter_and_the_others_are_w
 
     assert answer.rows["tasks"] == 999
     assert (answer.records, answer.coalesced, answer.dead_lettered) == (1000, 0, 1)
-    assert answer.dead_arrivals == [ARRIVAL]
+    assert answer.dead_arrivals == {ARRIVAL: 1}
     assert answer.last_error is not None
     assert "4025" in answer.last_error
     assert place.execute("SELECT COUNT(*) FROM translation_tasks") == [(999,)]
@@ -191,7 +191,7 @@ def test_an_older_state_of_a_refused_key_is_written_in_its_place(place: Place) -
     assert sorted(letter.record["source_text"] for letter in place.letters()) == ["poison 1", "poison 2"]
     assert answer.rows["tasks"] == 21
     assert (answer.records, answer.coalesced, answer.dead_lettered) == (24, 1, 2)
-    assert answer.dead_arrivals == [ARRIVAL + 2, ARRIVAL + 3]
+    assert answer.dead_arrivals == {ARRIVAL + 2: 1, ARRIVAL + 3: 1}
 
 
 def test_when_most_of_a_batch_is_refused_the_table_is_at_fault_and_nothing_is_dead_lettered(place: Place) -> None:
@@ -312,7 +312,7 @@ def test_an_entry_that_does_not_decode_becomes_a_dead_letter_as_it_is(place: Pla
     answer = is_written(place.write(path))
 
     assert answer.rows["tasks"] == 2
-    assert (answer.dead_lettered, answer.dead_arrivals) == (1, [ARRIVAL + 1])
+    assert (answer.dead_lettered, answer.dead_arrivals) == (1, {ARRIVAL + 1: 1})
     (letter,) = place.letters()
     assert letter.arrival == ARRIVAL + 1
     assert letter.record == body.decode(errors="backslashreplace")

@@ -429,8 +429,8 @@ def test_a_message_that_only_the_flusher_may_get_ends_the_connection(short_path:
     run(short_path, test)
 
 
-@pytest.mark.parametrize("written", [True, False])
-def test_a_commit_is_waited_for_and_says_whether_all_was_written(short_path: Path, written: bool) -> None:
+@pytest.mark.parametrize("dead", [0, 3])
+def test_a_commit_is_waited_for_and_says_how_many_records_are_dead_letters(short_path: Path, dead: int) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
         frame = await flusher.submit()
@@ -438,11 +438,13 @@ def test_a_commit_is_waited_for_and_says_whether_all_was_written(short_path: Pat
         flusher.send(Ack(frame.seq, 5))
         _, seq = await result(submitted)
         waiting = soon(forwarder.committed(seq, LONG_S))
+        flusher.send(Committed(1, 4), Committed(6, 9, {5: 1}))  # those of others
         await barrier(flusher, forwarder)
         assert not waiting.done()
-        flusher.send(Committed(seq, written))
-        assert await result(waiting) is written
+        flusher.send(Committed(4, 6, {4: 1, 5: dead} if dead else {}))
+        assert await result(waiting) == dead
         forwarder.forget(seq)
+        assert forwarder._committing == {}
 
     run(short_path, test)
 
@@ -451,9 +453,9 @@ def test_a_commit_that_comes_with_its_ack_is_not_missed(short_path: Path) -> Non
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = soon(forwarder.submit(2, 1, b"a", want_commit=True))
         frame = await flusher.submit()
-        flusher.send(Ack(frame.seq, 5), Committed(frame.seq, written=True))
+        flusher.send(Ack(frame.seq, 5), Committed(5, 5))
         _, seq = await result(submitted)
-        assert await result(forwarder.committed(seq, LONG_S)) is True
+        assert await result(forwarder.committed(seq, LONG_S)) == 0
 
     run(short_path, test)
 
@@ -464,9 +466,9 @@ def test_a_commit_that_does_not_come_in_time_is_none(short_path: Path) -> None:
         frame = await flusher.submit()
         flusher.send(Ack(frame.seq, 5))
         _, seq = await result(submitted)
-        assert await result(forwarder.committed(seq, 0.01)) is False
+        assert await result(forwarder.committed(seq, 0.01)) is None
         forwarder.forget(seq)
-        flusher.send(Committed(seq, written=True))  # late: nobody asks any more
+        flusher.send(Committed(5, 5))  # late: nobody asks any more
         await barrier(flusher, forwarder)
 
     run(short_path, test)
@@ -481,7 +483,7 @@ def test_a_lost_connection_ends_the_wait_for_a_commit_without_claiming_it(short_
         waiting = soon(forwarder.committed(seq, LONG_S))
         await asyncio.sleep(0)
         await flusher.stop()
-        assert await result(waiting) is False
+        assert await result(waiting) is None
 
     run(short_path, test)
 

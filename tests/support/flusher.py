@@ -92,7 +92,7 @@ def written(path: Path, **fields: Any) -> Written:
         "records": records,
         "coalesced": 0,
         "dead_lettered": 0,
-        "dead_arrivals": [],
+        "dead_arrivals": {},
         "damaged_bytes": contents.damaged_bytes,
         "statements": 2,
         "last_error": None,
