@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
+from shared.timers import repeat
 from shared.wire import (
     SUBMIT_BYTES,
     Ack,
@@ -96,7 +97,7 @@ class Forwarder:
         self._unsent: list[bytes] = []
         self._unattended = 0
         self._runner: asyncio.Task[None] | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
@@ -105,8 +106,9 @@ class Forwarder:
     def start(self) -> None:
         """Starts connecting, and goes on until close()."""
         self._loop = asyncio.get_running_loop()
-        self._runner = self._loop.create_task(self._keep_connected())
-        self._sweep()
+        connect = repeat("the connection to the flusher", _RECONNECT_S[1], self._keep_connected)
+        self._runner = self._loop.create_task(connect)
+        self._sweeper = self._loop.create_task(repeat("the sweep of acks' deadlines", _SWEEP_S, self._sweep))
 
     async def close(self) -> None:
         """Gives up what is pending and disconnects."""
@@ -216,7 +218,11 @@ class Forwarder:
         self._in_flight_bytes -= pending.size
         if self._waiting:
             self._admit()
-        pending.done(result)
+        try:
+            pending.done(result)
+        except Exception:
+            # A fault of ours with one answer may not take the others, nor the connection that they come on.
+            log.exception("an answer of the flusher could not be handed on")
 
     def _give_up(self, seqs: Sequence[int], why: str) -> None:
         for seq in seqs:
@@ -284,7 +290,6 @@ class Forwarder:
             # It does not read, and what nobody waits for any more would stay in memory, one window after another.
             log.warning("flusher: it has read nothing for long, the connection is made anew")
             self._transport.abort()
-        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     async def _keep_connected(self) -> None:
         attempt = 0

@@ -27,6 +27,7 @@ import orjson
 from ingest.exposition import BUCKETS_S
 from ingest.forwarder import FlusherUnavailable
 from ingest.resources import NOT_ANSWERED_YET, database_known, verdict
+from shared.timers import repeat
 
 log = logging.getLogger(__name__)
 
@@ -286,8 +287,8 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._record())
-        self._task.add_done_callback(_ended)
+        record = repeat("dashboard: a look at the node", self._interval_s, self._record)
+        self._task = asyncio.get_running_loop().create_task(record)
 
     def close(self) -> None:
         if self._task is not None:
@@ -295,16 +296,18 @@ class Recorder:
         self._history.close()
 
     async def _record(self) -> None:
-        while True:
-            try:
-                await self.step()
-            except OSError as error:
-                if not self._failing:
-                    log.error("dashboard: nothing is recorded: %s", error)
-                self._failing = True
-            else:
-                self._failing = False
-            await asyncio.sleep(self._interval_s)
+        try:
+            await self.step()
+            self._failing = False
+        except Exception as error:
+            # The next look begins anew, by whichever worker takes the lock first.
+            self._history.close()
+            self._before = None
+            if not isinstance(error, OSError):
+                raise
+            if not self._failing:
+                log.error("dashboard: nothing is recorded: %s", error)
+            self._failing = True
 
     async def step(self) -> None:
         """One look. Raises: OSError."""
@@ -318,8 +321,3 @@ class Recorder:
         before, self._before = self._before, sample
         if before is not None:
             self._history.append(point(before, sample))
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("dashboard: recording ended", exc_info=task.exception())

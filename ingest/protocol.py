@@ -48,6 +48,7 @@ from ingest.refusals import (
     Refusal,
 )
 from ingest.shortcut import Shortcut
+from shared.timers import logged
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,20 @@ class Clock:
     now = 0.0
 
 
+class Refused(Exception):
+    """Raised out of a callback of the parser, which then takes nothing more: `refusal` is the answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
 class NoTrailers(list[tuple[bytes, bytes]]):
     """Takes the place of the list of header fields once that is complete: fields behind a chunked body would be kept
     without a limit, and nobody reads them."""
 
-    def append(self, field: tuple[bytes, bytes]) -> NoReturn:
-        raise ValueError(field[0])
+    def append(self, field: tuple[bytes, bytes]) -> NoReturn:  # noqa: ARG002 -- list's signature
+        raise Refused(NOT_HTTP)
 
 
 NO_TRAILERS = NoTrailers()
@@ -145,7 +154,6 @@ class Protocol(asyncio.Protocol):
         """Of all data that the header of a request is in."""
         self._header_only_bytes = 0
         """Of data that is nothing but a part of a header."""
-        self._refusal = NOT_HTTP
         # The one that is being answered, and those behind it
         self._cycle: Exchange | None = None
         self._pipeline: deque[Cycle] = deque()
@@ -214,8 +222,8 @@ class Protocol(asyncio.Protocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     # Passed over, as RFC 9110, 7.8 allows: the connection goes on as it is.
                     data = data[upgrade.args[0] :]
-        except httptools.HttpParserError:
-            self._refuse(self._refusal)
+        except httptools.HttpParserError as error:
+            self._refuse(_refusal(error))
             return
         if self.phase is Phase.HEADER and self._header_only_bytes > MAX_HEADER_BYTES:
             self._refuse(LONG_URL if len(self._url) > MAX_URL_BYTES else LARGE_HEADER)
@@ -280,8 +288,7 @@ class Protocol(asyncio.Protocol):
         ):
             refusal = self._refusal_of_header(path)
             if refusal is not None:
-                self._refusal = refusal
-                raise ValueError(refusal.code)
+                raise Refused(refusal)
         self.phase = Phase.BODY
         self.since = Clock.now
         if self._cycle is None and self.writable is None and not self._expects_continue:
@@ -501,6 +508,17 @@ class Protocol(asyncio.Protocol):
             self._refuse(TOO_SLOW)
 
 
+def _refusal(error: httptools.HttpParserError) -> Refusal:
+    """What the client is told: its own mistake or, where one of our callbacks has failed, ours, which is logged."""
+    if not isinstance(error, httptools.HttpParserCallbackError):
+        return NOT_HTTP
+    cause = error.__context__
+    if isinstance(cause, Refused):
+        return cause.refusal
+    log.error("a request could not be taken", exc_info=cause)
+    return FAILED
+
+
 def _address(name: Any) -> tuple[str, int] | None:
     return (name[0], name[1]) if isinstance(name, tuple) else None
 
@@ -510,19 +528,19 @@ def sweep(connections: Iterable[Any], now: float) -> None:
     Clock.now = now
     for connection in connections:
         if isinstance(connection, Protocol):
-            connection.check_deadline(now)
+            with logged("the deadline of a connection"):
+                connection.check_deadline(now)
 
 
-async def keep_sweeping(connections: Collection[Any]) -> None:
-    """All connections once a second, for ever; some at a time, since thousands may be over their deadline together, and
+async def sweep_slowly(connections: Collection[Any]) -> None:
+    """All connections in about a second; some at a time, since thousands may be over their deadline together, and
     those that are not must not wait for them."""
     loop = asyncio.get_running_loop()
-    while True:
-        waiting = list(connections)
-        slices = min(MAX_SLICES, len(waiting) // SLICE + 1)
-        for number in range(slices):
-            sweep(waiting[number::slices], loop.time())
-            await asyncio.sleep(SWEEP_S / slices)
-        if Protocol.refused:
-            log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
-            Protocol.refused.clear()
+    waiting = list(connections)
+    slices = min(MAX_SLICES, len(waiting) // SLICE + 1)
+    for number in range(slices):
+        sweep(waiting[number::slices], loop.time())
+        await asyncio.sleep(SWEEP_S / slices)
+    if Protocol.refused:
+        log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
+        Protocol.refused.clear()

@@ -23,10 +23,11 @@ from ingest.app import create_app
 from ingest.forwarder import Forwarder
 from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
-from ingest.protocol import MAX_SURPLUS, Protocol, keep_sweeping
+from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
 from shared import logs
 from shared.config import load_or_exit
 from shared.process import close_to_others, keep_freed_memory
+from shared.timers import logged, repeat
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -75,22 +76,26 @@ async def serve(
     server: uvicorn.Server, listener: socket.socket, metrics: RequestMetrics, leaving: asyncio.Event
 ) -> None:
     loop = asyncio.get_running_loop()
-
-    def tick() -> None:
-        if server.should_exit:
-            # uvicorn has told all but those that were being accepted at that moment.
-            for connection in list(server.server_state.connections):
-                connection.shutdown()
-        publish(metrics, len(server.server_state.connections))
-        loop.call_later(TICK_S, tick)
-
-    tick()
-    sweeper = loop.create_task(keep_sweeping(server.server_state.connections))
+    connections = server.server_state.connections
+    timers = [
+        loop.create_task(repeat("the worker's tick", TICK_S, partial(tick, server, metrics))),
+        loop.create_task(repeat("the sweep of connections", 0.0, partial(sweep_slowly, connections))),
+    ]
     await loop.connect_read_pipe(lambda: _Parent(server, leaving), sys.stdin)
     gc.collect()
     gc.freeze()
     await server.serve(sockets=[listener])
-    sweeper.cancel()
+    for timer in timers:
+        timer.cancel()
+
+
+def tick(server: uvicorn.Server, metrics: RequestMetrics) -> None:
+    if server.should_exit:
+        # uvicorn has told all but those that were being accepted at that moment.
+        for connection in list(server.server_state.connections):
+            with logged("the shutdown of a connection"):
+                connection.shutdown()
+    publish(metrics, len(server.server_state.connections))
 
 
 def connection_limit(wanted: int) -> int:

@@ -581,3 +581,60 @@ def test_a_caller_that_is_cancelled_holds_its_room_until_the_flusher_has_answere
         assert (await result(second))[0] == 2
 
     run(short_path, test, window_bytes=1000)
+
+
+# ---- faults of ours
+
+
+def raises(*_: object) -> None:
+    raise RuntimeError("a fault of ours")
+
+
+def test_an_answer_that_cannot_be_handed_on_takes_no_other_with_it(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One ack for two, of which the first has nobody to take it: the second gets its own, on the same connection."""
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        assert forwarder.submit_now(2, 1, b"a", raises)
+        second = asyncio.ensure_future(forwarder.submit(2, 1, b"b"))
+        first = await flusher.submit()
+        await flusher.submit()
+        flusher.send(Ack(first.seq, 1000, 2))
+        assert (await second)[0] == 1001
+        assert flusher.connections.empty()
+        assert not flusher.lost.is_set()
+
+    run(short_path, test)
+    assert "could not be handed on" in caplog.text
+
+
+def test_a_deadline_that_cannot_be_handed_on_does_not_stop_those_after_it(short_path: Path) -> None:
+    async def test(_: FakeFlusher, forwarder: Forwarder) -> None:
+        for _ in range(2):
+            assert forwarder.submit_now(2, 1, b"a", raises)
+            with pytest.raises(FlusherUnavailable):
+                await forwarder.submit(2, 1, b"b")
+
+    run(short_path, test, ack_timeout_s=0.05)
+
+
+def test_the_connection_is_made_anew_where_making_it_has_failed_for_a_fault_of_ours(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.forwarder._RECONNECT_S", (0.001, 0.001))
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        with monkeypatch.context() as broken:
+            failed = asyncio.Event()
+
+            def connect(*_: object) -> None:
+                failed.set()
+                raise RuntimeError
+
+            broken.setattr(forwarder._loop, "create_unix_connection", connect)
+            flusher._writers[-1].close()
+            await failed.wait()
+        await flusher.connected()
+
+    run(short_path, test)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -361,16 +362,40 @@ def test_a_directory_that_cannot_be_written_is_logged_once_and_recording_goes_on
     assert len(caplog.records) == 1
 
 
-def test_a_fault_of_ours_that_ends_the_recording_is_loud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def broken() -> bytes:
-        return b"{}"
+def test_stats_of_another_version_are_logged_the_lock_is_given_back_and_recording_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, other, flusher = History(tmp_path), History(tmp_path), Flusher()
+    answers = iter([orjson.dumps(STATS), b"{}"])
+
+    async def stats() -> bytes:
+        return next(answers, None) or await flusher.stats()
 
     async def run() -> None:
-        one = Recorder(History(tmp_path), broken, lambda: NO_REQUESTS, interval_s=0)
+        one = Recorder(files, stats, lambda: NO_REQUESTS, interval_s=0, wall=Clock(), monotonic=Clock())
         one.start()
         while not caplog.records:
             await asyncio.sleep(0)
+        assert other.lead()
+        other.close()
+        while not list(tmp_path.glob("*.points")):
+            await asyncio.sleep(0)
         one.close()
 
-    asyncio.run(run())
-    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_a_history_that_was_removed_while_it_is_recorded_is_made_anew(tmp_path: Path) -> None:
+    files, flusher = History(tmp_path / "history"), Flusher()
+
+    async def run() -> None:
+        one = recorder(files, flusher, interval_s=0)
+        one.start()
+        for _ in range(2):
+            while not list(tmp_path.glob("history/*.points")):
+                await asyncio.sleep(0)
+            shutil.rmtree(tmp_path / "history")
+        one.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))

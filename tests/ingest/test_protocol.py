@@ -473,6 +473,28 @@ def test_upgrade_is_ignored_and_never_makes_a_body_a_request(upgrade: str) -> No
 # ---- time
 
 
+def test_a_connection_whose_deadline_fails_does_not_keep_the_others_from_theirs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        clients = [await connect() for _ in range(3)]
+        await front.until(lambda: len(front.connections) == 3)
+        broken = next(iter(front.connections))
+
+        def raises(_now: float) -> None:
+            raise RuntimeError
+
+        broken.check_deadline = raises  # type: ignore[method-assign]
+        await front.sweep(16)
+        await front.until(lambda: front.connections == {broken})
+        assert "the deadline of a connection failed" in caplog.text
+        del broken.check_deadline
+        await front.sweep(16)
+        assert [await client.rest() for client in clients] == [[]] * 3
+
+    play(scenario)
+
+
 async def closed_after(front: Front, limit_s: float) -> bool:
     """Whether the only connection stays for `limit_s` and not for longer."""
     (connection,) = front.connections

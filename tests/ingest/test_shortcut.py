@@ -328,6 +328,18 @@ def test_a_client_that_has_left_is_counted_once_and_its_late_answer_goes_nowhere
     play(scenario)
 
 
+def test_a_fault_of_ours_is_a_500_and_logged_and_no_fault_of_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        front.forwarder.done = None  # type: ignore[assignment]
+        writer.write(post())
+        status, _, body = await answer(reader)
+        assert (status, orjson.loads(body)["error_code"]) == (500, "INTERNAL_ERROR")
+        assert await reader.read() == b""
+
+    play(scenario)
+    assert "AttributeError" in caplog.text
+
+
 FIELDS = st.sampled_from(
     [
         (b"host", b"h"),

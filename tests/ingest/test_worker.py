@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from ingest.worker import connection_limit
+from ingest.metrics import RequestMetrics
+from ingest.worker import connection_limit, tick
 
 
 def limited_to(monkeypatch: pytest.MonkeyPatch, descriptors: int) -> None:
@@ -31,3 +35,22 @@ def test_a_lower_limit_than_configured_is_said(
 
     connection_limit(925)
     assert "924 instead of 925" in caplog.text
+
+
+def test_the_tick_tells_every_connection_and_publishes_though_one_of_them_fails(tmp_path: Path) -> None:
+    told = []
+
+    class Connection:
+        def __init__(self, *, broken: bool) -> None:
+            self.broken = broken
+
+        def shutdown(self) -> None:
+            if self.broken:
+                raise RuntimeError
+            told.append(self)
+
+    connections = [Connection(broken=number == 1) for number in range(3)]
+    state = SimpleNamespace(connections=connections)
+    tick(cast(Any, SimpleNamespace(should_exit=True, server_state=state)), RequestMetrics(tmp_path))
+    assert told == [connections[0], connections[2]]
+    assert b'"connections":3' in next(tmp_path.glob("*.json")).read_bytes()
