@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 
 import click
-import yaml
 
 from ctl.output import ExitStatus, Wrong, emit, finish, json_option
-from shared.config import DEFAULT_FILE, ENVIRONMENT, ConfigError, load, masked
+from shared.config import (
+    DEFAULT_FILE,
+    ENVIRONMENT,
+    ConfigError,
+    in_effect,
+    load_with_sources,
+    masked,
+    unknown_variables,
+)
 from shared.exposure import TlsUnusable, check_tls, warnings
 
 
@@ -26,20 +33,20 @@ def check(file: str | None, as_json: bool) -> None:
     Exit status: 0 all right, 1 something is wrong.
     """
     name = file or os.environ.get("PERSISTENCE_CONFIG") or DEFAULT_FILE
-    variables = [variable for variable in ENVIRONMENT if os.environ.get(variable)]
+    found = {"file": name, "environment": [one for one in ENVIRONMENT if os.environ.get(one)]}
     try:
-        effective = load(file, os.environ)
-        check_tls(effective.service)
+        loaded = load_with_sources(file, os.environ)
+        check_tls(loaded.config.service)
     except (ConfigError, TlsUnusable) as error:
         if as_json:
-            emit({"file": name, "environment": variables, "error": str(error), "effective": None})
+            emit({**found, "error": str(error), "effective": None})
             finish(ExitStatus.WRONG)
-        raise Wrong(f"configuration: {error}") from error
+        raise Wrong("\n".join(f"configuration: {line}" for line in str(error).split("\n"))) from error
+    warned = [*unknown_variables(os.environ), *warnings(loaded.config)]
     if as_json:
-        found = {"error": None, "warnings": warnings(effective), "effective": masked(effective)}
-        emit({"file": name, "environment": variables, **found})
+        emit({**found, "error": None, "warnings": warned, "effective": masked(loaded.config)})
         return
-    click.echo(yaml.safe_dump(masked(effective), sort_keys=False, allow_unicode=True), nl=False)
-    for warning in warnings(effective):
+    click.echo(in_effect(loaded), nl=False)
+    for warning in warned:
         click.echo(f"# warning: {warning}")
-    click.echo(f"# all right: {name}, overridden by {', '.join(variables) or 'nothing'}")
+    click.echo("# all right")

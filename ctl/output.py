@@ -35,12 +35,13 @@ class ExitStatus(IntEnum):
 
 
 class Stop(click.ClickException):
-    """Ends the command with one line on stderr: it cannot do what was asked."""
+    """Ends the command with one line on stderr for each reason: it cannot do what was asked."""
 
     exit_code = int(ExitStatus.NOT_REACHED)
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"ctl: {printable(self.message)}", file=file or sys.stderr)
+        for line in self.message.split("\n"):
+            click.echo(f"ctl: {printable(line)}", file=file or sys.stderr)
 
 
 class Wrong(Stop):
@@ -74,7 +75,7 @@ def configuration() -> Config:
     try:
         return load(None, os.environ)
     except ConfigError as error:
-        raise Stop(f"configuration: {error}") from error
+        raise Stop("\n".join(f"configuration: {line}" for line in error.lines)) from error
 
 
 def console() -> Console:

@@ -28,7 +28,7 @@ from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
 from flusher.writers import Writers
 from shared import logs
-from shared.config import Config, load_or_exit
+from shared.config import Config, load_or_exit, unknown_variables
 from shared.exposure import warnings
 from shared.process import close_to_others, keep_freed_memory, own_state_directory
 from shared.wire import SOCKET_NAME
@@ -237,7 +237,7 @@ def main() -> None:
     logging_config = config.logging
     logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)
     held = lock(Path(config.state_directory))
-    for warning in warnings(config):
+    for warning in [*unknown_variables(os.environ), *warnings(config)]:
         log.warning("%s", warning)
     uvloop.run(serve(config))
     os.close(held)

@@ -158,7 +158,8 @@ def may_start_anew() -> bool:
     try:
         check_tls(load(None, os.environ).service)
     except (ConfigError, TlsUnusable) as error:
-        log.error("the workers stay as they are: %s", error)
+        for line in str(error).split("\n"):
+            log.error("the workers stay as they are: %s", line)
         return False
     return True
 

@@ -1,23 +1,27 @@
 """Configuration: a YAML file, overridden by the environment, as frozen values. Reads files, opens nothing else.
 
-`python -m shared.config` checks it and prints what is in effect, secrets masked; with --check it prints only where
-the service listens, as shell assignments.
+`python -m shared.config` checks it and prints what is in effect and from where, secrets masked; with --check it prints
+only what run.sh needs, as shell assignments.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import json
 import os
-import reprlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-import yaml
 from msgspec import Meta
+
+from shared import yaml_file
+from shared.clock import time_zone
+from shared.yaml_file import shown
 
 DEFAULT_FILE = "config/config.yaml"
 DEFAULT_STATE_DIRECTORY = "var"
@@ -26,10 +30,16 @@ MIB = 1024 * 1024
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Name = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+HostName = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]+$")]
+Statuses = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...], Meta(min_length=1)]
 
 
 class ConfigError(ValueError):
-    """One line that names the key, its value and what is allowed. The operator must act."""
+    """Everything that is wrong, a line each, with key, value and what is allowed. The operator must act."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -44,9 +54,20 @@ class Service(msgspec.Struct, frozen=True):
     """One token, or several separated by spaces, the file's included."""
     auth_token_file: Name | None = None
     protected_mode: bool = True
+    allowed_hosts: tuple[HostName, ...] = ()
     drain_delay: Annotated[float, Meta(ge=0, le=10)] = 0
     tls_cert: Name | None = None
     tls_key: Name | None = None
+
+
+class Records(msgspec.Struct, frozen=True):
+    time_zone: Name = "UTC"
+    session_statuses: Statuses = (
+        *("created", "analyzed", "split_complete", "pending", "executing", "processing", "running"),
+        *("paused", "stopped", "completed", "failed", "cancelled"),
+    )
+    task_statuses: Statuses = ("pending", "processing", "completed", "failed", "cancelled", "skipped")
+    unknown_fields: Literal["keep", "ignore", "reject"] = "keep"
 
 
 class Buffer(msgspec.Struct, frozen=True):
@@ -95,6 +116,7 @@ class Logging(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     service: Service
+    records: Records
     buffer: Buffer
     journal: Journal
     dead_letters: DeadLetters
@@ -106,6 +128,7 @@ class Config(msgspec.Struct, frozen=True):
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "service": Service,
+    "records": Records,
     "buffer": Buffer,
     "journal": Journal,
     "dead_letters": DeadLetters,
@@ -113,55 +136,52 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "cluster": Cluster,
     "logging": Logging,
 }
+MASK = "********"
 SECRETS = {"service.auth_token", "database.password"}
-ENVIRONMENT: dict[str, str] = {
-    "SERVICE_HOST": "service.host",
-    "SERVICE_PORT": "service.port",
-    "SERVICE_WORKERS": "service.workers",
-    "SERVICE_MAX_BODY_BYTES": "service.max_body_bytes",
-    "SERVICE_MAX_CONNECTIONS": "service.max_connections",
-    "SERVICE_MAX_CLOCK_SKEW": "service.max_clock_skew",
-    "SERVICE_ACK_TIMEOUT": "service.ack_timeout",
-    "SERVICE_AUTH_TOKEN": "service.auth_token",
-    "SERVICE_AUTH_TOKEN_FILE": "service.auth_token_file",
-    "SERVICE_PROTECTED_MODE": "service.protected_mode",
-    "SERVICE_DRAIN_DELAY": "service.drain_delay",
-    "SERVICE_TLS_CERT": "service.tls_cert",
-    "SERVICE_TLS_KEY": "service.tls_key",
-    "BUFFER_MAX_SIZE": "buffer.max_buffer_size",
-    "BUFFER_FLUSH_INTERVAL": "buffer.flush_interval",
-    "BUFFER_MAX_BATCH_SIZE": "buffer.max_batch_size",
-    "JOURNAL_DIRECTORY": "journal.directory",
-    "JOURNAL_MAX_BYTES": "journal.max_bytes",
-    "JOURNAL_FSYNC": "journal.fsync",
-    "DEAD_LETTERS_MAX_BYTES": "dead_letters.max_bytes",
-    "DB_HOST": "database.host",
-    "DB_PORT": "database.port",
-    "DB_SOCKET": "database.socket",
-    "DB_USER": "database.user",
-    "DB_PASSWORD": "database.password",
-    "DB_DATABASE": "database.database",
-    "DB_POOL_SIZE": "database.pool_size",
-    "DB_POOL_RECYCLE": "database.pool_recycle",
-    "DB_CONNECT_TIMEOUT": "database.connect_timeout",
-    "DB_READ_TIMEOUT": "database.read_timeout",
-    "DB_WRITE_TIMEOUT": "database.write_timeout",
-    "DB_SSL_MODE": "database.ssl_mode",
-    "DB_SSL_CA": "database.ssl_ca",
-    "DB_SSL_CERT": "database.ssl_cert",
-    "DB_SSL_KEY": "database.ssl_key",
-    "CLUSTER_NODES": "cluster.nodes",
-    "LOGGING_LEVEL": "logging.level",
-    "LOGGING_FORMAT": "logging.format",
-    "LOGGING_FILE": "logging.file",
+KEYS = [f"{section}.{name}" for section, type_ in SECTIONS.items() for name in type_.__struct_fields__]
+ENVIRONMENT = {
+    key.upper().replace(".", "_").replace("DATABASE_", "DB_", 1).replace("MAX_BUFFER_SIZE", "MAX_SIZE"): key
+    for key in KEYS
 }
-MAY_BE_EMPTY = {"DB_PASSWORD", "LOGGING_FILE"}
+"""The variable of every key: SECTION_KEY, a little shorter for two of them."""
+OTHER_NAMES = {
+    "DB_HOST": ("MYSQL_HOST",),
+    "DB_PORT": ("MYSQL_PORT",),
+    "DB_USER": ("MYSQL_USER",),
+    "DB_PASSWORD": ("MYSQL_PASSWORD",),
+    "DB_DATABASE": ("DB_NAME", "MYSQL_DATABASE"),
+}
+"""What a backend's own settings call them. DB_NAME is DB_DATABASE; MYSQL_... is read where the former are unset."""
+PREFIXES = (*{f"{section.upper()}_" for section in SECTIONS} - {"DATABASE_"}, "DB_", "READ_", "PERSISTENCE_")
+_NO_KEYS = {"PERSISTENCE_CONFIG", "PERSISTENCE_STATE_DIR", "PERSISTENCE_URL", "PERSISTENCE_TOKEN"}
+"""Variables of ours that are no key; the last two are the client's."""
+MAY_BE_EMPTY = {"DB_PASSWORD", "MYSQL_PASSWORD", "LOGGING_FILE"}
 """Variables for which empty is a value; any other that is empty counts as unset."""
-LISTS = (("database", "host"), ("cluster", "nodes"))
+LISTS = {
+    *("service.allowed_hosts", "records.session_statuses", "records.task_statuses"),
+    *("database.host", "cluster.nodes"),
+}
 """Keys whose text is several values, separated by commas."""
-_CONSTRUCTORS_RAISE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""PyYAML's constructors let through what Python raises on a value such as 2001-99-99, !!bool x or !!timestamp x."""
-_VARIABLE = {key: name for name, key in ENVIRONMENT.items()}
+DEFAULT = "default"
+
+
+def _unique(values: Sequence[str]) -> None:
+    if twice := sorted({one for one in values if values.count(one) > 1}):
+        raise ValueError(f"{', '.join(map(shown, twice))} twice; each once")
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "records.time_zone": time_zone,
+    "records.session_statuses": _unique,
+    "records.task_statuses": _unique,
+}
+"""What a type cannot say. Each raises ValueError with what is allowed."""
+
+
+class Loaded(NamedTuple):
+    config: Config
+    sources: dict[str, str]
+    """Where each value comes from: a variable, a line of the file, or DEFAULT."""
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Config:
@@ -171,28 +191,42 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
         path: the YAML file; None takes PERSISTENCE_CONFIG, or config/config.yaml where that exists.
     Raises: ConfigError.
     """
+    return load_with_sources(path, environ).config
+
+
+def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """The same, and where each value comes from. Raises: ConfigError."""
+    wrong: list[str] = []
     named = path or environ.get("PERSISTENCE_CONFIG")
-    values, source = _read(Path(named or DEFAULT_FILE), required=named is not None)
-    for variable, key in ENVIRONMENT.items():
-        text = environ.get(variable)
-        if text or (text is not None and variable in MAY_BE_EMPTY):
-            section, name = key.split(".")
-            values.setdefault(section, {})[name] = text
-            source[key] = variable
-    for section, name in LISTS:
-        text = values.get(section, {}).get(name)
-        if isinstance(text, str):
-            values[section][name] = [one.strip() for one in text.split(",")]
-    service = values.get("service", {})
-    service["auth_token"] = _words(service.get("auth_token"))
-    sections = {name: _section(name, values.get(name, {}), source) for name in SECTIONS}
-    sections["service"] = _with_tokens_of_the_file(sections["service"])
+    values, sources = yaml_file.read(Path(named or DEFAULT_FILE), KEYS, wrong, required=named is not None)
+    given, variables = _of_environment(environ, wrong)
+    values |= given
+    sources |= variables
+    for key in LISTS & values.keys():
+        if isinstance(values[key], str):
+            values[key] = [one.strip() for one in values[key].split(",")]
+    if "service.auth_token" in values:
+        values["service.auth_token"] = _words(values["service.auth_token"])
+    sections: dict[str, Any] = {}
+    for name, type_ in SECTIONS.items():
+        fields = {field.name: field.type for field in msgspec.structs.fields(type_)}
+        mine = {key.partition(".")[2]: key for key in values if key.startswith(f"{name}.")}
+        converted = {
+            field: _converted(key, values[key], fields[field], sources[key], wrong) for field, key in mine.items()
+        }
+        sections[name] = type_(**{field: value for field, value in converted.items() if value is not _WRONG})
+    try:
+        sections["service"] = _with_tokens_of_the_file(sections["service"])
+    except ConfigError as error:
+        wrong += error.lines
+    if wrong:
+        raise ConfigError(*wrong)
     sections["database"] = _verified(sections["database"])
-    state_directory = str(Path(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY).absolute())
+    state_directory = os.path.realpath(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY)
     if not sections["journal"].directory:
         directory = str(Path(state_directory, "journal"))
         sections["journal"] = msgspec.structs.replace(sections["journal"], directory=directory)
-    return Config(**sections, state_directory=state_directory)
+    return Loaded(Config(**sections, state_directory=state_directory), {key: sources.get(key, DEFAULT) for key in KEYS})
 
 
 def masked(config: Config) -> dict[str, Any]:
@@ -201,45 +235,36 @@ def masked(config: Config) -> dict[str, Any]:
     for key in SECRETS:
         section, name = key.split(".")
         if document[section][name]:
-            document[section][name] = "********"
+            document[section][name] = MASK
     return document
 
 
-def _read(path: Path, *, required: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The file's values by section, and for every key where it came from."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if required:
-            raise ConfigError(f"{path}: there is no such file (PERSISTENCE_CONFIG)") from None
-        return {}, {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, *_CONSTRUCTORS_RAISE) as error:
-        # The parser's own text quotes the line, and with it a secret that stands there.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
-        raise ConfigError(f"{where}: is not YAML: {' '.join(str(problem or 'unreadable').split())}") from None
-    if document is None:
-        return {}, {}
-    _check_keys(document, SECTIONS, f"{path}", "section")
-    values: dict[str, dict[str, Any]] = {}
-    source: dict[str, str] = {}
-    for section, content in document.items():
-        if content is None:
+def _of_environment(environ: Mapping[str, str], wrong: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The environment's values by key, and the variable of each."""
+    values: dict[str, Any] = {}
+    variables: dict[str, str] = {}
+    for variable, key in ENVIRONMENT.items():
+        names = (variable, *OTHER_NAMES.get(variable, ()))
+        given = [name for name in names if environ.get(name) or (name in environ and name in MAY_BE_EMPTY)]
+        if not given:
             continue
-        _check_keys(content, SECTIONS[section].__struct_fields__, f"{path}: {section}", "key")
-        values[section] = dict(content)
-        source.update({f"{section}.{key}": str(path) for key in content})
-    return values, source
+        for name in given[1:]:
+            if environ[name] != environ[given[0]] and not name.startswith("MYSQL_"):
+                both = " and ".join(f"{one} = {shown(environ[one])}" for one in (given[0], name))
+                wrong.append(f"{both} mean {key}; set one of them")
+        values[key], variables[key] = environ[given[0]], given[0]
+    return values, variables
 
 
-def _check_keys(content: Any, allowed: Any, where: str, what: str) -> None:
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: must be a mapping of {what}s, not {type(content).__name__}")
-    for key in content:
-        if key not in allowed:
-            raise ConfigError(f"{where}: unknown {what} {_shown(key)}; allowed: {', '.join(allowed)}")
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that begin as ours do and are none: a warning each, since a container may have set them for others."""
+    known = {*ENVIRONMENT, *_NO_KEYS, *(other for names in OTHER_NAMES.values() for other in names)}
+    found = []
+    for name in sorted(environ):
+        if name.startswith(PREFIXES) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            found.append(f"{name} is no variable of this service{f'; did you mean {near[0]}?' if near else ''}")
+    return found
 
 
 def _words(value: Any) -> Any:
@@ -252,7 +277,7 @@ def _words(value: Any) -> Any:
 def _with_tokens_of_the_file(service: Service) -> Service:
     if service.auth_token_file is None:
         return service
-    where = f"service.auth_token_file = {_shown(service.auth_token_file)}"
+    where = f"service.auth_token_file = {shown(service.auth_token_file)}"
     try:
         text = _words(Path(service.auth_token_file).read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
@@ -282,38 +307,27 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _section(section: str, values: dict[str, Any], source: dict[str, str]) -> Any:
-    converted: dict[str, Any] = {}
-    for field in msgspec.structs.fields(SECTIONS[section]):
-        name = field.name
-        if name not in values:
-            continue
-        key = f"{section}.{name}"
-        value = values[name]
-        try:
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str):
-                    text.encode()
-            converted[name] = msgspec.convert(value, field.type, strict=False)
-            continue
-        except msgspec.ValidationError as error:
-            allowed = str(error).partition(" - at `$")[0]
-            if "enum" in allowed:
-                allowed = f"allowed are {', '.join(_choices(msgspec.inspect.type_info(field.type)))}"
-        except (UnicodeEncodeError, RecursionError):
-            allowed = "must be plain text in UTF-8"
-        shown = "********" if key in SECRETS else _shown(value)
-        raise ConfigError(f"{source.get(key, _VARIABLE.get(key, ''))}: {key} = {shown}: {allowed}") from None
-    return SECTIONS[section](**converted)
+_WRONG: Any = object()
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: what a human would have written, and not what aliases can blow up to."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "a number of too many digits"
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 200
-    return short.repr(value)
+def _converted(key: str, value: Any, type_: Any, source: str, wrong: list[str]) -> Any:
+    """The value as its type has it, or _WRONG."""
+    try:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                text.encode()
+        converted = msgspec.convert(value, type_, strict=False)
+        if check := CHECKS.get(key):
+            check(converted)
+        return converted
+    except (UnicodeEncodeError, RecursionError):
+        allowed = "must be plain text in UTF-8"
+    except ValueError as error:
+        allowed = str(error).partition(" - at `$")[0]
+        if "enum" in allowed:
+            allowed = f"allowed are {', '.join(_choices(msgspec.inspect.type_info(type_)))}"
+    wrong.append(f"{source}: {key} = {MASK if key in SECRETS else shown(value)}: {allowed}")
+    return _WRONG
 
 
 def _choices(info: Any) -> list[str]:
@@ -323,11 +337,17 @@ def _choices(info: Any) -> list[str]:
 
 
 def load_or_exit() -> Config:
-    """For composition roots: one line on stderr and exit status 2 where the configuration is wrong."""
+    """For composition roots: a line on stderr for each thing that is wrong, and exit status 2."""
+    return _load_or_exit().config
+
+
+def _load_or_exit() -> Loaded:
     try:
-        return load(None, os.environ)
+        return load_with_sources(None, os.environ)
     except ConfigError as error:
-        sys.exit(f"configuration: {error}")
+        for line in error.lines:
+            print(f"configuration: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def local_url(service: Service) -> str:
@@ -337,13 +357,33 @@ def local_url(service: Service) -> str:
     return f"{scheme}://[{host}]:{service.port}" if ":" in host else f"{scheme}://{host}:{service.port}"
 
 
+def in_effect(loaded: Loaded) -> str:
+    """The effective values as YAML, every secret masked, with the source of each as a comment."""
+    lines = []
+    for section, keys in masked(loaded.config).items():
+        if not isinstance(keys, dict):
+            lines.append(f"{section}: {json.dumps(keys, ensure_ascii=False)}")
+            continue
+        lines.append(f"{section}:")
+        for name, value in keys.items():
+            source = loaded.sources[f"{section}.{name}"]
+            comment = "" if source == DEFAULT else f"  # {source}"
+            lines.append(f"  {name}: {json.dumps(value, ensure_ascii=False)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    loaded = _load_or_exit()
     if sys.argv[1:] == ["--check"]:
-        service = load_or_exit().service
+        service = loaded.config.service
+        named = {loaded.sources[key] for key in ("database.host", "database.socket")} != {DEFAULT}
         values = {"url": local_url(service), "host": service.host, "port": str(service.port)}
+        values["private"] = "no" if named else "yes"
         print(" ".join(f"{name}={shlex.quote(value)}" for name, value in values.items()))
-        return
-    sys.stdout.write(yaml.safe_dump(masked(load_or_exit()), sort_keys=False, allow_unicode=True))
+    else:
+        sys.stdout.write(in_effect(loaded))
+    for warning in unknown_variables(os.environ):
+        print(f"configuration: warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

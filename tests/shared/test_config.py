@@ -12,7 +12,17 @@ import pytest
 import yaml
 
 from shared import config
-from shared.config import ENVIRONMENT, SECTIONS, Config, ConfigError, load, local_url, masked
+from shared.config import (
+    DEFAULT,
+    ENVIRONMENT,
+    SECTIONS,
+    Config,
+    ConfigError,
+    load,
+    load_with_sources,
+    local_url,
+    masked,
+)
 from tests.support.service import ROOT
 
 MIB = 1024 * 1024
@@ -30,9 +40,17 @@ DEFAULTS: dict[str, Any] = {
     "service.auth_token": None,
     "service.auth_token_file": None,
     "service.protected_mode": True,
+    "service.allowed_hosts": (),
     "service.drain_delay": 0,
     "service.tls_cert": None,
     "service.tls_key": None,
+    "records.time_zone": "UTC",
+    "records.session_statuses": (
+        *("created", "analyzed", "split_complete", "pending", "executing", "processing", "running"),
+        *("paused", "stopped", "completed", "failed", "cancelled"),
+    ),
+    "records.task_statuses": ("pending", "processing", "completed", "failed", "cancelled", "skipped"),
+    "records.unknown_fields": "keep",
     "buffer.max_buffer_size": 1000,
     "buffer.flush_interval": 30,
     "buffer.max_batch_size": 1000,
@@ -73,9 +91,14 @@ OTHERS: dict[str, tuple[Any, str, Any]] = {
     "service.auth_token": ("from-file", "from-environment", "from-environment"),
     "service.auth_token_file": (str(ROOT / "LICENSE"), str(ROOT / ".gitignore"), str(ROOT / ".gitignore")),  # are there
     "service.protected_mode": (True, "false", False),
+    "service.allowed_hosts": (["a.example.org"], "b.example.org, c", ("b.example.org", "c")),
     "service.drain_delay": (0.5, "3", 3),
     "service.tls_cert": ("a", "b", "b"),
     "service.tls_key": ("a", "b", "b"),
+    "records.time_zone": ("Asia/Shanghai", "-03:30", "-03:30"),
+    "records.session_statuses": (["new", "done"], "new, split by sheet", ("new", "split by sheet")),
+    "records.task_statuses": (["新"], "x", ("x",)),
+    "records.unknown_fields": ("ignore", "reject", "reject"),
     "buffer.max_buffer_size": (1, "5", 5),
     "buffer.flush_interval": (0.01, "0.5", 0.5),
     "buffer.max_batch_size": (1, "7", 7),
@@ -129,6 +152,17 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("service.auth_token", ["one", 2], "str"),
     ("service.auth_token", "schlüssel", "matching"),
     ("service.protected_mode", "maybe", "bool"),
+    ("service.allowed_hosts", ["http://a"], "matching"),
+    ("records.time_zone", "Asia/Shangai", "did you mean Asia/Shanghai?"),
+    ("records.time_zone", "../../etc/passwd", "IANA name"),
+    ("records.time_zone", "+24:00", "IANA name"),
+    ("records.time_zone", 600, "str"),
+    ("records.session_statuses", [], "length >= 1"),
+    ("records.session_statuses", ["a", "b", "a"], "'a' twice"),
+    ("records.task_statuses", ["x" * 33], "length <= 32"),
+    ("records.task_statuses", [""], "length >= 1"),
+    ("records.task_statuses", [1], "str"),
+    ("records.unknown_fields", "drop", "ignore, keep, reject"),
     ("buffer.max_buffer_size", 0, ">= 1"),
     ("buffer.max_buffer_size", 1_000_001, "<= 1000000"),
     ("buffer.flush_interval", 0, ">= 0.01"),
@@ -174,20 +208,19 @@ def value_of(loaded: Config, key: str) -> Any:
     return getattr(getattr(loaded, section), name)
 
 
-def refusal(path: str | None, environ: dict[str, str]) -> str:
+def refusals(path: str | None, environ: dict[str, str]) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         load(path, environ)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
+    return str(raised.value).split("\n")
+
+
+def refusal(path: str | None, environ: dict[str, str]) -> str:
+    (line,) = refusals(path, environ)
+    return line
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ENVIRONMENT and not name.startswith("PERSISTENCE_")
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith((*config.PREFIXES, "MYSQL_"))}
     return subprocess.run(
         [sys.executable, "-m", "shared.config", *arguments],
         cwd=ROOT,
@@ -246,10 +279,96 @@ def test_the_environment_overrides_the_file(variable: str, tmp_path: Path) -> No
         ("DB_PASSWORD", "database.password"),
         ("DB_DATABASE", "database.database"),
         ("DB_SOCKET", "database.socket"),
+        ("SERVICE_ALLOWED_HOSTS", "service.allowed_hosts"),
+        ("RECORDS_TIME_ZONE", "records.time_zone"),
     ],
 )
 def test_the_variables_that_the_contract_names_keep_their_names(variable: str, key: str) -> None:
     assert ENVIRONMENT[variable] == key
+
+
+@pytest.mark.parametrize(
+    ("variable", "key", "text"),
+    [
+        ("MYSQL_HOST", "database.host", "db"),
+        ("MYSQL_PORT", "database.port", "3307"),
+        ("MYSQL_USER", "database.user", "app"),
+        ("MYSQL_PASSWORD", "database.password", "p"),
+        ("MYSQL_DATABASE", "database.database", "games"),
+        ("DB_NAME", "database.database", "games"),
+    ],
+)
+def test_a_backends_names_are_read_where_ours_are_unset(variable: str, key: str, text: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    in_file, ours, _ = OTHERS[key]
+    path = write(tmp_path, {section: {name: in_file}})
+    expected = {"database.host": ("db",), "database.port": 3307}.get(key, text)
+    assert value_of(load(path, {variable: text}), key) == expected
+    if variable != "DB_NAME":
+        own = next(name for name, one in ENVIRONMENT.items() if one == key)
+        assert value_of(load(path, {variable: text, own: ours}), key) == OTHERS[key][2]
+
+
+def test_two_names_of_one_setting_that_disagree_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    message = refusal(path, {"DB_NAME": "a", "DB_DATABASE": "b"})
+    assert message == "DB_DATABASE = 'b' and DB_NAME = 'a' mean database.database; set one of them"
+    assert load(path, {"DB_NAME": "a", "DB_DATABASE": "a"}).database.database == "a"
+
+
+@pytest.mark.parametrize(
+    ("document", "lines"),
+    [
+        ("service: {port: 1}\nbuffer: {}\nservice: {host: a}\n", ["line 3: 'service' stands in line 1 already"]),
+        ("service:\n  port: 1\n  port: 1\n", ["line 3: 'port' stands in line 2 already"]),
+        ("records: {time_zone: {a: 1, a: 2}}", ["line 1: 'a' stands in line 1 already", "records.time_zone"]),
+        ("service: &a {port: 1}\nservice: *a\n", ["line 2: 'service' stands in line 1 already"]),
+    ],
+)
+def test_a_key_twice_is_refused_at_every_level(document: str, lines: list[str], tmp_path: Path) -> None:
+    for found, expected in zip(refusals(write(tmp_path, document), {}), lines, strict=True):
+        assert expected in found
+
+
+def test_a_merged_mapping_is_no_key_twice(tmp_path: Path) -> None:
+    path = write(tmp_path, "service: &a {port: 1, workers: 2}\nbuffer:\nlogging: {<<: {level: ERROR}, level: DEBUG}\n")
+    assert load(path, {}).logging.level == "DEBUG"
+
+
+def test_everything_that_is_wrong_is_named_at_once_with_the_nearest_known_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "service:\n  prot: 5\n  flush_interval: 3\n  auth_tokn: hunter2\nport: 3\nmysql: {url: hunter2}\n"
+        "buffer: 4\njournal: {fsync: maybe}\nservice:\n  workers: 0\n",
+    )
+    lines = refusals(path, {"DB_PORT": "x", "SERVICE_AUTH_TOKEN_FILE": "/nowhere"})
+    expected = [
+        f"{path}, line 9: 'service' stands in line 1 already",
+        f"{path}, line 2: 'service.prot' = 5: unknown key; did you mean service.port? allowed: host, port, ",
+        f"{path}, line 3: 'service.flush_interval' = 3: unknown key; did you mean buffer.flush_interval? ",
+        f"{path}, line 4: 'service.auth_tokn': unknown key; did you mean service.auth_token? ",
+        f"{path}, line 5: 'port' = 3: unknown section; did you mean service.port or database.port? ",
+        f"{path}, line 6: 'mysql': unknown section; allowed: service, ",
+        f"{path}, line 7: buffer must be a mapping of keys, not int",
+        f"{path}, line 10: service.workers = 0: Expected `int` >= 1",
+        f"{path}, line 8: journal.fsync = 'maybe': allowed are always, interval, never",
+        "DB_PORT: database.port = 'x': Expected `int`",
+        "service.auth_token_file = '/nowhere': cannot be read: No such file or directory",
+    ]
+    assert len(lines) == len(expected)
+    assert [line for line, start in zip(lines, expected, strict=True) if not line.startswith(start)] == []
+    assert "hunter2" not in str(lines)
+
+
+def test_a_misspelt_variable_is_warned_of_with_the_nearest_name_and_no_other_programs_is() -> None:
+    known = dict.fromkeys([*ENVIRONMENT, "DB_NAME", "MYSQL_HOST", "PERSISTENCE_STATE_DIR", "PERSISTENCE_URL"], "")
+    assert config.unknown_variables({**known, "MYSQL_ROOT_PASSWORD": "", "HOME": "", "PORT": ""}) == []
+    found = config.unknown_variables({"SERVICE_PROT": "", "BUFFER_MAX_BUFFER_SIZE": "", "DB_1": ""})
+    assert [line.partition("; did you mean ")[::2] for line in found] == [
+        ("BUFFER_MAX_BUFFER_SIZE is no variable of this service", "BUFFER_MAX_SIZE?"),
+        ("DB_1 is no variable of this service", ""),
+        ("SERVICE_PROT is no variable of this service", "SERVICE_PORT?"),
+    ]
 
 
 def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
@@ -263,7 +382,7 @@ def test_a_wrong_value_in_the_file_is_refused_in_one_line_with_key_value_and_wha
     section, name = key.split(".")
     path = write(tmp_path, {section: {name: value}})
     message = refusal(path, {})
-    assert message.startswith(f"{path}: {key} = ")
+    assert message.startswith(f"{path}, line 2: {key} = ")
     assert allowed in message
     if key in config.SECRETS:
         assert "********" in message
@@ -303,14 +422,13 @@ def test_no_word_in_the_environment_turns_authentication_off(text: str, tmp_path
 
 def test_an_unknown_key_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, {"buffer": {"max_size": 5}}), {})
-    assert "'max_size'" in message
-    assert "buffer" in message
+    assert message.startswith(f"{tmp_path}/c.yaml, line 2: 'buffer.max_size' = 5: unknown key; ")
     assert all(name in message for name in config.Buffer.__struct_fields__)
 
 
 def test_an_unknown_section_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, {"buffers": {"max_buffer_size": 5}}), {})
-    assert "'buffers'" in message
+    assert message.startswith(f"{tmp_path}/c.yaml, line 1: 'buffers': unknown section; did you mean buffer? ")
     assert all(section in message for section in SECTIONS)
 
 
@@ -407,6 +525,8 @@ def test_config_yaml_lists_every_key_and_sets_none_off_its_default() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
     state = {"PERSISTENCE_STATE_DIR": "/state"}
     assert load(str(SHIPPED), state) == load("/dev/null", state)
+    # A host that stands there would be one that somebody has named: run.sh makes no private database then.
+    assert load_with_sources(str(SHIPPED), state).sources["database.host"] == DEFAULT
     # A key without a value to show stands in its section as a comment.
     listed = set()
     for part in re.split(r"(?m)^(?=\w+:)", text)[1:]:
@@ -434,7 +554,37 @@ def test_the_command_prints_what_is_in_effect_with_secrets_masked(tmp_path: Path
     assert printed["database"]["host"] == ["a", "b"]
     assert printed["journal"]["directory"] == "/state/journal"
     assert printed["state_directory"] == "/state"
+    for shown in ("port: 9001  # " + path + ", line 4", 'host: ["a", "b"]  # DB_HOST', "workers: 1"):
+        assert f"  {shown}\n" in ended.stdout  # each with where it comes from
     assert {f"{s}.{n}" for s in SECTIONS for n in printed[s]} == set(KEYS)
+
+
+def test_the_command_warns_of_a_misspelt_variable() -> None:
+    ended = run(SERVICE_PROT="1")
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        "configuration: warning: SERVICE_PROT is no variable of this service; did you mean SERVICE_PORT?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "environ", "private"),
+    [
+        ("", {}, "yes"),
+        ("database: {user: a}", {"DB_PORT": "3307"}, "yes"),
+        ("database: {host: localhost}", {}, "no"),
+        ("database: {socket: /s}", {}, "no"),
+        ("", {"DB_HOST": "db"}, "no"),
+        ("", {"MYSQL_HOST": "db"}, "no"),
+        ("", {"DB_SOCKET": "/s"}, "no"),
+        ("", {"DB_HOST": ""}, "yes"),
+    ],
+)
+def test_check_says_whether_run_sh_makes_a_private_database(
+    document: str, environ: dict[str, str], private: str, tmp_path: Path
+) -> None:
+    ended = run("--check", PERSISTENCE_CONFIG=write(tmp_path, document), **environ)
+    assert f"private={private}" in ended.stdout.split()
 
 
 def test_the_command_refuses_a_wrong_configuration_with_one_line_and_a_status() -> None:

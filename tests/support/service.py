@@ -28,7 +28,7 @@ SESSIONS = "/api/v1/persistence/sessions/batch"
 FLUSH = "/api/v1/persistence/flush"
 STATS = "/api/v1/persistence/stats"
 NOT_INHERITED = (
-    *("BUFFER_", "CLUSTER_", "DB_", "DEAD_LETTERS_", "JOURNAL_", "LOGGING_", "SERVICE_"),
+    *("BUFFER_", "CLUSTER_", "DB_", "DEAD_LETTERS_", "JOURNAL_", "LOGGING_", "MYSQL_", "READ_", "RECORDS_", "SERVICE_"),
     *("COLUMNS", "LINES"),
 )
 """What would bend a service or a command line under test; a test runner beside others sets the last two."""
