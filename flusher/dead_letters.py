@@ -1,11 +1,12 @@
 """Records that the database refuses for good, one JSON object a line. Kept, counted, replayed; never discarded.
 
-    letter := {"time", "kind", "key", "error_code", "error", "column", "arrival", "record"}
+    letter := {"time", "kind", "key", "error_code", "error", "column", "arrival", "record", "rules"}
 
-`key` is a list, ["session_id", "task_id"] for a task; version 1 wrote a text. `record` is what was received, `arrival`
-when (µs since 1970 UTC): a replay keeps it, so that the merge rule protects rows that are newer. Several writers append
-and a replay removes: each holds the lock beside the file, writes whole lines and syncs before it returns, since the
-segment, or the letter, goes right after. All functions block.
+`key` is a list, ["session_id", "task_id"] for a task; version 1 wrote a text. `record` is what was received, `rules`
+what it means (records.Rules; version 1 wrote none), `arrival` when (µs since 1970 UTC): a replay keeps both, so that
+the record means the same and the merge rule protects rows that are newer. Several writers append and a replay removes:
+each holds the lock beside the file, writes whole lines and syncs before it returns, since the segment, or the letter,
+goes right after. All functions block.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 import orjson
 
 from flusher.segments import sync_directory
+from shared.records import V1_RULES, Rules
 
 FILE_NAME = "dead_letters.jsonl"
 
@@ -38,6 +40,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     column: str | None
     arrival: int
     record: Any
+    rules: Rules = Rules.decode(V1_RULES)
 
     @property
     def ids(self) -> tuple[str, ...]:

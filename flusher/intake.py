@@ -103,13 +103,13 @@ class Intake:
             self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply, self._syncer.last_error or "sync failed")
             return ()
         room = self._max_bytes - self._journal.bytes
-        needed = sum(ENTRY_HEADER_BYTES + len(one.body) for one in submits)
+        needed = sum(map(_entry_bytes, submits))
         if needed <= room:
             return submits
         admitted: list[Submit] = []
         refused: list[Submit] = []
         for one in submits:
-            size = ENTRY_HEADER_BYTES + len(one.body)
+            size = _entry_bytes(one)
             if size <= room:
                 room -= size
                 admitted.append(one)
@@ -127,9 +127,9 @@ class Intake:
         entries = []
         for one in submits:
             if one.arrival:
-                entries.append(Entry(one.kind, one.count, min(one.arrival, arrival), one.body))
+                entries.append(Entry(one.kind, one.count, min(one.arrival, arrival), one.body, one.rules))
             else:
-                entries.append(Entry(one.kind, one.count, arrival, one.body))
+                entries.append(Entry(one.kind, one.count, arrival, one.body, one.rules))
                 self._last_arrival = self._flush.floor = arrival
                 arrival += 1
         return entries
@@ -182,9 +182,13 @@ class Intake:
         name = reason.name.lower()
         self._figures.rejected[name] = self._figures.rejected.get(name, 0) + len(submits)
         if reason is Reason.JOURNAL_FULL:
-            missing = sum(ENTRY_HEADER_BYTES + len(one.body) for one in submits) + SEGMENT_HEADER_BYTES
+            missing = sum(map(_entry_bytes, submits)) + SEGMENT_HEADER_BYTES
             missing += max(0, self._journal.bytes - self._max_bytes)
             after_s = triggers.retry_after(missing, self._figures.drain_rate.bytes_per_s(now))
         else:
             after_s = _NOT_WRITABLE_RETRY_AFTER_S
         reply(b"".join([encode(Reject(one.seq, reason, after_s)) for one in submits]))
+
+
+def _entry_bytes(submit: Submit) -> int:
+    return ENTRY_HEADER_BYTES + len(submit.rules) + len(submit.body)

@@ -144,4 +144,4 @@ class _Connection:
 def _submit(seq: int, letter: DeadLetter) -> bytes:
     kind = _KIND_OF_NAME[letter.kind]
     body = orjson.dumps({kind.name: [letter.record]})
-    return encode(Submit(seq, kind.code, 1, body, arrival=letter.arrival))
+    return encode(Submit(seq, kind.code, 1, body, arrival=letter.arrival, rules=letter.rules.encode()))

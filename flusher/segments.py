@@ -1,15 +1,19 @@
 """Segments: the files where an acknowledged body lies until its rows are in the database, and the bytes in them.
 
-Byte grammar, little-endian, version 1. A segment is one buffer generation; its name is its sequence number.
+Byte grammar, little-endian, version 2. A segment is one buffer generation; its name is its sequence number.
 
     segment := magic:u8[4]="PSJ\\xff" version:u8 0:u8 0:u16 floor:u64 crc:u32 entry*
-    entry   := magic:u16=0xa7ff version:u8 kind:u8 count:u32 arrival:u64 length:u32 crc:u32 body:u8[length]
+    entry   := magic:u16=0xa7ff version:u8 kind:u8 count:u32 arrival:u64 length:u32 size:u8 0:u8 0:u16 crc:u32
+               rules:u8[size] body:u8[length - size]
 
 `floor` is the last arrival given out before the segment was opened, so that arrivals keep rising over a restart even
-when the clock steps back. `arrival` counts µs since 1970 UTC. A crc covers everything of its header before it, and
+when the clock steps back. `arrival` counts µs since 1970 UTC. `rules` decide what the body means (records.Rules), so
+that a changed setting does not change what was accepted. A crc covers everything of its header before it, the rules and
 the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 in this order are never valid UTF-8:
 a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
 To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
+
+Version 1, which is still read, had no `size`, no zeros behind it, and no rules: V1_RULES say what its bodies mean.
 
 Rules: no state and no loop: for any thread and any process. What opens a file blocks. A segment is one that nobody
 appends to any more, or is read as far as it has come.
@@ -24,12 +28,14 @@ from pathlib import Path
 
 import msgspec
 
+from shared.records import V1_RULES
+
 try:
     from isal.isal_zlib import crc32  # the same crc, 13 times as fast (docs/PERFORMANCE.md)
 except ImportError:  # it is installed only where there are wheels of it
     from zlib import crc32
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".segment"
 BROKEN_SUFFIX = ".broken"
 REWRITE_SUFFIX = ".rewrite"
@@ -37,10 +43,13 @@ SEGMENT_MAGIC = b"PSJ\xff"
 ENTRY_MAGIC = b"\xff\xa7"
 
 _SEGMENT = struct.Struct("<4sBBHQI")
-_ENTRY = struct.Struct("<2sBBIQII")
+_ENTRY = struct.Struct("<2sBBIQIBBHI")
+_ENTRY_V1 = struct.Struct("<2sBBIQII")
 _CRC = struct.Struct("<I")
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 ENTRY_HEADER_BYTES = _ENTRY.size
+_HEADER_BYTES = {1: _ENTRY_V1.size, VERSION: ENTRY_HEADER_BYTES}
+"""Of an entry, by version."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +57,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     count: int
     arrival: int
     body: bytes | memoryview
+    rules: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +89,13 @@ def segment_header(floor: int) -> bytes:
 
 
 def entry_header(entry: Entry) -> bytes:
-    length = len(entry.body)
-    assert length, "no body is empty"
-    head = _ENTRY.pack(ENTRY_MAGIC, VERSION, entry.kind, entry.count, entry.arrival, length, 0)[:-4]
-    return head + _CRC.pack(crc32(entry.body, crc32(head)))
+    """What stands before the body: the header and the rules."""
+    rules = entry.rules
+    size = len(rules)
+    assert entry.body, "no body is empty"
+    length = size + len(entry.body)
+    head = _ENTRY.pack(ENTRY_MAGIC, VERSION, entry.kind, entry.count, entry.arrival, length, size, 0, 0, 0)[:-4]
+    return head + _CRC.pack(crc32(entry.body, crc32(rules, crc32(head)))) + rules
 
 
 def read(path: Path) -> Contents:
@@ -100,15 +113,15 @@ def parse(data: bytes) -> Contents:
         if magic == SEGMENT_MAGIC and crc == crc32(data[: SEGMENT_HEADER_BYTES - 4]):
             version, floor, at = found, stored_floor, SEGMENT_HEADER_BYTES
     contents = Contents([], [], floor, version, len(data))
-    if version not in (None, VERSION):
+    if version is not None and version not in _HEADER_BYTES:
         contents.damage.append(Damage(at, len(data) - at))
         return contents
     view = memoryview(data)
     while at < len(data):
-        entry = _entry_at(data, view, at)
-        if entry is not None:
+        found = _entry_at(data, view, at)
+        if found is not None:
+            entry, at = found
             contents.entries.append(entry)
-            at += ENTRY_HEADER_BYTES + len(entry.body)
             continue
         start = at
         at = data.find(ENTRY_MAGIC, at + 1)
@@ -124,17 +137,23 @@ def parse(data: bytes) -> Contents:
     return contents
 
 
-def _entry_at(data: bytes, view: memoryview, at: int) -> Entry | None:
-    body_at = at + ENTRY_HEADER_BYTES
-    if body_at > len(data):
+def _entry_at(data: bytes, view: memoryview, at: int) -> tuple[Entry, int] | None:
+    """The entry that starts there, and where it ends."""
+    if at + _ENTRY_V1.size > len(data):
         return None
-    magic, version, kind, count, arrival, length, crc = _ENTRY.unpack_from(data, at)
-    if magic != ENTRY_MAGIC or version != VERSION or not 0 < length <= len(data) - body_at:
+    magic, version, kind, count, arrival, length, _ = _ENTRY_V1.unpack_from(data, at)  # as it starts in every version
+    payload_at = at + _HEADER_BYTES.get(version, 0)
+    end = payload_at + length
+    if magic != ENTRY_MAGIC or payload_at == at or not length or end > len(data):
         return None
-    body = view[body_at : body_at + length]
-    if crc32(body, crc32(view[at : body_at - 4])) != crc:
+    rules, body_at = V1_RULES, payload_at
+    if version == VERSION:
+        body_at += data[at + _ENTRY_V1.size - 4]
+        rules = data[payload_at:body_at]
+    (crc,) = _CRC.unpack_from(data, payload_at - 4)
+    if body_at >= end or crc32(view[payload_at:end], crc32(view[at : payload_at - 4])) != crc:
         return None
-    return Entry(kind, count, arrival, body)
+    return Entry(kind, count, arrival, view[body_at:end], rules), end
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +174,10 @@ def survey(path: Path) -> Survey:
         head = file.read(SEGMENT_HEADER_BYTES)
         if len(head) == SEGMENT_HEADER_BYTES:
             last = _SEGMENT.unpack(head)[4] if _CRC.unpack(head[-4:])[0] == crc32(head[:-4]) else 0
-        while len(head := file.read(ENTRY_HEADER_BYTES)) == ENTRY_HEADER_BYTES:
-            magic, version, kind, count, arrival, length, _ = _ENTRY.unpack(head)
-            if magic != ENTRY_MAGIC or version != VERSION or not 0 < length <= size - file.tell():
+        while len(head := file.read(_ENTRY_V1.size)) == _ENTRY_V1.size:
+            magic, version, kind, count, arrival, length, _ = _ENTRY_V1.unpack(head)
+            length += _HEADER_BYTES.get(version, 0) - len(head)
+            if magic != ENTRY_MAGIC or version not in _HEADER_BYTES or not 0 < length <= size - file.tell():
                 break
             records[kind] = records.get(kind, 0) + count
             first = min(first or arrival, arrival)

@@ -42,7 +42,7 @@ from flusher.store import Server, Store, StoreError
 from shared import logs
 from shared.config import Database, load_or_exit
 from shared.process import close_to_others
-from shared.records import KIND_OF_CODE, KINDS, Kind
+from shared.records import KIND_OF_CODE, KINDS, Kind, Rules
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ class Writer:
                 column=_column(one.error.detail),
                 arrival=batch.entries[one.row.entry].arrival,
                 record=_keepable(one.kind, batch.raw(one.kind, one.row)),
+                rules=Rules.decode(batch.entries[one.row.entry].rules),
             )
             for one in refused
         ]
@@ -204,7 +205,7 @@ class Writer:
             kind = KIND_OF_CODE.get(entry.kind)
             body = bytes(entry.body).decode(errors="backslashreplace")
             name = kind.name if kind else str(entry.kind)
-            letters.append(DeadLetter(now, name, (), -1, why, None, entry.arrival, body))
+            letters.append(DeadLetter(now, name, (), -1, why, None, entry.arrival, body, Rules.decode(entry.rules)))
         return letters
 
 

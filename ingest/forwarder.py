@@ -82,8 +82,12 @@ class Commit(msgspec.Struct):
 
 
 class Forwarder:
-    def __init__(self, path: str, *, ack_timeout_s: float, window_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(
+        self, path: str, *, ack_timeout_s: float, rules: bytes = b"", window_bytes: int = WINDOW_BYTES
+    ) -> None:
+        """Args: rules: of all bodies (records.Rules)."""
         self._path = path
+        self._rules = rules
         self._ack_timeout_s = ack_timeout_s
         self._window_bytes = window_bytes
         self._loop: asyncio.AbstractEventLoop
@@ -130,7 +134,8 @@ class Forwarder:
         if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:
             await self._window(size)
         seq = self._next_seq()
-        parts = _frame(encode_submit_header(seq, kind, count, len(body), want_commit=want_commit), body)
+        head = encode_submit_header(seq, kind, count, len(body), want_commit=want_commit, rules=self._rules)
+        parts = _frame(head, body)
         if want_commit:
             self._committing[seq] = Commit(self._loop.create_future())
         try:
@@ -148,7 +153,8 @@ class Forwarder:
         if self._in_flight_bytes + size > self._window_bytes:
             return False
         seq = self._next_seq()
-        self._ask(seq, _frame(encode_submit_header(seq, kind, count, len(body)), body), size, self._ack_timeout_s, done)
+        head = encode_submit_header(seq, kind, count, len(body), rules=self._rules)
+        self._ask(seq, _frame(head, body), size, self._ack_timeout_s, done)
         return True
 
     async def committed(self, seq: int, timeout_s: float) -> int | None:

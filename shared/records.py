@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
@@ -102,6 +105,53 @@ TASKS = Kind(2, "tasks", Task, ("session_id", "task_id"), "translation_tasks")
 KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)
 """In the order in which a transaction writes them."""
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
+
+
+@lru_cache(maxsize=64)
+def time_zone(name: str) -> tzinfo:
+    """The zone that `records.time_zone` names: `UTC`, an offset like `+08:00`, or a name of the IANA data base.
+
+    Raises: ValueError.
+    """
+    offset = re.fullmatch(r"([+-])([01]\d|2[0-3]):([0-5]\d)", name, re.ASCII)
+    if offset:
+        ahead = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
+        return timezone(ahead if offset[1] == "+" else -ahead)
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError):  # no such name, a directory, or a path
+        raise ValueError(f"{name[:64]!r} is neither UTC, nor an offset like +08:00, nor a time zone of IANA") from None
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What decides what a body means besides its bytes. They go with it into the journal and into dead letters.
+
+        rules := nothing (the defaults) | flags:u8 time_zone:u8[]
+
+    `time_zone` is that of times without an offset. Flag 1: unknown fields are ignored.
+    """
+
+    time_zone: str = "UTC"
+    unknown_fields: Literal["keep", "ignore"] = "keep"
+
+    def encode(self) -> bytes:
+        if self == Rules():
+            return b""
+        return bytes([self.unknown_fields == "ignore"]) + self.time_zone.encode()
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def decode(data: bytes) -> Rules:
+        """Raises: ValueError. Whether there is such a time zone, time_zone() says."""
+        if not data:
+            return Rules()
+        return Rules(data[1:].decode(), "ignore" if data[0] & 1 else "keep")
+
+
+V1_RULES = Rules(unknown_fields="ignore").encode()
+"""What bodies mean that version 1 has accepted."""
 
 
 def utc(time: datetime) -> datetime:

@@ -4,7 +4,7 @@ The stream is a sequence of frames, little-endian:
 
     frame   := length:u32 version:u8 type:u8 seq:u32 payload:u8[length]
 
-    submit    (1, to flusher)  := kind:u8 flags:u8 count:u32 arrival:u64 body:u8[]
+    submit    (1, to flusher)  := kind:u8 flags:u8 size:u8 count:u32 arrival:u64 rules:u8[size] body:u8[]
     ack       (2, to ingest)   := count:u32 arrival:u64
     reject    (3, to ingest)   := reason:u8 retry_after_ms:u32
     flush     (4, to flusher)  := timeout_ms:u32
@@ -14,7 +14,8 @@ The stream is a sequence of frames, little-endian:
     committed (8, to ingest)   := first:u64 last:u64 dead*        dead := arrival:u64 count:u32
 
 `seq` is the asker's number; every answer repeats it. `arrival` counts µs since 1970 UTC; in a submit it is 0
-except for a replayed dead letter, which keeps its first arrival. One ack answers `count` submits: those numbered seq,
+except for a replayed dead letter, which keeps its first arrival. `rules` decide what the body means (records.Rules);
+the flusher only keeps them. One ack answers `count` submits: those numbered seq,
 seq + 1, …, which arrived at arrival, arrival + 1, …; MAX_ACKED at most. With flag WANT_COMMIT a submit is answered
 twice: by ack, and by a committed, with seq 0, whose range holds its arrival: one frame answers all such submits of a
 segment on a connection, so that the flusher keeps nothing for each of them. `dead` names those bodies of which `count`
@@ -40,8 +41,8 @@ SOCKET_NAME = "run/flusher.sock"
 WANT_COMMIT = 1
 
 _HEADER = struct.Struct("<IBBI")
-_SUBMIT = struct.Struct("<IBBIBBIQ")
-_SUBMIT_PAYLOAD = struct.Struct("<BBIQ")
+_SUBMIT = struct.Struct("<IBBIBBBIQ")
+_SUBMIT_PAYLOAD = struct.Struct("<BBBIQ")
 _ACK = struct.Struct("<IBBIIQ")
 _REJECT = struct.Struct("<IBBIBI")
 _FLUSH = struct.Struct("<IBBII")
@@ -96,6 +97,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     body: Buffer
     arrival: int = 0
     want_commit: bool = False
+    rules: bytes = b""
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
@@ -141,11 +143,20 @@ Message: TypeAlias = Submit | Ack | Reject | Flush | Flushed | Stats | StatsIs |
 
 
 def encode_submit_header(
-    seq: int, kind: int, count: int, body_bytes: int, *, arrival: int = 0, want_commit: bool = False
+    seq: int,
+    kind: int,
+    count: int,
+    body_bytes: int,
+    *,
+    arrival: int = 0,
+    want_commit: bool = False,
+    rules: bytes = b"",
 ) -> bytes:
     """A submit frame without its body, which follows as it is: no copy of a large body is made."""
-    length = body_bytes + _SUBMIT_PAYLOAD.size
-    return _SUBMIT.pack(length, VERSION, 1, seq, kind, WANT_COMMIT if want_commit else 0, count, arrival)
+    size = len(rules)
+    length = body_bytes + size + _SUBMIT_PAYLOAD.size
+    head = _SUBMIT.pack(length, VERSION, 1, seq, kind, WANT_COMMIT if want_commit else 0, size, count, arrival)
+    return head + rules
 
 
 def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
@@ -160,6 +171,7 @@ def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
             len(message.body),
             arrival=message.arrival,
             want_commit=message.want_commit,
+            rules=message.rules,
         )
         return head + message.body
     if isinstance(message, Reject):
@@ -242,9 +254,14 @@ def messages_in(data: Buffer, max_frame_bytes: int = MAX_FRAME_BYTES) -> tuple[l
             return messages, at, need
         if kind == _SUBMIT_TYPE and length >= _SUBMIT_PAYLOAD.size:
             # Nearly all that the flusher reads: unpacked in one step.
-            _, _, _, _, record_kind, flags, count, arrival = _SUBMIT.unpack_from(data, at)
-            body = view[at + SUBMIT_BYTES : at + need]
-            messages.append(Submit(seq, record_kind, count, body, arrival, flags & WANT_COMMIT == WANT_COMMIT))
+            _, _, _, _, record_kind, flags, size, count, arrival = _SUBMIT.unpack_from(data, at)
+            if size + _SUBMIT_PAYLOAD.size > length:
+                raise ProtocolError(f"a submit of {length} bytes has {size} bytes of rules")
+            body_at = at + SUBMIT_BYTES + size
+            body = view[body_at : at + need]
+            rules = bytes(data[at + SUBMIT_BYTES : body_at]) if size else b""
+            want_commit = flags & WANT_COMMIT == WANT_COMMIT
+            messages.append(Submit(seq, record_kind, count, body, arrival, want_commit, rules))
         else:
             messages.append(_decode(kind, seq, view[at + HEADER_BYTES : at + need]))
         at += need

@@ -72,6 +72,7 @@ def test_the_file_is_json_lines_that_only_its_owner_reads(path: Path) -> None:
         "column",
         "arrival",
         "record",
+        "rules",
     }
     assert path.stat().st_mode & 0o777 == 0o600
 

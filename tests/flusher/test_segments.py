@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flusher import segments
 from flusher.journal import Journal
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Contents, Entry, entry_header, parse, survey
+from shared.records import Rules
 from tests.support.segments import (
     ENTRIES,
     FLOOR,
@@ -40,7 +41,7 @@ def test_without_isal_the_journal_works_as_well() -> None:
 
 
 def check_every_byte_is_accounted_for(contents: Contents) -> None:
-    entries = sum(ENTRY_HEADER_BYTES + len(entry.body) for entry in contents.entries)
+    entries = sum(ENTRY_HEADER_BYTES + len(entry.rules) + len(entry.body) for entry in contents.entries)
     header = 0 if contents.version is None else SEGMENT_HEADER_BYTES
     assert header + entries + contents.damaged_bytes == contents.size
 
@@ -51,7 +52,7 @@ def test_appended_entries_are_read_back_in_order(tmp_path: Path) -> None:
     assert contents.entries == ENTRIES
     assert contents.damage == []
     assert contents.floor == FLOOR
-    assert contents.version == 1
+    assert contents.version == 2
 
 
 def test_the_bytes_on_the_disk_are_those_of_the_grammar(tmp_path: Path) -> None:
@@ -59,9 +60,26 @@ def test_the_bytes_on_the_disk_are_those_of_the_grammar(tmp_path: Path) -> None:
 
 
 def test_every_field_holds_its_largest_value(tmp_path: Path) -> None:
-    largest = Entry(255, 2**32 - 1, 2**64 - 1, b"x")
+    largest = Entry(255, 2**32 - 1, 2**64 - 1, b"x", b"r" * 255)
 
     assert segments.read(filled(tmp_path, [largest])).entries == [largest]
+
+
+V1_SEGMENT = bytes.fromhex(
+    "50534aff 01 00 0000 00401e18240a0600 313019d7"
+    " ffa7 01 02 01000000 01401e18240a0600 0e000000 55481895 7b227461736b73223a5b7b7d5d7d"
+)
+
+
+def test_a_segment_of_version_1_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "segment"
+    path.write_bytes(V1_SEGMENT)
+
+    contents = segments.read(path)
+
+    assert contents.entries == [Entry(2, 1, FLOOR + 1, b'{"tasks":[{}]}', Rules(unknown_fields="ignore").encode())]
+    assert (contents.version, contents.floor, contents.damage) == (1, FLOOR, [])
+    assert survey(path).records == {2: 1}
 
 
 def test_an_entry_without_a_body_is_refused_since_zeros_would_read_as_one() -> None:
@@ -174,7 +192,7 @@ def test_an_empty_file_holds_nothing_and_no_damage() -> None:
 def test_a_segment_without_entries_is_undamaged() -> None:
     contents = parse(segment_header())
 
-    assert (contents.entries, contents.damage, contents.version) == ([], [], 1)
+    assert (contents.entries, contents.damage, contents.version) == ([], [], 2)
 
 
 def test_entries_are_rescued_although_the_whole_header_is_gone() -> None:
@@ -186,17 +204,17 @@ def test_entries_are_rescued_although_the_whole_header_is_gone() -> None:
 
 
 def test_a_segment_of_another_version_is_left_whole_for_a_version_that_reads_it() -> None:
-    data = segment_header(version=2) + b"".join(map(entry_bytes, ENTRIES))
+    data = segment_header(version=3) + b"".join(map(entry_bytes, ENTRIES))
 
     contents = parse(data)
 
-    assert contents.version == 2
+    assert contents.version == 3
     assert contents.entries == []
     assert contents.damaged_bytes == len(data) - SEGMENT_HEADER_BYTES
 
 
 def test_an_entry_of_another_version_does_not_hide_its_neighbours() -> None:
-    data = segment_header() + entry_bytes(ENTRIES[0]) + entry_bytes(ENTRIES[1], version=2) + entry_bytes(ENTRIES[2])
+    data = segment_header() + entry_bytes(ENTRIES[0]) + entry_bytes(ENTRIES[1], version=3) + entry_bytes(ENTRIES[2])
 
     contents = parse(data)
 

@@ -155,7 +155,7 @@ def segment(data: bytes) -> None:
             content += _stretch(draw)
     contents = segments.parse(content)
     header = segments.SEGMENT_HEADER_BYTES if contents.version is not None else 0
-    sizes = [segments.ENTRY_HEADER_BYTES + len(entry.body) for entry in contents.entries]
+    sizes = [segments.ENTRY_HEADER_BYTES + len(entry.rules) + len(entry.body) for entry in contents.entries]
     assert header + sum(sizes) + contents.damaged_bytes == len(content) == contents.size
     for entry in contents.entries:
         assert segments.entry_header(entry) + entry.body in content
@@ -183,7 +183,7 @@ def _stretch(draw: Draw) -> bytes:
     if how == 0:
         return draw.bytes(draw.byte())
     if how == 1 and not draw.byte() % 4:
-        head = segments._SEGMENT.pack(segments.SEGMENT_MAGIC, draw.choose((1, 1, 2)), 0, 0, draw.integer(8), 0)[:-4]
+        head = segments._SEGMENT.pack(segments.SEGMENT_MAGIC, draw.choose((2, 2, 3)), 0, 0, draw.integer(8), 0)[:-4]
         return head + segments._CRC.pack(segments.crc32(head))
     kind, body = draw.body()
     # Where the input has ended all is 0, and the entry is a good one.

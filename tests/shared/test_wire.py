@@ -35,12 +35,12 @@ U64 = 0xFFFFFFFFFFFFFFFF
 
 # One of each, and the bytes that the grammar gives it.
 FRAMES: list[tuple[Message, str]] = [
-    (Submit(1, 2, 3, b"{}"), "10000000 03 01 01000000  02 00 03000000 0000000000000000  7b7d"),
+    (Submit(1, 2, 3, b"{}"), "11000000 03 01 01000000  02 00 00 03000000 0000000000000000  7b7d"),
     (
-        Submit(U32, 255, U32, b"x", arrival=U64, want_commit=True),
-        "0f000000 03 01 ffffffff  ff 01 ffffffff ffffffffffffffff  78",
+        Submit(U32, 255, U32, b"x", arrival=U64, want_commit=True, rules=b"\1+08:00"),
+        "17000000 03 01 ffffffff  ff 01 07 ffffffff ffffffffffffffff  012b30383a3030  78",
     ),
-    (Submit(1, 1, 0, b""), "0e000000 03 01 01000000  01 00 00000000 0000000000000000"),
+    (Submit(1, 1, 0, b""), "0f000000 03 01 01000000  01 00 00 00000000 0000000000000000"),
     (Ack(7, 0x0102030405060708), "0c000000 03 02 07000000  01000000 0807060504030201"),
     (Ack(7, 1, 65536), "0c000000 03 02 07000000  00000100 0100000000000000"),
     (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 03 03 08000000  01 dc050000"),
@@ -72,6 +72,7 @@ messages = st.one_of(
         st.binary(max_size=40),
         st.integers(0, U64),
         st.booleans(),
+        st.binary(max_size=255),
     ),
     st.builds(Ack, u32, st.integers(0, U64), st.integers(1, MAX_ACKED)),
     st.builds(Reject, u32, st.sampled_from(Reason), seconds),
@@ -122,8 +123,8 @@ def test_the_sizes_that_others_reserve_are_those_of_the_frames() -> None:
 
 @pytest.mark.parametrize("want_commit", [False, True])
 def test_a_submits_header_and_its_body_are_the_whole_frame(want_commit: bool) -> None:
-    head = encode_submit_header(5, 2, 7, 3, arrival=9, want_commit=want_commit)
-    assert head + b"abc" == encode(Submit(5, 2, 7, b"abc", 9, want_commit))
+    head = encode_submit_header(5, 2, 7, 3, arrival=9, want_commit=want_commit, rules=b"r")
+    assert head + b"abc" == encode(Submit(5, 2, 7, b"abc", 9, want_commit, b"r"))
 
 
 def test_a_stream_decodes_byte_by_byte() -> None:
@@ -240,6 +241,14 @@ def test_times_over_what_a_frame_holds_become_the_longest() -> None:
 def test_another_version_is_a_protocol_error(version: int) -> None:
     with pytest.raises(ProtocolError, match=f"version {version}, this side speaks {wire.VERSION}"):
         Decoder().feed(header(0, version))
+
+
+def test_rules_that_reach_beyond_their_frame_are_a_protocol_error() -> None:
+    frame = bytearray(encode(Submit(1, 1, 1, b"body", rules=b"rules")))
+    assert frame[HEADER_BYTES + 2] == len(b"rules")
+    frame[HEADER_BYTES + 2] = len(b"rulesbody") + 1
+    with pytest.raises(ProtocolError, match="10 bytes of rules"):
+        Decoder().feed(bytes(frame))
 
 
 @pytest.mark.parametrize("kind", [0, 9, 255])

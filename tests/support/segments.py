@@ -16,19 +16,22 @@ FLOOR = 1_700_000_000_000_000
 ENTRIES = [
     Entry(1, 1, FLOOR + 1, b'{"sessions":[{"session_id":"s1"}]}'),
     Entry(2, 3, FLOOR + 2, '{"tasks":["é","你好","🙂"]}'.encode()),
-    Entry(2, 1, FLOOR + 3, b"{}"),
+    Entry(2, 1, FLOOR + 3, b"{}", b"\1Asia/Shanghai"),
     Entry(1, 1000, FLOOR + 4, b'{"sessions":[]}'),
 ]
 
 
-def segment_header(version: int = 1, floor: int = FLOOR) -> bytes:
+def segment_header(version: int = 2, floor: int = FLOOR) -> bytes:
     head = b"PSJ\xff" + struct.pack("<BBHQ", version, 0, 0, floor)
     return head + struct.pack("<I", zlib.crc32(head))
 
 
-def entry_bytes(entry: Entry, version: int = 1) -> bytes:
-    head = struct.pack("<HBBIQI", 0xA7FF, version, entry.kind, entry.count, entry.arrival, len(entry.body))
-    return head + struct.pack("<I", zlib.crc32(head + entry.body)) + entry.body
+def entry_bytes(entry: Entry, version: int = 2) -> bytes:
+    payload = entry.rules + entry.body
+    head = struct.pack("<HBBIQI", 0xA7FF, version, entry.kind, entry.count, entry.arrival, len(payload))
+    if version > 1:
+        head += struct.pack("<BBH", len(entry.rules), 0, 0)
+    return head + struct.pack("<I", zlib.crc32(head + payload)) + payload
 
 
 def segment_bytes(entries: Sequence[Entry]) -> bytes:
@@ -40,7 +43,7 @@ def ends_of(entries: Sequence[Entry]) -> list[int]:
     ends: list[int] = []
     at = SEGMENT_HEADER_BYTES
     for entry in entries:
-        at += ENTRY_HEADER_BYTES + len(entry.body)
+        at += ENTRY_HEADER_BYTES + len(entry.rules) + len(entry.body)
         ends.append(at)
     return ends
 
