@@ -97,6 +97,7 @@ def create_app(
         posts_with_body=frozenset(batches),
         auth_token=service.auth_token,
         protected_mode=service.protected_mode,
+        allowed_hosts=service.allowed_hosts,
         max_body_bytes=service.max_body_bytes,
     )
     return guard, {path.encode(): Shortcut(batch, guard, forwarder) for path, batch in batches.items()}

@@ -1,6 +1,6 @@
 """The outermost ASGI layer: what a request must pass before a byte of its body is read, and how it is read.
 
-Order: whether everybody on the way reads the header alike -> who asks (protected mode, token) -> path and method ->
+Order: whether everybody on the way reads the header alike -> who asks (ingest/access.py) -> path and method ->
 type, encoding and declared size -> room -> body, counted as it comes, compared with what was declared, unpacked under
 the same limit. The body is then handed on in the scope, so that nothing behind has to know how it came.
 """
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from ingest.access import Access
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
-from ingest.headers import JSON_TYPE, check_form, has_token, is_cross_site, is_json, is_local
+from ingest.headers import JSON_TYPE, check_form, is_json
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
-"""Answered without a token: what load balancers and supervisors ask, and the page that asks for the token."""
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
 SMALL_BODY_BYTES = 64 * 1024
@@ -53,14 +52,14 @@ class Guard:
         posts_with_body: frozenset[str],
         auth_token: str | None,
         protected_mode: bool,
+        allowed_hosts: Collection[str] = (),
         max_body_bytes: int,
         max_reading_bytes: int = MAX_READING_BYTES,
     ) -> None:
         self._app = app
         self._routes = routes
         self._posts_with_body = posts_with_body
-        self._tokens = None if auth_token is None else auth_token.encode().split()
-        self._protected = protected_mode and auth_token is None
+        self._access = Access(auth_token, protected_mode=protected_mode, allowed_hosts=allowed_hosts)
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
         self._reading_bytes = 0
@@ -87,7 +86,7 @@ class Guard:
                 or scope["http_version"] != "1.1"
             ):
                 check_form(scope, headers)
-            self._check_peer(scope, headers)
+            self._access.check(scope, headers)
             self._check_route(scope)
             if scope["method"] == "HEAD":
                 # The server knows from its own scope, which must stay as it is, that no body may follow.
@@ -113,31 +112,6 @@ class Guard:
         finally:
             self._reading_bytes -= held
 
-    def _check_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if self._tokens is not None:
-            if scope["path"] in OPEN_PATHS:
-                return
-            given = headers.get(b"authorization")
-            if given is None:
-                challenge = {"WWW-Authenticate": "Bearer"}
-                raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
-            if not has_token(given, self._tokens):
-                raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
-        elif self._protected:
-            if not is_local(scope["client"]):
-                raise Problem(
-                    403,
-                    "PROTECTED_MODE",
-                    "without a token only callers on the same machine are answered: set service.auth_token"
-                    " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
-                )
-            if scope["method"] == "POST" and is_cross_site(headers):
-                raise Problem(
-                    403,
-                    "CROSS_SITE",
-                    "without a token a browser may not send here what a page of another site wants it to",
-                )
-
     def is_plain(
         self, fields: Sequence[tuple[bytes, bytes]], headers: Mapping[bytes, bytes], client: tuple[str, int] | None
     ) -> bool:
@@ -156,9 +130,7 @@ class Guard:
             or headers.get(b"content-type", JSON_TYPE) != JSON_TYPE
         ):
             return False
-        if self._tokens is not None:
-            return has_token(headers.get(b"authorization", b""), self._tokens)
-        return not self._protected or is_local(client)
+        return self._access.admits(headers, client)
 
     def reserve(self, size: int) -> bool:
         """Whether a body of `size` bytes may come by the short way; if so, release() must follow."""

@@ -1,11 +1,8 @@
-"""What a request's header says: whether everybody on the way reads it alike, who asks, and of what type the body is."""
+"""What a request's header says: whether everybody on the way reads it alike, and of what type the body is."""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 
 from ingest.cycle import Scope
 from ingest.resources import Problem
@@ -18,6 +15,10 @@ _SINGLE_FIELDS = (
     b"content-encoding",
     b"transfer-encoding",
     b"authorization",
+    b"origin",
+    b"sec-fetch-site",
+    b"sec-fetch-mode",
+    b"sec-fetch-dest",
 )
 
 
@@ -38,44 +39,6 @@ def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
     else:
         return
     raise Problem(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
-
-
-def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
-    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time: how long it takes says
-    neither which nor how much is right."""
-    scheme, _, given = authorization.partition(b" ")
-    found = False
-    for token in tokens:
-        found |= hmac.compare_digest(given.strip(), token)
-    return found and scheme.lower() == b"bearer"
-
-
-def is_local(client: tuple[str, int] | None) -> bool:
-    """Whether a peer is on this machine. One without an address was reset before it was accepted: nobody knows, and
-    what it has sent can be read all the same."""
-    return client is not None and is_loopback(client[0])
-
-
-def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser says that the request comes from a page that is not ours. Others say neither.
-
-    Source: Fetch Metadata Request Headers, 2.3; RFC 6454, 7.
-    """
-    if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
-        return True
-    origin = headers.get(b"origin")
-    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
-
-
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Whether a peer's address is this machine's own."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def is_json(content_type: bytes) -> bool:

@@ -29,8 +29,8 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
+from ingest.access import OPEN_PATHS
 from ingest.cycle import NO_ROUTE, App, Cycle, Exchange
-from ingest.guard import OPEN_PATHS
 from ingest.refusals import (
     BAD_TARGET,
     CUT_SHORT,

@@ -359,7 +359,8 @@ FIELDS = st.sampled_from(
     ]
 )
 NEARLY_PLAIN = st.builds(
-    lambda length, more: [(b"host", b"h"), (b"content-length", b"%d" % length), *more],
+    lambda host, length, more: [(b"host", host), (b"content-length", b"%d" % length), *more],
+    st.sampled_from([b"h", b"rebound.example"]),
     st.sampled_from([5, 70000, MAX_BODY_BYTES + 1]),
     st.lists(FIELDS, max_size=2),
 )
@@ -389,6 +390,7 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
         "http_version": "1.1",
         "method": "POST",
         "path": TASKS.path,
+        "scheme": "http",
         "client": client,
         "headers": fields,
     }
@@ -408,5 +410,6 @@ def test_a_plain_header_does_pass_at_a_glance() -> None:
     plain = [(b"host", b"h"), (b"content-length", b"5"), (b"content-type", b"application/json")]
     assert shortcut(FakeForwarder(), guard()).admits(plain, LOCAL)
     assert not shortcut(FakeForwarder(), guard()).admits(plain, STRANGER)
+    assert not shortcut(FakeForwarder(), guard()).admits([(b"host", b"rebound.example"), *plain[1:]], LOCAL)
     assert shortcut(FakeForwarder(), guard("token")).admits([*plain, (b"authorization", b"Bearer token")], STRANGER)
     assert not shortcut(FakeForwarder(), guard("token")).admits(plain, LOCAL)

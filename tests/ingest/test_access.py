@@ -10,10 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
+from ingest.access import OPEN_PATHS, is_loopback
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
-from ingest.guard import OPEN_PATHS
-from ingest.headers import is_loopback
 from ingest.history import History
 from ingest.metrics import RequestMetrics
 from shared.config import Service
@@ -73,33 +72,115 @@ def test_a_header_cannot_make_a_stranger_local() -> None:
     assert Guarded().ask(client=STRANGER, **headers).code == "PROTECTED_MODE"
 
 
+# ---- names of this service
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "10.0.0.1:8001", "[::1]", "[2001:db8::1]:8001", "localhost", "localhost:8001", "persistence", ""],
+)
+def test_without_a_token_addresses_and_names_without_a_dot_are_ours(host: str) -> None:
+    assert Guarded().ask(host=host).status == 200
+
+
+@pytest.mark.parametrize("host", ["a.example.org", "A.Example.ORG", "a.example.org:8001", "b.example.org"])
+def test_further_names_are_ours_where_they_are_allowed(host: str) -> None:
+    guarded = Guarded(allowed_hosts=("A.example.org", "b.example.org"))
+    assert guarded.ask(host=host).status == 200
+    refused = Guarded(allowed_hosts=("c.example.org",)).ask(host=host)
+    assert (refused.status, refused.code) == (403, "HOST_NOT_ALLOWED")
+    assert "service.allowed_hosts" in orjson.loads(refused.sent[1]["body"])["detail"]
+    assert Guarded(auth_token="t0ken").ask(host=host, authorization="Bearer t0ken").status == 200
+
+
+@pytest.mark.parametrize("protected_mode", [True, False])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "rebound.example",
+        "rebound.example:8001",
+        "127.0.0.1.rebound.example",
+        "localhost.",
+        "127.1",
+        "127.0.0.1.",
+        "[rebound.example]",
+        "[rebound]",
+        "127.0.0.1@rebound.example",
+        "rebound.example:127.0.0.1",
+        "\u00e9.example",
+    ],
+)
+def test_a_name_that_a_stranger_may_own_is_refused_whatever_protected_mode_says(
+    host: str, protected_mode: bool
+) -> None:
+    """DNS rebinding: the stranger's page reads and writes here as if this were its own site."""
+    guarded = Guarded(protected_mode=protected_mode)
+    for path, method in ((OTHER, "GET"), (BATCH, "POST"), ("/flush", "POST"), ("/nowhere", "GET")):
+        assert guarded.ask(path, method, host=host).code == "HOST_NOT_ALLOWED"
+    assert guarded.app.scopes == []
+
+
+def test_load_balancers_ask_under_any_name() -> None:
+    guarded = Guarded(routes={path: frozenset(["GET"]) for path in OPEN_PATHS})
+    assert {guarded.ask(path, host="lb.example.org").status for path in OPEN_PATHS} == {200}
+
+
+# ---- pages of other sites
+
+LINK = {"sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
 FROM_ELSEWHERE = [
     {"sec_fetch_site": "cross-site"},
     {"sec_fetch_site": "same-site"},
+    {"sec_fetch_site": "cross-site", "origin": "http://h"},
+    {"sec_fetch_site": "same-origin", "origin": "http://elsewhere.example"},
     {"origin": "http://elsewhere.example"},
     {"origin": "null"},
     {"origin": "http://h:8001"},
-    {"origin": "http://h", "sec_fetch_site": "cross-site"},
+    {"origin": "https://h"},
+    {"origin": "h"},
 ]
 
 
+@pytest.mark.parametrize("protected_mode", [True, False])
 @pytest.mark.parametrize("headers", FROM_ELSEWHERE)
-def test_without_a_token_a_page_of_another_site_posts_nothing(headers: dict[str, str]) -> None:
-    guarded = Guarded()
-    assert guarded.post(**headers).code == "CROSS_SITE"
-    assert guarded.ask("/flush", "POST", **headers).code == "CROSS_SITE"
+def test_without_a_token_pages_of_other_sites_are_refused_whatever_protected_mode_says(
+    headers: dict[str, str], protected_mode: bool
+) -> None:
+    guarded = Guarded(protected_mode=protected_mode)
+    for path, method in ((OTHER, "GET"), (OTHER, "HEAD"), (BATCH, "POST"), ("/flush", "POST"), ("/health", "GET")):
+        assert guarded.ask(path, method, **headers).status == 403
+    assert guarded.post(**headers, **LINK).code == "CROSS_SITE"
     assert guarded.app.scopes == []
-    assert guarded.ask(OTHER, **headers).status == 200  # a link, of which it cannot read the answer
-    assert Guarded(protected_mode=False).post(**headers).status == 200
     assert Guarded(auth_token="t0ken").post(authorization="Bearer t0ken", **headers).status == 200
+
+
+@pytest.mark.parametrize("mode", [{}, {"sec_fetch_mode": "navigate", "sec_fetch_dest": "iframe"}])
+def test_a_person_may_follow_a_link_and_a_page_may_not_frame_us(mode: dict[str, str]) -> None:
+    assert Guarded().ask(OTHER, sec_fetch_site="cross-site", **LINK).status == 200
+    assert Guarded().ask(OTHER, sec_fetch_site="cross-site", **mode).code == "CROSS_SITE"
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin", "origin": "http://h"}, {"origin": "https://h"}],
+    [
+        {"sec_fetch_site": "none"},
+        {"sec_fetch_site": "same-origin", "origin": "http://h"},
+        {"sec_fetch_site": "same-origin", "origin": "https://h"},  # a proxy has taken the TLS off
+        {"origin": "http://h"},
+    ],
 )
 def test_our_own_page_and_a_person_may_post(headers: dict[str, str]) -> None:
     assert Guarded().post(**headers).status == 200
+
+
+@pytest.mark.parametrize("name", [b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"])
+def test_what_decides_who_asks_stands_in_a_header_once(name: bytes) -> None:
+    guarded = Guarded()
+    scope = scope_of(BATCH, "POST", LOCAL, {})
+    scope["headers"] += [(name, b"h"), (name, b"h")]
+    exchange = Exchange([part(b"")])
+    asyncio.run(guarded.guard(scope, exchange.receive, exchange.send))
+    assert (exchange.status, exchange.code) == (400, "INVALID_HTTP")
 
 
 def test_protected_mode_off_lets_everybody_in() -> None:
@@ -149,7 +230,7 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
             compared.append((given, expected))
             return hmac.compare_digest(given, expected)
 
-    monkeypatch.setattr("ingest.headers.hmac", Watched)
+    monkeypatch.setattr("ingest.access.hmac", Watched)
     guarded = Guarded(auth_token="t0ken 0ther")
     for given in (b"wrong", b"t0ken", b"0ther"):
         expected = 403 if given == b"wrong" else 200

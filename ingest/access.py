@@ -1,0 +1,123 @@
+"""Who is answered: by token, by address, by the name that a request calls this service, by the site it comes from.
+
+With a token, its holders are answered. Without one, a browser on this machine is the way in for strangers: a page of
+theirs can send requests here, and a name of theirs can be made to point here (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+
+from ingest.cycle import Scope
+from ingest.resources import Problem
+
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
+"""Answered without a token and under any name: what load balancers and supervisors ask, and the page that asks for the
+token. None of them gives out a record."""
+_SAME_SITE = (b"none", b"same-origin")
+
+
+class Access:
+    """Args: auth_token: one, or several separated by spaces; allowed_hosts: names of this service, in lower case."""
+
+    def __init__(self, auth_token: str | None, *, protected_mode: bool, allowed_hosts: Collection[str]) -> None:
+        self._tokens = None if auth_token is None else auth_token.encode().split()
+        self._protected = protected_mode
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
+
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """Raises: Problem, where the request is not answered."""
+        if self._tokens is not None:
+            if scope["path"] in OPEN_PATHS:
+                return
+            given = headers.get(b"authorization")
+            if given is None:
+                challenge = {"WWW-Authenticate": "Bearer"}
+                raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
+            if not has_token(given, self._tokens):
+                raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
+            return
+        if self._protected and not is_local(scope["client"]):
+            raise Problem(
+                403,
+                "PROTECTED_MODE",
+                "without a token only callers on the same machine are answered: set service.auth_token"
+                " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
+            )
+        if scope["path"] not in OPEN_PATHS and not is_ours(headers.get(b"host", b""), self._allowed_hosts):
+            raise Problem(
+                403,
+                "HOST_NOT_ALLOWED",
+                "without a token, Host must be an IP address, a name without a dot, or a name in service.allowed_hosts"
+                " (SERVICE_ALLOWED_HOSTS)",
+            )
+        if is_cross_site(scope, headers):
+            raise Problem(403, "CROSS_SITE", "without a token no requests from pages of other sites are answered")
+
+    def admits(self, headers: Mapping[bytes, bytes], client: tuple[str, int] | None) -> bool:
+        """Whether check() would pass a request that brings a Host and nothing that only browsers send."""
+        if self._tokens is not None:
+            return has_token(headers.get(b"authorization", b""), self._tokens)
+        return (not self._protected or is_local(client)) and is_ours(headers[b"host"], self._allowed_hosts)
+
+
+def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
+    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time: how long it takes says
+    neither which nor how much is right."""
+    scheme, _, given = authorization.partition(b" ")
+    found = False
+    for token in tokens:
+        found |= hmac.compare_digest(given.strip(), token)
+    return found and scheme.lower() == b"bearer"
+
+
+def is_local(client: tuple[str, int] | None) -> bool:
+    """Whether a peer is on this machine. One without an address was reset before it was accepted: nobody knows, and
+    what it has sent can be read all the same."""
+    return client is not None and is_loopback(client[0])
+
+
+def is_cross_site(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that the request comes from a page that is not ours, and no person has followed a link.
+    Other programs say neither.
+
+    Source: Fetch Metadata Request Headers, 2; RFC 6454, 7.
+    """
+    site = headers.get(b"sec-fetch-site", b"none")
+    if site not in _SAME_SITE:
+        followed = (headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")) == (b"navigate", b"document")
+        return scope["method"] not in ("GET", "HEAD") or not followed
+    origin = headers.get(b"origin")
+    if origin is None:
+        return False
+    scheme, _, name = origin.partition(b"://")
+    # Behind a proxy with TLS a browser knows better than we do which scheme is ours.
+    ours = site == b"same-origin" or scheme.decode("latin-1") == scope["scheme"]
+    return not ours or name != headers.get(b"host")
+
+
+@lru_cache(maxsize=128)
+def is_ours(host: bytes, allowed_hosts: frozenset[str]) -> bool:
+    """Whether no stranger can make this Host point here: an IP address, a name without a dot, or one that is allowed;
+    the port does not count."""
+    text = host.decode("latin-1").lower()
+    name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return not text.startswith("[") and ("." not in name or name in allowed_hosts)
+    return True
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """Whether a peer's address is this machine's own."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
