@@ -2,8 +2,7 @@
 
 The socket outlives every worker, so a worker that dies or is replaced costs no connection: those that wait in the
 socket's queue are taken by the next. SIGTERM: for service.drain_delay all goes on but for /ready, which turns 503; then
-workers finish what is under way. SIGHUP: they are replaced one by one,
-each new one started before an old one leaves.
+workers finish what is under way. SIGHUP: they are replaced; the old ones leave when the new ones accept.
 
 A parent of our own instead of supervisord's fcgi-program: that one takes host, port and number of processes only from
 its own file or from variables that must be set, and so could not follow config.yaml.
@@ -21,11 +20,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from ingest.metrics import METRICS_DIRECTORY, fold
+from ingest.workers import Workers
 from shared import logs
 from shared.config import Config, ConfigError, load, load_or_exit
 from shared.exposure import TlsUnusable, check_tls
@@ -38,8 +38,6 @@ BIND_TRIES_S = 3.0
 """After a kill -9 of the parent its orphaned workers hold the port until they notice."""
 GRACEFUL_S = 20.0
 """After it, workers that still have not ended are killed. Above the workers' own 15 s."""
-RESPAWN_S = 0.5
-"""A worker that dies sooner than this after its start is started again only after this."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -65,68 +63,6 @@ def listen(host: str, port: int) -> socket.socket:
             sys.exit(f"ingest: service.host = {host!r}, service.port = {port}: {error.strerror}")
         listener.set_inheritable(True)
         return listener
-
-
-class Workers:
-    """The children, by process id. Those that were asked to finish no longer count."""
-
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]], ended: Callable[[int], None]) -> None:
-        """Args: ended(process id): told of every worker that has ended."""
-        self._start = start
-        self._ended = ended
-        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
-        self._leaving: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._children) - len(self._leaving)
-
-    def start(self) -> None:
-        child = self._start()
-        self._children[child.pid] = (child, time.monotonic())
-
-    def reap(self) -> list[float]:
-        """Takes the dead out. Returns: how long each had lived."""
-        lived = []
-        for pid, (child, started_at) in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[pid]
-                self._leaving.discard(pid)
-                lived.append(time.monotonic() - started_at)
-                log.warning("worker %d ended, status %s", pid, child.returncode)
-                self._ended(pid)
-        return lived
-
-    def replace(self) -> None:
-        """Starts as many new workers as there are, then asks the old ones to finish."""
-        old = [child for pid, (child, _) in self._children.items() if pid not in self._leaving]
-        for _ in old:
-            self.start()
-        for child in old:
-            self._leaving.add(child.pid)
-            child.terminate()
-
-    def announce_leaving(self) -> None:
-        """/ready turns 503."""
-        for child, _ in self._children.values():
-            assert child.stdin is not None
-            try:
-                child.stdin.write(b"\n")
-                child.stdin.flush()
-            except OSError:
-                continue  # it has just ended
-
-    def terminate(self, timeout_s: float) -> None:
-        """Asks all to finish, and kills those that do not within `timeout_s`. Blocks."""
-        for child, _ in self._children.values():
-            child.terminate()
-        give_up_at = time.monotonic() + timeout_s
-        for child, _ in self._children.values():
-            try:
-                child.wait(max(0.0, give_up_at - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.error("worker %d does not end: killed", child.pid)
-                child.kill()
-                child.wait()
 
 
 def make_metrics_directory(state_directory: Path) -> Path:
@@ -164,9 +100,12 @@ def may_start_anew() -> bool:
     return True
 
 
-def replace(workers: Workers) -> None:
-    if may_start_anew():
-        workers.replace()
+def _next_signal(waited_for: Sequence[signal.Signals], timeout_s: float | None) -> int | None:
+    """Blocks until there is one, or for `timeout_s`; then there is none."""
+    if timeout_s is None:
+        return signal.sigwait(waited_for)
+    found = signal.sigtimedwait(waited_for, timeout_s)
+    return None if found is None else found.si_signo
 
 
 def main() -> None:
@@ -192,26 +131,22 @@ def main() -> None:
         return subprocess.Popen(  # noqa: S603 -- our own interpreter and module
             [sys.executable, "-m", "ingest.worker", str(listener.fileno())],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             # The child must not inherit the blocked signals.
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for),  # noqa: PLW1509 -- no threads here
         )
 
-    workers = Workers(start, partial(keep_counts, metrics_directory))
-    for _ in range(config.service.workers):
-        workers.start()
+    workers = Workers(start, partial(keep_counts, metrics_directory), wanted=config.service.workers)
+    workers.step()
     log.info("listening on %s port %d, %d workers", config.service.host, config.service.port, len(workers))
     while True:
-        number = signal.sigwait(waited_for)
+        number = _next_signal(waited_for, workers.wait_s)
         if number in (signal.SIGTERM, signal.SIGINT):
             break
-        if number == signal.SIGHUP:
-            replace(workers)
-            continue
-        for lived_s in workers.reap():
-            if len(workers) < config.service.workers:
-                time.sleep(max(0.0, RESPAWN_S - lived_s))
-                workers.start()
+        if number == signal.SIGHUP and may_start_anew():
+            workers.replace()
+        workers.step()
     if config.service.drain_delay:
         log.info("stopping in %g s; not ready from now on", config.service.drain_delay)
         workers.announce_leaving()

@@ -1,7 +1,7 @@
 """Composition root of one ingest worker: `python -m ingest.worker FD`, FD being the listening socket.
 
-Its stdin is a pipe from the parent. A byte in it says that the node is about to stop: /ready turns 503, all else goes
-on. When it closes, the parent is gone, and the worker drains and ends.
+It writes `ready` to its stdout once it accepts. Its stdin is a pipe from the parent. A byte in it says that the node is
+about to stop: /ready turns 503, all else goes on. When it closes, the parent is gone, and the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +26,7 @@ from ingest.forwarder import Forwarder
 from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
+from ingest.workers import READY
 from shared import logs
 from shared.config import load_or_exit
 from shared.process import close_to_others, keep_freed_memory
@@ -56,9 +59,15 @@ class _Parent(asyncio.Protocol):
 
 
 class Server(uvicorn.Server):
-    """Publishes what the last requests have counted. Nothing behind serve() runs: uvicorn raises the signal again."""
+    """Says when it accepts, and publishes what the last requests have counted. Nothing behind serve() runs: uvicorn
+    raises the signal again."""
 
     metrics: RequestMetrics
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        with suppress(OSError):  # the parent is gone, and stdin says so too
+            os.write(sys.stdout.fileno(), READY)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

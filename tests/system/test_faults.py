@@ -327,6 +327,25 @@ def test_sighup_replaces_the_workers_and_no_request_fails(
     assert task_ids(mariadb, database) == load.acknowledged
 
 
+def test_old_workers_answer_until_the_new_ones_accept(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database)
+    assert service.ingest is not None
+    (old,) = service.workers()
+    service.ingest.send_signal(signal.SIGHUP)
+    new = wait_until(lambda: [pid for pid in service.workers() if pid != old], what="the new worker")[0]
+    os.kill(new, signal.SIGSTOP)  # long before it accepts
+    try:
+        for number in range(20):
+            assert service.post(TASKS, {"tasks": [task(f"t{number}")]}).status == 202
+        assert service.workers() == [old, new]
+    finally:
+        os.kill(new, signal.SIGCONT)
+    wait_until(lambda: service.workers() == [new], what="the old worker has left")
+    assert service.post(TASKS, {"tasks": [task("t20")]}).status == 202
+
+
 def test_sighups_in_a_row_leave_as_many_workers_as_configured(
     start_service: Callable[..., Service], mariadb: MariaDB, database: str
 ) -> None:
