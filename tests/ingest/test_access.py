@@ -77,7 +77,7 @@ def test_a_header_cannot_make_a_stranger_local() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "10.0.0.1:8001", "[::1]", "[2001:db8::1]:8001", "localhost", "localhost:8001", "persistence", ""],
+    ["127.0.0.1:8001", "10.0.0.1", "[::1]", "[2001:db8::1]:8001", "localhost", "localhost:8001", "persistence", ""],
 )
 def test_without_a_token_addresses_and_names_without_a_dot_are_ours(host: str) -> None:
     assert Guarded().ask(host=host).status == 200
