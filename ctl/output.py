@@ -25,7 +25,7 @@ PIPE_COLUMNS = 240
 """Width where the output is no terminal: a pipe must not cut what a person would scroll to."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
-STYLES = {"healthy": "green", "ok": "green", "degraded": "yellow", "warning": "yellow"}
+STYLES = dict.fromkeys(("healthy", "up", "ok"), "green") | dict.fromkeys(("degraded", "unknown", "warning"), "yellow")
 
 
 class ExitStatus(IntEnum):

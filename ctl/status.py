@@ -60,11 +60,11 @@ def summary(node: Node, health: dict[str, Any], stats: dict[str, Any] | None) ->
         ("service", Text.assemble(styled(health["status"]), f" at {node.url}, version {health['version']}")),
     ]
     if health["reason"]:
-        rows.append(("reason", printable(health["reason"])))
+        rows.append(("reason", printable(health["reason"]) + (f", since {health['since']}" if health["since"] else "")))
     if stats is None:
         return rows
     rows.append(("flusher", f"up {age(stats['performance']['uptime_seconds'])}"))
-    rows += [("database", styled(stats["state"]["database"])), *backlog(stats), *lifetime(stats)]
+    rows += [("database", styled(stats["state"]["database"].replace("_", " "))), *backlog(stats), *lifetime(stats)]
     return rows
 
 

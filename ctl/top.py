@@ -162,7 +162,9 @@ def _state(stats: dict[str, Any], rates: Rates | None) -> list[tuple[str, str | 
     if rates is not None and rates.rows_per_record is not None:
         coalescing = f"{rates.rows_per_record:.2f} rows a record now, {coalescing}"
     letters = stats["dead_letters"]["count"]
-    state = Text.assemble(styled(stats["state"]["database"]), f", {plural(stats['performance']['writers'], 'writer')}")
+    state = Text.assemble(
+        styled(stats["state"]["database"].replace("_", " ")), f", {plural(stats['performance']['writers'], 'writer')}"
+    )
     if stats["state"]["longest_write_seconds"] >= 1:
         state.append(f", a write under way for {stats['state']['longest_write_seconds']:.0f} s")
     return [

@@ -23,6 +23,7 @@ from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.placement import Placement
 from flusher.server import FlusherProtocol, Peers
+from flusher.state import Database
 from flusher.stats import Figures, document
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
@@ -31,11 +32,13 @@ from shared import logs
 from shared.config import Config, load_or_exit, unknown_variables
 from shared.exposure import warnings
 from shared.process import close_to_others, keep_freed_memory, own_state_directory
+from shared.timers import repeat
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
 
 DEAD_LETTERS_SEEN_S = 1.0
+WATCH_S = 1.0
 PEERS_GO_S = 5.0
 """How long a stopping flusher serves peers that do not leave; ingest stops before it, or at the same time."""
 DRAIN_S = 10.0
@@ -138,7 +141,7 @@ async def serve(config: Config) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
     backlog = Backlog()
-    figures = Figures(started_at=time.monotonic())
+    figures = Figures(time.monotonic(), Database(since=time.time()))
     database = config.database
     # A silent writer is one that is stopped: the database's own timeouts end every wait long before.
     answer_timeout_s = 4 * (database.connect_timeout + database.read_timeout + database.write_timeout)
@@ -173,6 +176,8 @@ async def serve(config: Config) -> None:
     placement = Placement()
 
     def stats() -> dict[str, Any]:
+        intake.look()
+        flush.look()
         return document(
             figures,
             backlog,
@@ -180,7 +185,8 @@ async def serve(config: Config) -> None:
             max_bytes=config.journal.max_bytes,
             flush_interval_s=config.buffer.flush_interval,
             unsynced_records=syncer.unsynced_records,
-            refusing=intake.refusing(),
+            acceptance=intake.acceptance,
+            refusing=intake.refusing,
             writers=writers.processes,
             database_connections=writers.connected,
             connections=len(peers),
@@ -188,6 +194,10 @@ async def serve(config: Config) -> None:
             now=time.monotonic(),
             wall=time.time(),
         )
+
+    def watch() -> None:
+        intake.probe()
+        flush.look()
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -200,6 +210,7 @@ async def serve(config: Config) -> None:
         lambda: FlusherProtocol(peers, intake, flush, stats, placement), path=str(path), backlog=1024
     )
     background = [
+        loop.create_task(repeat("watching over the journal", WATCH_S, watch)),
         loop.create_task(survey_leftovers(leftovers, backlog)),
         loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures, writers)),
     ]

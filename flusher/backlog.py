@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flusher.state import Condition
 from shared.records import KINDS
 
 
@@ -32,7 +33,7 @@ class Segment:
     busy: bool = False
     attempts: int = 0
     not_before: float = 0.0
-    alarm: str | None = None
+    alarm: Condition | None = None
 
     @property
     def total(self) -> int:
@@ -103,7 +104,7 @@ class Backlog:
         """µs; None where nothing waits."""
         return min((segment.first_arrival for segment in self if segment.first_arrival), default=None)
 
-    def alarm(self) -> str | None:
+    def alarm(self) -> Condition | None:
         """Of the first segment that has one."""
         return next((segment.alarm for segment in self if segment.alarm), None)
 

@@ -22,6 +22,7 @@ from flusher.callers import Callers, FlushResult
 from flusher.journal import Journal, JournalWriteFailed, SegmentFile
 from flusher.mysql_errors import ErrorClass
 from flusher.pinger import Pinger
+from flusher.state import HANGING_S, NO_DATABASE_ERROR, Condition
 from flusher.stats import Figures
 from flusher.syncer import Syncer
 from flusher.triggers import FlushPolicy, FlushReason
@@ -70,11 +71,15 @@ class Flush:
         self._reasons: dict[int, FlushReason] = {}
         self._asked_upto = 0
         self._callers = Callers(backlog, clock=clock)
-        self._pinger = Pinger(writers, backlog, figures, answered=self.consider)
+        self._pinger = Pinger(writers, backlog, figures, answered=self.consider, wall=wall)
         self._paused_until = 0.0
         self._attempts = 0
         self._doubtful = False
         """Whether the last segments were at fault themselves: perhaps the next ones are too."""
+        self._trying_since: float | None = None
+        """Since when writers try, and no commit has come of it."""
+        self._last_failure: str | None = None
+        """The last of those tries."""
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._logged: tuple[str, float] = ("", 0.0)
@@ -210,6 +215,11 @@ class Flush:
         """How long the oldest write has been under way: a database that hangs reports no error."""
         return max((now - since for since in self._writing_since.values()), default=0.0)
 
+    def look(self) -> None:
+        """Notices that nothing is committed although it is tried: a database that hangs reports no error."""
+        if self._trying_since is not None and self._clock() - self._trying_since >= HANGING_S:
+            self._figures.database.held_up(self._last_failure, self._wall())
+
     def stop(self) -> None:
         """No write is started after this."""
         self._stopped = True
@@ -268,6 +278,8 @@ class Flush:
 
     async def _hand_over(self, segment: Segment) -> None:
         started_at = self._writing_since[segment.sequence] = self._clock()
+        if self._trying_since is None:
+            self._trying_since = started_at
         try:
             answer = await self._writers.ask({"write": str(segment.path)})
             if isinstance(answer, Written):
@@ -276,7 +288,8 @@ class Flush:
                 )
         except WriterDied as error:
             error_class = ErrorClass.UNKNOWN if segment.attempts >= DEADLY_ATTEMPTS else ErrorClass.RECONNECT
-            answer = Failed(error_class, -1, f"a writer died: {error}", of_segment=error_class is ErrorClass.UNKNOWN)
+            deadly = error_class is ErrorClass.UNKNOWN
+            answer = Failed(error_class, NO_DATABASE_ERROR, f"a writer died: {error}", of_segment=deadly)
         except OSError as error:
             answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}", of_segment=True)
         finally:
@@ -296,7 +309,7 @@ class Flush:
         if not task.cancelled() and task.exception() is not None:
             log.critical("a hand-over failed", exc_info=task.exception())
             if segment.busy and not self._stopped:
-                self._failed(segment, Failed(ErrorClass.UNKNOWN, -1, repr(task.exception())))
+                self._failed(segment, Failed(ErrorClass.UNKNOWN, NO_DATABASE_ERROR, repr(task.exception())))
 
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures
@@ -321,13 +334,14 @@ class Flush:
             figures.last_error = answer.last_error
             log.error("%d records went to the dead letters: %s", answer.dead_lettered, answer.last_error)
         if answer.statements:
-            if figures.alarm or figures.database_up is False:
-                log.warning("database: writing again")
-            figures.database_up = True
-            figures.alarm = None
+            figures.database.committed(self._wall())
             self._attempts = 0
             self._doubtful = False
             self._paused_until = 0.0
+            self._last_failure = None
+            self._trying_since = now if self._under_way else None
+        elif not self._under_way:
+            self._trying_since = None
         self._callers.written(segment.sequence, answer)
 
     def _failed(self, segment: Segment, answer: Failed) -> None:
@@ -335,9 +349,10 @@ class Flush:
         segment.attempts += 1
         now = self._clock()
         of_segment = answer.of_segment or answer.error_class in _OF_THE_SEGMENT
-        self._figures.failed(answer, of_segment=of_segment)
+        self._figures.failed(answer)
         if of_segment:
-            segment.alarm = answer.message if answer.alarming else None
+            since = self._wall() if segment.alarm is None else segment.alarm.since
+            segment.alarm = Condition(answer.message, since) if answer.alarming else None
             self._doubtful |= answer.of_segment
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
             segment.not_before = now + delay
@@ -347,6 +362,11 @@ class Flush:
                 delay = triggers.retry_delay(answer.error_class, self._attempts, self._random())
                 self._paused_until = now + delay
             delay = self._paused_until - now
+            self._figures.database.failed(answer, self._wall(), writing=True)
+        if answer.of_segment:
+            self._trying_since = now if self._under_way else None
+        else:
+            self._last_failure = answer.message
         self._backlog.put_back(segment)
         if self._logged[0] != answer.message or now - self._logged[1] > _LOG_AGAIN_S:
             self._logged = (answer.message, now)

@@ -18,6 +18,7 @@ from flusher.backlog import Backlog, Segment
 from flusher.flush import Flush
 from flusher.journal import Journal, JournalWriteFailed, SegmentFile
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
+from flusher.state import Acceptance, Condition
 from flusher.stats import Figures
 from flusher.syncer import Syncer, Waiter
 from shared.wire import Reason, Reject, Submit, acks, encode
@@ -25,7 +26,8 @@ from shared.wire import Reason, Reject, Submit, acks, encode
 log = logging.getLogger(__name__)
 
 _NOT_WRITABLE_RETRY_AFTER_S = 5.0
-_SHOWN_AS_REFUSING_S = 5.0
+_PROBE_BYTES = 64 * 1024
+"""Room for some small requests, at least."""
 
 
 class Intake:
@@ -51,7 +53,12 @@ class Intake:
         self._last_arrival = last_arrival
         self._clock = clock
         self._wall_ns = wall_ns
-        self._refused: tuple[Reason, float] | None = None
+        self._full_at: int | None = None
+        """How many segments had left the journal when a body was refused for want of room."""
+        self._not_written_bytes = 0
+        self.acceptance = Acceptance.ACCEPTING
+        self.refusing: Condition | None = None
+        """Why nothing is accepted; None while it is."""
 
     def accept(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> None:
         """Takes or refuses each submit; `reply` gets the frames that say so, now or when the disk has them."""
@@ -63,8 +70,9 @@ class Intake:
             segment = self._open_segment()
             start = segment.size
             self._journal.append(entries)
-        except JournalWriteFailed as error:
-            self._refuse(admitted, Reason.JOURNAL_NOT_WRITABLE, reply, str(error))
+        except JournalWriteFailed:
+            self._not_written_bytes = sum(map(_entry_bytes, admitted))
+            self._refuse(admitted, Reason.JOURNAL_NOT_WRITABLE, reply)
             return
         counted = self._count(entries, segment.size)
         self._syncer.appended(segment, sum(entry.count for entry in entries), segment.size - start)
@@ -87,20 +95,44 @@ class Intake:
                 self._flush.when_committed(segment.sequence, entry.arrival, reply)
         self._flush.consider()
 
-    def refusing(self) -> str | None:
-        """Why records are not accepted at the moment; None when they are."""
+    def probe(self) -> None:
+        """Tries whether what could not be written can be now: nobody may send while /ready says no."""
+        if self._journal.active is None or self._journal.fault is not None:
+            try:
+                self._flush.open_segment()
+                self._journal.probe(max(_PROBE_BYTES, self._not_written_bytes))
+            except JournalWriteFailed:
+                pass  # `fault` says why
+        self.look()
+
+    def look(self) -> None:
+        """Notices what has begun, or ceased, to be in the way of accepting."""
+        acceptance, why = self._judgement()
+        if acceptance is self.acceptance:
+            return
+        self.acceptance = acceptance
+        if acceptance is Acceptance.ACCEPTING:
+            self.refusing = None
+            log.warning("accepting again")
+        else:
+            self.refusing = Condition(why, self._wall_ns() / 1e9)
+            log.error("refusing records (%s): %s", acceptance.value, why)
+
+    def _judgement(self) -> tuple[Acceptance, str]:
+        journal = self._journal
         if self._syncer.failed:
-            return Reason.JOURNAL_NOT_WRITABLE.name
-        if self._journal.bytes + ENTRY_HEADER_BYTES >= self._max_bytes:
-            return Reason.JOURNAL_FULL.name
-        if self._refused is not None and self._clock() - self._refused[1] < _SHOWN_AS_REFUSING_S:
-            return self._refused[0].name
-        return None
+            return Acceptance.NOT_WRITABLE, f"{self._syncer.last_error}; its records are being written to new pages"
+        if journal.active is None or journal.fault is not None:
+            return Acceptance.NOT_WRITABLE, f"the journal cannot be written: {journal.fault or 'no segment is open'}"
+        if self._full_at == journal.gone or journal.bytes + ENTRY_HEADER_BYTES >= self._max_bytes:
+            why = f"the journal is full (journal.max_bytes = {self._max_bytes}): the database takes less than arrives"
+            return Acceptance.FULL, why
+        return Acceptance.ACCEPTING, ""
 
     def _reserve(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> Sequence[Submit]:
         """The submits for which there is room; the others are refused."""
         if self._syncer.failed:
-            self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply, self._syncer.last_error or "sync failed")
+            self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply)
             return ()
         room = self._max_bytes - self._journal.bytes
         needed = sum(map(_entry_bytes, submits))
@@ -115,8 +147,8 @@ class Intake:
                 admitted.append(one)
             else:
                 refused.append(one)
-        why = f"{self._journal.bytes} of journal.max_bytes = {self._max_bytes} are in use"
-        self._refuse(refused, Reason.JOURNAL_FULL, reply, why)
+        self._full_at = self._journal.gone
+        self._refuse(refused, Reason.JOURNAL_FULL, reply)
         self._flush.hasten()
         return admitted
 
@@ -155,9 +187,8 @@ class Intake:
             self._figures.records_in[entry.kind] += entry.count
             self._figures.bytes_in += len(entry.body)
         segment.size = size
-        if self._refused is not None:
-            log.warning("accepting again")
-            self._refused = None
+        if self.refusing is not None:
+            self.look()
         return segment
 
     def _unaccept(
@@ -172,13 +203,11 @@ class Intake:
             segment.records[entry.kind] -= entry.count
             self._figures.records_in[entry.kind] -= entry.count
             self._figures.bytes_in -= len(entry.body)
-        self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply, self._syncer.last_error or "sync failed")
+        self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply)
 
-    def _refuse(self, submits: Sequence[Submit], reason: Reason, reply: Callable[[bytes], None], why: str) -> None:
+    def _refuse(self, submits: Sequence[Submit], reason: Reason, reply: Callable[[bytes], None]) -> None:
         now = self._clock()
-        if self._refused is None or self._refused[0] is not reason:
-            log.error("refusing records (%s): %s", reason.name, why)
-        self._refused = (reason, now)
+        self.look()
         name = reason.name.lower()
         self._figures.rejected[name] = self._figures.rejected.get(name, 0) + len(submits)
         if reason is Reason.JOURNAL_FULL:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flusher.segments import SUFFIX, Entry, entry_header, segment_header, sequence_of, sync_directory
+from flusher.segments import SUFFIX, Entry, advice, entry_header, segment_header, sequence_of, sync_directory
 
 _NAME = re.compile(r"\d{20}\.segment")
 _REWRITE_NAME = re.compile(r"\d{20}\.rewrite")
+PROBE_NAME = "probe"
 _BUFFERS_AT_ONCE = 1024
 """IOV_MAX, the most buffers that one writev(2) takes."""
 
@@ -83,6 +84,10 @@ class Journal:
         self.active: SegmentFile | None = None
         self.bytes = 0
         self.segments = 0
+        self.gone = 0
+        """Segments that have left."""
+        self.fault: str | None = None
+        """Why the last append, or the opening of a segment, failed; None since one has succeeded."""
 
     def leftovers(self) -> list[Path]:
         """The segments on the disk, oldest first, counted into `bytes`; for the start. Foreign files are left alone."""
@@ -110,7 +115,7 @@ class Journal:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
         except OSError as error:
-            raise JournalWriteFailed(f"{path}: {error.strerror}") from error
+            raise self._failed(path, error) from error
         segment = SegmentFile(sequence, path, fd, fdatasync=self._fdatasync)
         try:
             self._write(segment, [segment_header(floor)])
@@ -150,6 +155,21 @@ class Journal:
         """Counts out a segment that has left the directory."""
         self.bytes -= size
         self.segments -= 1
+        self.gone += 1
+
+    def probe(self, size: int) -> None:
+        """Finds out whether the disk would take an append of `size` bytes now. Raises: JournalWriteFailed."""
+        path = self._directory / PROBE_NAME
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+                path.unlink()
+        except OSError as error:
+            raise self._failed(path, error) from error
+        self.fault = None
 
     def _write(self, segment: SegmentFile, buffers: Sequence[bytes | memoryview]) -> None:
         start = segment.size
@@ -165,9 +185,14 @@ class Journal:
                     raise OSError(28, f"{done} of {want} bytes were taken: no space left on device")
         except OSError as error:
             self._cut_back(segment, start)
-            raise JournalWriteFailed(f"{segment.path}: {error.strerror}") from error
+            raise self._failed(segment.path, error) from error
         segment.size = start + written
         self.bytes += written
+        self.fault = None
+
+    def _failed(self, path: Path, error: OSError) -> JournalWriteFailed:
+        self.fault = f"{path}: {error.strerror}; {advice(error, path)}"
+        return JournalWriteFailed(self.fault)
 
     def _cut_back(self, segment: SegmentFile, size: int) -> None:
         try:

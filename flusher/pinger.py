@@ -1,4 +1,4 @@
-"""Learns the database's state while there is nothing to write, and lets writers go that have nothing to do.
+"""Asks the database while there is nothing to write, and lets writers go that have nothing to do.
 
 Rules: belongs to the loop's thread. An answer changes the figures, then `answered` is called.
 """
@@ -6,16 +6,14 @@ Rules: belongs to the loop's thread. An answer changes the figures, then `answer
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable
 
 from flusher.answers import Failed
 from flusher.backlog import Backlog
-from flusher.mysql_errors import ErrorClass
+from flusher.state import DatabaseState
 from flusher.stats import Figures
 from flusher.writers import WriterDied, Writers
-
-log = logging.getLogger(__name__)
 
 PING_S = 5.0
 FIRST_PING_S = 0.2
@@ -23,11 +21,20 @@ FIRST_PING_S = 0.2
 
 
 class Pinger:
-    def __init__(self, writers: Writers, backlog: Backlog, figures: Figures, *, answered: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writers: Writers,
+        backlog: Backlog,
+        figures: Figures,
+        *,
+        answered: Callable[[], None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._writers = writers
         self._backlog = backlog
         self._figures = figures
         self._answered = answered
+        self._wall = wall
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -47,7 +54,8 @@ class Pinger:
         if self._stopped:
             return
         loop = asyncio.get_running_loop()
-        loop.call_later(PING_S if self._figures.database_up is not None else FIRST_PING_S, self._ping)
+        unknown = self._figures.database.state is DatabaseState.UNKNOWN
+        loop.call_later(FIRST_PING_S if unknown else PING_S, self._ping)
         self._writers.shrink(1 + len(self._backlog) // 4)
         if not len(self._backlog) and self._task is None:
             self._task = loop.create_task(self._ask())
@@ -55,18 +63,14 @@ class Pinger:
     async def _ask(self) -> None:
         try:
             answer = await self._writers.ask({"ping": True})
-        except WriterDied:
-            answer = Failed(ErrorClass.RECONNECT, -1, "a writer died")
+        except WriterDied as error:
+            self._figures.last_error = f"a writer died: {error}"
+            return
         finally:
             self._task = None
-        figures = self._figures
-        was, figures.database_up = figures.database_up, not isinstance(answer, Failed)
         if isinstance(answer, Failed):
-            figures.last_error = answer.message
-            if was is not False:
-                log.warning("database: unreachable, records wait in the journal: %s", answer.message)
+            self._figures.last_error = answer.message
+            self._figures.database.failed(answer, self._wall(), writing=False)
         else:
-            figures.alarm = None
-            if was is False:
-                log.warning("database: reachable again")
+            self._figures.database.answered(self._wall())
         self._answered()

@@ -21,7 +21,9 @@ appends to any more, or is read as far as it has come.
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +224,28 @@ def remove(path: Path, damaged: bool) -> None:
         set_aside(path)
     else:
         path.unlink()
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room on its disk, or raise the quota",
+    errno.EROFS: "mount its file system for writing",
+    errno.EIO: "the disk fails: look into the kernel's log (dmesg)",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "allow the machine more open files (sysctl fs.file-max)",
+}
+"""What an operator does about it, after which all goes on by itself."""
+
+
+def advice(error: OSError, path: Path) -> str:
+    """The command, or the step, that ends a failure to read or write a file of ours."""
+    where = shlex.quote(str(path))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"give it to the service's user alone (chown, chmod u+rw {where})"
+    if error.errno == errno.ENOENT:
+        directory = shlex.quote(str(path.parent))
+        return f"put {directory} back, or go on without what was in it (mkdir -m 700 {directory})"
+    return _ADVICE.get(error.errno or 0, f"move it away to go on without it (mv {where} /somewhere/else)")
 
 
 def sequence_of(path: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, no_records
 from flusher.journal import Journal
-from flusher.mysql_errors import ErrorClass
+from flusher.state import BACKLOG_DEGRADED_PERCENT, Acceptance, Condition, Database, verdict
 from shared.records import KIND_OF_CODE, KINDS
 
 FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -22,8 +22,6 @@ FLUSH_RECORDS = (1, 10, 100, 500, 1000, 2000, 3000, 4000, 5000)
 """Bounds of the histograms; a flush takes up to a segment, 5000 records and what the last request brings."""
 _RATE_WINDOW_S = 10.0
 _GUESSED_RECORD_BYTES = 512
-HANGING_S = 15.0
-"""A write that takes longer means a database that does not answer: waits for locks end after 10 s."""
 
 
 class DrainRate:
@@ -73,6 +71,7 @@ class Figures:
     """Lifetime figures of this process."""
 
     started_at: float
+    database: Database
     records_in: dict[int, int] = field(default_factory=no_records)
     bytes_in: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
@@ -95,8 +94,6 @@ class Figures:
     failures_by_code: dict[str, int] = field(default_factory=dict)
     last_error: str | None = None
     last_dead_letter: str | None = None
-    alarm: str | None = None
-    database_up: bool | None = None
     drain_rate: DrainRate = field(default_factory=DrainRate)
 
     @property
@@ -124,15 +121,11 @@ class Figures:
         self.flush_duration_s += duration_s
         self.last_flush_at = wall
 
-    def failed(self, answer: Failed, *, of_segment: bool) -> None:
+    def failed(self, answer: Failed) -> None:
         name, code = answer.error_class.value, str(answer.number)
         self.failures[name] = self.failures.get(name, 0) + 1
         self.failures_by_code[code] = self.failures_by_code.get(code, 0) + 1
         self.last_error = answer.message
-        if answer.alarming and not of_segment:
-            self.alarm = answer.message
-        if answer.error_class is not ErrorClass.RETRY and not answer.of_segment:
-            self.database_up = False
 
 
 def document(
@@ -143,7 +136,8 @@ def document(
     max_bytes: int,
     flush_interval_s: float,
     unsynced_records: int,
-    refusing: str | None,
+    acceptance: Acceptance,
+    refusing: Condition | None,
     writers: int,
     database_connections: int,
     connections: int,
@@ -151,7 +145,7 @@ def document(
     now: float,
     wall: float,
 ) -> dict[str, Any]:
-    """Args: now: monotonic seconds; wall: seconds since 1970; refusing: why nothing is accepted, or None."""
+    """Args: now: monotonic seconds; wall: seconds since 1970; refusing: None while `acceptance` is accepting."""
     waiting = backlog.records()
     total = sum(waiting.values())
     counts = {f"{KIND_OF_CODE[code].name}_count": count for code, count in waiting.items() if code in KIND_OF_CODE}
@@ -162,12 +156,20 @@ def document(
     oldest = backlog.oldest_arrival()
     active = backlog.active
     next_flush = wall + max(0.0, active.opened_at + flush_interval_s - now) if active and active.total else None
+    usage_percent = round(100 * journal.bytes / max_bytes, 2)
+    backed_up = None
+    if usage_percent > BACKLOG_DEGRADED_PERCENT:
+        since = wall if oldest is None else oldest / 1e6
+        backed_up = Condition("the backlog takes over half of journal.max_bytes: the database takes too little", since)
+    database, of_segment = figures.database, backlog.alarm()
+    status, wrong = verdict(refusing, database, of_segment, backed_up)
+    alarm = database.reason if database.alarming else None if of_segment is None else of_segment.reason
     return {
         "buffer": {
             **counts,
             "total_count": total,
             "capacity": int(max_bytes / record_bytes),
-            "usage_percent": round(100 * journal.bytes / max_bytes, 2),
+            "usage_percent": usage_percent,
             "journal_bytes": journal.bytes,
             "journal_max_bytes": max_bytes,
             "journal_segments": journal.segments,
@@ -211,15 +213,14 @@ def document(
         "failures_by_code": figures.failures_by_code,
         "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
         "state": {
-            "refusing": refusing,
-            "database": "healthy" if figures.database_up and longest_write_s < HANGING_S else "unhealthy",
+            "status": status,
+            "reason": None if wrong is None else wrong.reason,
+            "since": None if wrong is None else _iso(wrong.since),
+            "database": database.state.value,
+            "acceptance": acceptance.value,
+            "alarm": alarm,
+            "last_error": figures.last_error,
             "longest_write_seconds": round(longest_write_s, 3),
-            "alarm": figures.alarm or backlog.alarm(),
-            "last_error": (
-                f"a write has been under way for {longest_write_s:.0f} s"
-                if longest_write_s >= HANGING_S
-                else figures.last_error
-            ),
             "connections": connections,
         },
         "histograms": {

@@ -208,7 +208,7 @@ class Syncer:
                 self._waiters.append(waiter)
 
     def _sync_failed(self, segments: list[SegmentFile], error: OSError) -> None:
-        self.last_error = f"sync: {error.strerror}"
+        self.last_error = f"a sync of the journal failed: {error.strerror}"
         log.error(
             "journal: a sync failed (%s); nothing is accepted until its records are on new pages",
             error.strerror,

@@ -96,10 +96,13 @@ def _of_flusher(stats: dict[str, Any] | None) -> Iterator[Metric]:
 
 def _state(stats: dict[str, Any]) -> Iterator[Metric]:
     state, buffer, risk, performance = stats["state"], stats["buffer"], stats["at_risk"], stats["performance"]
-    database_up = int(state["database"] == "healthy")
-    yield _gauge("database_up", "Whether the last contact with the database succeeded.", database_up)
+    database = GaugeMetricFamily(f"{_PREFIX}_database_state", "1 for the state that it is in.", labels=["state"])
+    for name in ("up", "not_writable", "down"):
+        database.add_metric([name], int(state["database"] == name))
+    yield database
+    yield _gauge("database_up", "Whether the database takes writes.", int(state["database"] == "up"))
     yield _gauge("alarm", "Whether an operator must act.", int(state["alarm"] is not None))
-    yield _gauge("accepting", "Whether records are accepted.", int(state["refusing"] is None))
+    yield _gauge("accepting", "Whether records are accepted.", int(state["acceptance"] == "accepting"))
     yield _gauge("journal_bytes", "Bytes of records waiting in the journal.", buffer["journal_bytes"])
     yield _gauge("journal_max_bytes", "journal.max_bytes.", buffer["journal_max_bytes"])
     yield _gauge("journal_segments", "Files in the journal.", buffer["journal_segments"])

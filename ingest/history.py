@@ -26,7 +26,6 @@ import orjson
 
 from ingest.exposition import BUCKETS_S
 from ingest.forwarder import FlusherUnavailable
-from ingest.resources import NOT_ANSWERED_YET, database_known, verdict
 from shared.timers import repeat
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def point(before: Sample | None, after: Sample) -> Point:
     if stats is None:
         gone = "the flusher does not answer"
         return Point(round(after.at, 3), "unhealthy", gone, None, None, None, latency, [gone])
-    status, reason = verdict(stats)
+    state = stats["state"]
     letters = stats["dead_letters"]
     waiting = Waiting(
         records=stats["buffer"]["total_count"],
@@ -119,13 +118,13 @@ def point(before: Sample | None, after: Sample) -> Point:
     flow = None if before is None or old is None else _flow(old, stats, after.monotonic - before.monotonic)
     return Point(
         at=round(after.at, 3),
-        status=status,
-        reason=_cut(reason),
-        database=stats["state"]["database"] if database_known(stats) else None,
+        status=state["status"],
+        reason=_cut(state["reason"]),
+        database={"up": "healthy", "unknown": None}.get(state["database"], "unhealthy"),
         waiting=waiting,
         flow=flow,
         latency=latency,
-        problems=_problems(old, stats, reason),
+        problems=_problems(old, stats),
     )
 
 
@@ -178,14 +177,16 @@ def percentile(counts: Sequence[int], rank: float) -> float:
     return lower
 
 
-def _problems(old: dict[str, Any] | None, new: dict[str, Any], reason: str | None) -> list[str]:
+def _problems(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
     """What is wrong now, and what went wrong since: the last error stays in the stats when it is long over."""
-    found = [] if reason in (None, NOT_ANSWERED_YET) else [reason]
+    state = new["state"]
+    starting = state["database"] == "unknown" and state["status"] == "degraded" and not state["alarm"]
+    found = [] if starting else [state["reason"]]
     if old is not None:
         if _restarted(old, new):
             old = {"failures": {}, "dead_letters": {"total": 0}}
         if sum(new["failures"].values()) > sum(old["failures"].values()):
-            found.append(new["state"]["last_error"])
+            found.append(state["last_error"])
         if new["dead_letters"]["total"] > old["dead_letters"]["total"]:
             found.append(new["dead_letters"]["last_error"])
     return [text[:_PROBLEM_CHARACTERS] for text in dict.fromkeys(found) if text]

@@ -26,9 +26,6 @@ UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 60.0
-BACKLOG_DEGRADED_PERCENT = 50.0
-NOT_ANSWERED_YET = "the database has not answered yet"
-"""Since the flusher's start. Why a node is degraded, but no error."""
 _NUMBER = re.compile(r"[+-]?(\d{1,20}\.?\d{0,20}|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 
@@ -224,28 +221,6 @@ class Stats:
             raise unavailable(error) from error
 
 
-def verdict(stats: dict[str, Any]) -> tuple[str, str | None]:
-    """healthy, degraded or unhealthy, and in a sentence why it is not healthy."""
-    state, usage_percent = stats["state"], stats["buffer"]["usage_percent"]
-    if state["refusing"]:
-        return "unhealthy", REASONS[Reason[state["refusing"]]]
-    if state["alarm"]:
-        return "degraded", state["alarm"]
-    if not database_known(stats):
-        return "degraded", NOT_ANSWERED_YET
-    if state["database"] != "healthy":
-        return "degraded", state["last_error"]
-    if usage_percent > BACKLOG_DEGRADED_PERCENT:
-        return "degraded", f"the backlog takes {usage_percent} % of the journal"
-    return "healthy", None
-
-
-def database_known(stats: dict[str, Any]) -> bool:
-    """Whether the database has answered or failed since the flusher's start; until then `unhealthy` says nothing."""
-    state = stats["state"]
-    return bool(state["database"] == "healthy" or state["last_error"])
-
-
 class Health:
     def __init__(self, forwarder: Forwarder, started_at: float) -> None:
         self._forwarder = forwarder
@@ -257,7 +232,7 @@ class Health:
         response.data = orjson.dumps(document)
 
     async def document(self) -> dict[str, Any]:
-        """The health document; `reason` says in a sentence why it is not healthy."""
+        """The health document: what the flusher says of itself."""
         common = {"uptime_seconds": round(time.monotonic() - self._started_at, 3), "version": VERSION}
         try:
             stats = orjson.loads(await self._forwarder.stats())
@@ -267,14 +242,23 @@ class Health:
             return {
                 "status": "unhealthy",
                 "reason": str(error),
+                "since": None,
                 "database": "unhealthy",
+                "database_state": "unknown",
                 "buffer": buffer,
                 **common,
             }
         buffer = {**stats["buffer"], "last_flush": stats["flush_info"]["last_flush_time"]}
-        status, reason = verdict(stats)
-        database = stats["state"]["database"]
-        return {"status": status, "reason": reason, "database": database, "buffer": buffer, **common}
+        state = stats["state"]
+        return {
+            "status": state["status"],
+            "reason": state["reason"],
+            "since": state["since"],
+            "database": "healthy" if state["database"] == "up" else "unhealthy",
+            "database_state": state["database"],
+            "buffer": buffer,
+            **common,
+        }
 
 
 class Ready:

@@ -12,6 +12,7 @@ from flusher import flush, pinger, segments
 from flusher.answers import Answer
 from flusher.callers import FlushResult
 from flusher.mysql_errors import ErrorClass
+from flusher.state import DatabaseState
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy, FlushReason
 from shared.wire import Committed, encode
@@ -181,7 +182,7 @@ def test_a_fault_of_the_database_pauses_every_segment_until_its_time_has_come(
         # Two at once for one writer, which fail as one attempt.
         assert node.writers.asked == [name(1), name(2)]
         assert node.flush._attempts == 1
-        assert node.figures.database_up is False
+        assert node.figures.database.bad
 
         node.clock.now += 60
         node.flush.consider()
@@ -218,7 +219,7 @@ def test_an_alarm_is_raised_for_what_does_not_pass_by_itself_and_ends_with_the_c
         node.writers.answer = written
         await node.ask_flush()
         assert node.alarm is None
-        assert node.figures.database_up is True
+        assert node.figures.database.state is DatabaseState.UP
 
     run(test, tmp_path)
 
@@ -461,7 +462,7 @@ def test_what_an_earlier_run_left_is_written_oldest_first_while_new_records_are_
     async def test(node: Node) -> None:
         node.submit(b"new")
         assert node.acked() == [1]
-        assert node.intake.refusing() is None
+        assert node.intake.refusing is None
         assert (await node.ask_flush()).pending == 0
         assert node.writers.written_bodies == [b"one", b"two", b"new"]
         assert node.figures.flushes["recovery"] == 2

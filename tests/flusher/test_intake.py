@@ -10,6 +10,7 @@ from flusher import segments
 from flusher.__main__ import open_journal
 from flusher.mysql_errors import ErrorClass
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
+from flusher.state import Acceptance
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Committed, Reason, Submit
@@ -66,13 +67,13 @@ def test_a_body_that_cannot_be_written_is_rejected_and_later_ones_are_accepted_a
         assert all(one.retry_after_s > 0 for one in node.rejected())
         assert bodies_in(tmp_path) == [b"kept"]
         assert sum(node.backlog.records().values()) == 1
-        assert node.intake.refusing() == "JOURNAL_NOT_WRITABLE"
+        assert node.intake.acceptance is Acceptance.NOT_WRITABLE
         assert node.figures.rejected == {"journal_not_writable": 2}
 
         node.disk.full = False
         node.submit(b"next")
         assert node.acked() == [1, 4]
-        assert node.intake.refusing() is None
+        assert node.intake.refusing is None
         assert bodies_in(tmp_path) == [b"kept", b"next"]
 
     run(test, tmp_path)
@@ -113,14 +114,14 @@ def test_a_full_journal_rejects_before_anything_is_appended_and_says_when_to_com
         assert all(1 <= one.retry_after_s <= 60 for one in node.rejected())
         assert size == room
         assert bodies_in(tmp_path) == [body, body]
-        assert node.intake.refusing() == "JOURNAL_FULL"
+        assert node.intake.acceptance is Acceptance.FULL
 
         node.submit(body)
         assert bodies_in(tmp_path) == [body, body]
         await node.ask_flush()
         node.submit(body)
         assert node.acked() == [1, 2, 6]
-        assert node.intake.refusing() is None
+        assert node.intake.refusing is None
 
     run(test, tmp_path, max_bytes=room)
 

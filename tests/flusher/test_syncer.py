@@ -11,6 +11,7 @@ import pytest
 from flusher import journal, segments, syncer
 from flusher.answers import Answer
 from flusher.journal import SegmentFile
+from flusher.state import Acceptance
 from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Reason
@@ -289,7 +290,8 @@ def test_nothing_is_accepted_between_a_failed_sync_and_new_pages_and_then_it_is_
         node.submit(b"refused")
         assert [one.seq for one in node.rejected()] == [2, 3]
         assert node.syncer.failed
-        assert node.intake.refusing() == "JOURNAL_NOT_WRITABLE"
+        node.intake.look()
+        assert node.intake.acceptance is Acceptance.NOT_WRITABLE
         assert bodies_in(tmp_path) == [b"kept"]
 
         blocker.rmdir()

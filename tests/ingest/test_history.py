@@ -28,7 +28,13 @@ STATS: dict[str, Any] = {
     "dead_letters": {"count": 4, "total": 9, "last_error": "error 1406 (data)"},
     "accepted": {"sessions": 200, "tasks": 900},
     "failures": {"retry": 5},
-    "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": "error 1213 (retry)"},
+    "state": {
+        "status": "healthy",
+        "reason": None,
+        "database": "up",
+        "alarm": None,
+        "last_error": "error 1213 (retry)",
+    },
 }
 
 
@@ -120,34 +126,18 @@ def test_without_a_flusher_only_the_requests_are_known() -> None:
 
 
 def test_a_database_that_was_not_heard_of_yet_is_not_known_rather_than_down() -> None:
-    state = {"database": "unhealthy", "last_error": None}
+    state = {"status": "degraded", "reason": "the database has not answered yet", "database": "unknown"}
     new = point(None, sample(0, stats(state=state)))
     assert (new.status, new.database, new.reason) == ("degraded", None, "the database has not answered yet")
     assert new.problems == []
-    down = point(None, sample(0, stats(state=state | {"last_error": "error 2002"})))
-    assert (down.status, down.database) == ("degraded", "unhealthy")
 
 
-@pytest.mark.parametrize(
-    ("sections", "status", "reason"),
-    [
-        ({}, "healthy", None),
-        ({"state": {"database": "unhealthy", "last_error": "error 2002"}}, "degraded", "error 2002"),
-        ({"state": {"alarm": "error 1142 (schema)"}}, "degraded", "error 1142 (schema)"),
-        ({"buffer": {"usage_percent": 51.0}}, "degraded", "the backlog takes 51.0 % of the journal"),
-        (
-            {"state": {"refusing": "JOURNAL_FULL"}},
-            "unhealthy",
-            "the journal is full: the database takes less than arrives",
-        ),
-    ],
-)
-def test_the_status_is_that_of_health_and_its_reason_is_a_problem(
-    sections: dict[str, Any], status: str, reason: str | None
-) -> None:
-    new = point(None, sample(0, stats(**sections)))
-    assert (new.status, new.reason) == (status, reason)
-    assert new.problems == ([] if reason is None else [reason])
+@pytest.mark.parametrize("database", ["up", "not_writable", "down"])
+def test_status_and_reason_are_the_flushers_and_the_reason_is_a_problem(database: str) -> None:
+    state = {"status": "degraded", "reason": "error 1142 (schema)", "database": database}
+    new = point(None, sample(0, stats(state=state)))
+    assert (new.status, new.reason, new.problems) == ("degraded", "error 1142 (schema)", ["error 1142 (schema)"])
+    assert new.database == ("healthy" if database == "up" else "unhealthy")
 
 
 def test_an_error_that_is_over_is_a_problem_only_where_it_happened() -> None:
@@ -160,7 +150,7 @@ def test_an_error_that_is_over_is_a_problem_only_where_it_happened() -> None:
 
 
 def test_a_text_is_bounded() -> None:
-    new = point(None, sample(0, stats(state={"alarm": "x" * 100_000}, dead_letters={"last_error": "y" * 100_000})))
+    new = point(None, sample(0, stats(state={"reason": "x" * 100_000}, dead_letters={"last_error": "y" * 100_000})))
     assert len(msgspec.json.encode(new)) < 3000
 
 

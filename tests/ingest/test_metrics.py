@@ -34,7 +34,7 @@ STATS: dict[str, Any] = {
     "failures": {"retry": 16},
     "failures_by_code": {"1213": 15, "1205": 1},
     "damage": {"bytes": 17, "segments_set_aside": 18},
-    "state": {"refusing": None, "database": "healthy", "alarm": None, "last_error": None, "connections": 1},
+    "state": {"acceptance": "accepting", "database": "up", "alarm": None, "last_error": None, "connections": 1},
     "histograms": {
         "flush_seconds": {"bounds": [0.1, 1], "by_reason": {"age": {"counts": [4, 1, 1], "sum": 7.5}}},
         "flush_records": {"bounds": [10], "by_reason": {"age": {"counts": [2, 4], "sum": 600}}},
@@ -240,8 +240,10 @@ def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_shows_in_the_gauges(tmp_path: Path) -> None:
-    state = {**STATS["state"], "refusing": "JOURNAL_FULL", "database": "unhealthy", "alarm": "the table is gone"}
+    state = {**STATS["state"], "acceptance": "full", "database": "not_writable", "alarm": "the table is gone"}
     found = samples(RequestMetrics(tmp_path).exposition({**STATS, "state": state}))
     assert found["persistence_accepting", ()] == 0
     assert found["persistence_database_up", ()] == 0
+    assert found["persistence_database_state", (("state", "not_writable"),)] == 1
+    assert found["persistence_database_state", (("state", "down"),)] == 0
     assert found["persistence_alarm", ()] == 1

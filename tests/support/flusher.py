@@ -21,6 +21,7 @@ from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass
+from flusher.state import Database
 from flusher.stats import Figures
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
@@ -112,6 +113,7 @@ class FakeWriters:
         self.asked: list[str] = []
         self.written_bodies: list[bytes] = []
         self.pings = 0
+        self.ping: Answer = failed(ErrorClass.RECONNECT, 2002)
         self.dies = False
 
     async def ask(self, command: dict[str, object]) -> Answer:
@@ -119,7 +121,7 @@ class FakeWriters:
             raise WriterDied("killed")
         if "write" not in command:
             self.pings += 1
-            return failed(ErrorClass.RECONNECT, 2002)
+            return self.ping
         path = Path(str(command["write"]))
         self.asked.append(path.name)
         answer = self.answer(path)
@@ -152,7 +154,7 @@ class Node:
         self.wall_us = 1_700_000_000_000_000
         self.writers = FakeWriters()
         self.backlog = Backlog()
-        self.figures = Figures(started_at=0.0)
+        self.figures = Figures(0.0, Database(since=0.0))
         self.journal = Journal(directory, writev=self.disk.writev, fdatasync=self.disk.fdatasync)
         self.leftovers = self.journal.leftovers()
         self.syncer = Syncer(
@@ -171,6 +173,7 @@ class Node:
             pool_size=pool_size,
             random=lambda: 1.0,
             clock=self.clock,
+            wall=lambda: self.wall_us / 1e6,
         )
         self.intake = Intake(
             self.journal,
@@ -213,7 +216,8 @@ class Node:
 
     @property
     def alarm(self) -> str | None:
-        return self.figures.alarm or self.backlog.alarm()
+        database, segment = self.figures.database, self.backlog.alarm()
+        return database.reason if database.alarming else None if segment is None else segment.reason
 
     async def settled(self) -> None:
         """Lets everything run that is ready to run."""

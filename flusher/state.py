@@ -1,0 +1,123 @@
+"""What the node can do, in one place: health, readiness, metrics, dashboard and ctl show this and nothing of their own.
+
+    database    unknown -> up                       the first answer
+                any     -> down, not_writable       a write or a ping failed, or no write has succeeded for HANGING_S
+                bad     -> up                       a commit; where only a ping had found it bad, a ping
+    acceptance  accepting, full, not_writable       Intake.look() says which
+
+Rules: no clock, no I/O; belongs to the loop's thread. A reason is one sentence without figures that change by
+themselves, so that one problem stays one line; `since` is in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from flusher.answers import Failed
+from flusher.mysql_errors import ErrorClass
+
+log = logging.getLogger(__name__)
+
+HANGING_S = 15.0
+"""Without a commit although writers try: waits for locks end after 10 s."""
+BACKLOG_DEGRADED_PERCENT = 50.0
+NO_DATABASE_ERROR = -1
+"""The number of a failure that says nothing of the database: a writer has died or cannot be started."""
+_REFUSED_CONNECTION = {1040, 1047, 1129, 1203, 1226}
+"""The server answered, and takes no connection or no write of ours now."""
+
+
+class Condition(NamedTuple):
+    """Why something is not as it should be, and since when."""
+
+    reason: str
+    since: float
+
+
+class DatabaseState(str, Enum):
+    UNKNOWN = "unknown"
+    UP = "up"
+    NOT_WRITABLE = "not_writable"
+    DOWN = "down"
+
+
+class Acceptance(str, Enum):
+    ACCEPTING = "accepting"
+    FULL = "full"
+    NOT_WRITABLE = "not_writable"
+
+
+@dataclass(slots=True)
+class Database:
+    """`alarming`: nothing gets better before somebody acts."""
+
+    since: float
+    state: DatabaseState = DatabaseState.UNKNOWN
+    reason: str | None = "the database has not answered yet"
+    alarming: bool = False
+    _needs_commit: bool = False
+
+    @property
+    def bad(self) -> bool:
+        return self.state in (DatabaseState.DOWN, DatabaseState.NOT_WRITABLE)
+
+    def committed(self, wall: float) -> None:
+        if self.bad:
+            log.warning("database: writing again")
+        self._up(wall)
+
+    def answered(self, wall: float) -> None:
+        """A ping succeeded. It does not end what a write has found: a locked table answers every ping."""
+        if self.bad and self._needs_commit:
+            return
+        if self.bad:
+            log.warning("database: reachable again")
+        self._up(wall)
+
+    def failed(self, answer: Failed, wall: float, *, writing: bool) -> None:
+        """A write, or a ping, failed for a reason that lies in the database and holds for every segment."""
+        if answer.number == NO_DATABASE_ERROR:
+            return
+        down = answer.error_class is ErrorClass.RECONNECT and answer.number not in _REFUSED_CONNECTION
+        self._bad(DatabaseState.DOWN if down else DatabaseState.NOT_WRITABLE, answer.message, wall, writing)
+        self.alarming = answer.alarming
+
+    def held_up(self, last_error: str | None, wall: float) -> None:
+        """No write has succeeded for HANGING_S."""
+        if not self.bad:
+            why = last_error or "one is under way: a lock on the tables, or a server that does not answer"
+            reason = f"no write has succeeded for {HANGING_S:.0f} s: {why}"
+            self._bad(DatabaseState.NOT_WRITABLE, reason, wall, writing=True)
+
+    def _bad(self, state: DatabaseState, reason: str, wall: float, writing: bool) -> None:
+        if not self.bad:
+            self.since = wall
+        if self.state is not state:
+            log.warning("database: %s, records wait in the journal: %s", state.value.replace("_", " "), reason)
+        self.state, self.reason = state, reason
+        self._needs_commit |= writing
+
+    def _up(self, wall: float) -> None:
+        if self.state is not DatabaseState.UP:
+            self.since = wall
+        self.state, self.reason = DatabaseState.UP, None
+        self.alarming = self._needs_commit = False
+
+
+def verdict(
+    acceptance: Condition | None, database: Database, segment: Condition | None, backlog: Condition | None
+) -> tuple[str, Condition | None]:
+    """Args: each None where nothing is wrong with it. Returns: healthy, degraded or unhealthy, and why."""
+    if acceptance is not None:
+        return "unhealthy", acceptance
+    if database.bad:
+        assert database.reason is not None
+        return "degraded", Condition(database.reason, database.since)
+    if segment is not None:
+        return "degraded", segment
+    if database.reason is not None:
+        return "degraded", Condition(database.reason, database.since)
+    return ("healthy", None) if backlog is None else ("degraded", backlog)

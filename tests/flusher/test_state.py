@@ -1,0 +1,207 @@
+"""The state of database and acceptance: what sets it, how long it lasts, and what comes first of several troubles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from flusher.answers import Alive, Answer
+from flusher.mysql_errors import ErrorClass
+from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from flusher.state import HANGING_S, NO_DATABASE_ERROR, Acceptance, Condition, Database, DatabaseState, verdict
+from tests.support.flusher import Node, failed, written
+
+UP, DOWN, NOT_WRITABLE = DatabaseState.UP, DatabaseState.DOWN, DatabaseState.NOT_WRITABLE
+BAD = Condition("reason", 5.0)
+
+
+def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: object) -> None:
+    async def main() -> None:
+        node = Node(directory, **settings)  # type: ignore[arg-type]
+        node.writers.ping = Alive("host", "10.11")
+        try:
+            await test(node)
+        finally:
+            await node.close()
+
+    asyncio.run(main())
+
+
+def test_before_the_first_answer_the_state_is_unknown_and_no_fault() -> None:
+    database = Database(since=1.0)
+    assert (database.state, database.bad) == (DatabaseState.UNKNOWN, False)
+    assert verdict(None, database, None, None) == ("degraded", Condition("the database has not answered yet", 1.0))
+    database.answered(2.0)
+    assert (database.state, database.reason, database.since) == (UP, None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("error_class", "number", "state"),
+    [
+        (ErrorClass.RECONNECT, 2002, DOWN),
+        (ErrorClass.RECONNECT, 2013, DOWN),
+        (ErrorClass.RECONNECT, 1053, DOWN),
+        (ErrorClass.RECONNECT, 1040, NOT_WRITABLE),
+        (ErrorClass.RECONNECT, 1129, NOT_WRITABLE),
+        (ErrorClass.READ_ONLY, 1290, NOT_WRITABLE),
+        (ErrorClass.SCHEMA, 1045, NOT_WRITABLE),
+        (ErrorClass.STORAGE, 1021, NOT_WRITABLE),
+    ],
+)
+def test_a_database_that_was_reached_is_not_writable_rather_than_down(
+    error_class: ErrorClass, number: int, state: DatabaseState
+) -> None:
+    database = Database(since=1.0)
+    database.failed(failed(error_class, number), 2.0, writing=True)
+    assert (database.state, database.since) == (state, 2.0)
+    assert database.reason == f"error {number} ({error_class.value})"
+
+
+def test_what_a_write_has_found_lasts_until_a_commit_whatever_a_ping_says() -> None:
+    database = Database(since=1.0)
+    database.failed(failed(ErrorClass.RECONNECT, 2002), 2.0, writing=True)
+    database.failed(failed(ErrorClass.SCHEMA, 1146), 3.0, writing=True)
+    for _ in range(3):
+        database.answered(4.0)
+        assert (database.state, database.since) == (NOT_WRITABLE, 2.0)
+    database.committed(5.0)
+    assert (database.state, database.reason, database.since) == (UP, None, 5.0)
+
+
+def test_what_only_a_ping_has_found_ends_with_a_ping_since_there_may_be_nothing_to_commit() -> None:
+    database = Database(since=1.0)
+    database.failed(failed(ErrorClass.RECONNECT, 2002), 2.0, writing=False)
+    assert database.state is DOWN
+    database.answered(3.0)
+    assert database.state is UP
+
+
+def test_a_writer_that_dies_says_nothing_of_the_database() -> None:
+    database = Database(since=1.0)
+    database.answered(1.0)
+    database.failed(failed(ErrorClass.RECONNECT, NO_DATABASE_ERROR), 2.0, writing=True)
+    assert database.state is UP
+
+
+def test_the_gravest_trouble_is_told_first() -> None:
+    database = Database(since=1.0)
+    database.failed(failed(ErrorClass.SCHEMA, 1146), 2.0, writing=True)
+    found = Condition("error 1146 (schema)", 2.0)
+    assert verdict(BAD, database, BAD, BAD) == ("unhealthy", BAD)
+    assert verdict(None, database, BAD, BAD) == ("degraded", found)
+    database.committed(3.0)
+    assert verdict(None, database, BAD, None) == verdict(None, database, None, BAD) == ("degraded", BAD)
+    assert verdict(None, database, None, None) == ("healthy", None)
+
+
+@pytest.mark.parametrize("answer", ["none", "lock wait"])
+def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never_in_between(
+    tmp_path: Path, answer: str
+) -> None:
+    """Every write waits for its lock, fails, and is tried again; healthy during the next try would be a lie."""
+
+    async def test(node: Node) -> None:
+        database = node.figures.database
+        database.answered(0.0)
+        held: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        node.writers.answer = lambda path: held if answer == "none" else failed(ErrorClass.RETRY, 1205)
+        node.submit(b"body")
+        node.ask_flush(0.01)
+        await node.until(lambda: node.writers.asked)
+        await node.settled()
+        states = []
+        for _ in range(60):
+            node.clock.now += 1
+            node.flush.consider()
+            await node.settled()
+            node.flush.look()
+            states.append(database.state)
+        first = states.index(NOT_WRITABLE)
+        assert first + 1 == HANGING_S
+        assert set(states[first:]) == {NOT_WRITABLE}
+        assert ("1205" in str(database.reason)) == (answer == "lock wait")
+
+        node.writers.answer = written
+        if not held.done():
+            held.set_result(failed(ErrorClass.RETRY, 1205))
+        await node.settled()
+        await node.ask_flush()
+        assert database.state is UP
+        node.clock.now += 60
+        node.flush.look()
+        assert database.state is UP
+
+    run(test, tmp_path)
+
+
+def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_bad(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.figures.database.answered(0.0)
+        node.writers.answer = lambda path: failed(ErrorClass.STORAGE, 5, of_segment=True)
+        node.submit(b"body")
+        for _ in range(5):
+            await node.ask_flush(0.01)
+            node.clock.now += 10
+            node.flush.look()
+        assert node.figures.database.state is UP
+        assert node.alarm == "error 5 (storage)"
+
+    run(test, tmp_path)
+
+
+def test_a_full_journal_is_full_until_a_segment_has_gone(tmp_path: Path) -> None:
+    body = b"x" * 100
+    room = SEGMENT_HEADER_BYTES + 3 * (ENTRY_HEADER_BYTES + len(body)) - 50
+
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+        node.submit(body, body, body)
+        await node.settled()
+        since = node.intake.refusing
+        for _ in range(3):
+            node.clock.now += 60
+            node.submit(b"small")  # it still fits, and changes nothing
+            node.intake.probe()
+            assert node.intake.acceptance is Acceptance.FULL
+            assert node.intake.refusing is since
+        assert node.acked()[:3] == [1, 2, 4]
+
+        node.writers.answer = written
+        await node.ask_flush()
+        node.intake.look()
+        assert node.intake.acceptance is Acceptance.ACCEPTING
+
+    run(test, tmp_path, max_bytes=room)
+
+
+def test_a_journal_that_cannot_be_written_is_tried_although_nobody_sends(tmp_path: Path) -> None:
+    """A balancer sends nothing while /ready says no."""
+
+    async def test(node: Node) -> None:
+        node.disk.full = True
+        node.submit(b"body")
+        refusing = node.intake.refusing
+        assert refusing is not None
+        assert "make room on its disk" in refusing.reason
+        node.intake.look()
+        assert node.intake.acceptance is Acceptance.NOT_WRITABLE
+
+        node.disk.full = False
+        node.intake.probe()
+        assert node.intake.refusing is None
+        assert list(tmp_path.glob("probe*")) == []
+
+    run(test, tmp_path)
+
+
+def test_a_ping_that_is_answered_after_a_failed_one_makes_the_database_up(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.ping = failed(ErrorClass.RECONNECT, 2002)
+        await node.until(lambda: node.figures.database.state is DOWN)
+        node.writers.ping = Alive("host", "10.11")
+        await node.until(lambda: node.figures.database.state is UP)
+
+    run(test, tmp_path)
