@@ -208,8 +208,6 @@ class Intake:
     def _refuse(self, submits: Sequence[Submit], reason: Reason, reply: Callable[[bytes], None]) -> None:
         now = self._clock()
         self.look()
-        name = reason.name.lower()
-        self._figures.rejected[name] = self._figures.rejected.get(name, 0) + len(submits)
         if reason is Reason.JOURNAL_FULL:
             missing = sum(map(_entry_bytes, submits)) + SEGMENT_HEADER_BYTES
             missing += max(0, self._journal.bytes - self._max_bytes)

@@ -74,7 +74,6 @@ class Figures:
     database: Database
     records_in: dict[int, int] = field(default_factory=no_records)
     bytes_in: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
     rows_written: dict[str, int] = field(default_factory=lambda: {kind.name: 0 for kind in KINDS})
     records_written: int = 0
     coalesced: int = 0
@@ -208,7 +207,6 @@ def document(
             "last_error": figures.last_dead_letter,
         },
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
-        "rejected": figures.rejected,
         "failures": figures.failures,
         "failures_by_code": figures.failures_by_code,
         "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},

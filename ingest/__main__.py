@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import resource
 import shutil
@@ -24,12 +25,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ingest.metrics import METRICS_DIRECTORY, fold
+from ingest.metrics import METRICS_DIRECTORY, fold, node_counts
+from ingest.rejections import Rejections
 from ingest.workers import Workers
 from shared import logs
 from shared.config import Config, ConfigError, load, load_or_exit
 from shared.exposure import TlsUnusable, check_tls
 from shared.process import close_to_others, own_state_directory
+from shared.timers import logged
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -38,6 +41,8 @@ BIND_TRIES_S = 3.0
 """After a kill -9 of the parent its orphaned workers hold the port until they notice."""
 GRACEFUL_S = 20.0
 """After it, workers that still have not ended are killed. Above the workers' own 15 s."""
+LOOK_S = 1.0
+"""Between two looks at the counts of the workers, which publish as often."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,6 +85,11 @@ def keep_counts(metrics_directory: Path, pid: int) -> None:
         log.error("metrics: counts cannot be written: %s", error.strerror)
 
 
+def tell_rejections(rejections: Rejections, metrics_directory: Path, now: float) -> None:
+    with logged("the look at refused records"):
+        rejections.tell(node_counts(metrics_directory).rejected, now)
+
+
 def check_start(config: Config) -> None:
     """What no worker could mend. Raises: SystemExit with one line."""
     try:
@@ -100,10 +110,8 @@ def may_start_anew() -> bool:
     return True
 
 
-def _next_signal(waited_for: Sequence[signal.Signals], timeout_s: float | None) -> int | None:
+def _next_signal(waited_for: Sequence[signal.Signals], timeout_s: float) -> int | None:
     """Blocks until there is one, or for `timeout_s`; then there is none."""
-    if timeout_s is None:
-        return signal.sigwait(waited_for)
     found = signal.sigtimedwait(waited_for, timeout_s)
     return None if found is None else found.si_signo
 
@@ -140,8 +148,10 @@ def main() -> None:
     workers = Workers(start, partial(keep_counts, metrics_directory), wanted=config.service.workers)
     workers.step()
     log.info("listening on %s port %d, %d workers", config.service.host, config.service.port, len(workers))
+    rejections = Rejections()
     while True:
-        number = _next_signal(waited_for, workers.wait_s)
+        number = _next_signal(waited_for, min(LOOK_S, workers.wait_s or LOOK_S))
+        tell_rejections(rejections, metrics_directory, time.monotonic())
         if number in (signal.SIGTERM, signal.SIGINT):
             break
         if number == signal.SIGHUP and may_start_anew():
@@ -155,6 +165,7 @@ def main() -> None:
     log.info("stopping")
     listener.close()
     workers.terminate(GRACEFUL_S)
+    tell_rejections(rejections, metrics_directory, math.inf)
     log.info("stopped")
 
 

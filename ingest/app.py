@@ -18,7 +18,7 @@ from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
-from ingest.request_ids import log_problem, request_id
+from ingest.request_ids import request_id
 from ingest.resources import Problem
 from ingest.shortcut import Shortcut
 from shared.config import Service
@@ -64,7 +64,6 @@ def create_app(
             forwarder,
             max_records=max_records,
             max_clock_skew_s=service.max_clock_skew,
-            reject=metrics.reject,
         )
         for kind in KINDS
     }
@@ -78,10 +77,10 @@ def create_app(
         "/dashboard/history": Points(history),
         "/openapi.json": resources.OpenApi(openapi.document(max_records)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),
-        "/api/v1/persistence/stats": resources.Stats(forwarder),
+        "/api/v1/persistence/stats": resources.Stats(forwarder, lambda: metrics.node().rejected),
     }
     app = falcon.asgi.App()
-    recorder = Recorder(history, forwarder.stats, lambda: metrics.durations(batches))
+    recorder = Recorder(history, forwarder.stats, metrics.node, tuple(batches))
     app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
@@ -99,27 +98,21 @@ def create_app(
         protected_mode=service.protected_mode,
         allowed_hosts=service.allowed_hosts,
         max_body_bytes=service.max_body_bytes,
+        reject=metrics.reject,
     )
     return guard, {path.encode(): Shortcut(batch, guard, forwarder) for path, batch in batches.items()}
 
 
 async def _problem(
-    request: falcon.asgi.Request, response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
+    _request: falcon.asgi.Request, _response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
 ) -> None:
-    log_problem(request.scope, problem)
-    _answer(response, problem)
+    """The guard answers."""
+    raise problem
 
 
 async def _bug(
-    request: falcon.asgi.Request, response: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
+    request: falcon.asgi.Request, _response: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
 ) -> None:
     extra = {"request_id": request_id(request.scope)}
     log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
-    _answer(response, Problem(500, "INTERNAL_ERROR", "this is a fault of the service"))
-
-
-def _answer(response: falcon.asgi.Response, problem: Problem) -> None:
-    response.status = problem.status
-    response.data = problem.body
-    for name, value in problem.headers.items():
-        response.set_header(name, value)
+    raise Problem(500, "INTERNAL_ERROR", "this is a fault of the service")

@@ -45,10 +45,9 @@ def _of_ingest(counts: dict[str, Any]) -> Iterator[Metric]:
         durations.add_metric([path], _buckets(BUCKETS_S, counts["durations"][path]), counts["seconds"][path])
     yield requests
     yield durations
-    rejected = _counters("records_rejected", "Records of requests that were not accepted.", "kind", "reason")
-    for kind, reasons in sorted(counts["rejected"].items()):
-        for reason, count in sorted(reasons.items()):
-            rejected.add_metric([kind, reason], count)
+    rejected = _counters("records_rejected", "Records refused, one for a request that nobody could read.", "reason")
+    for reason, count in sorted(counts["rejected"].items()):
+        rejected.add_metric([reason], count)
     yield rejected
     yield _gauge("http_connections", "Open connections of clients.", counts["connections"])
     yield _gauge("build_info", "1, with the version as label.", 1, {"version": VERSION})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ingest.access import Access
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
@@ -42,7 +42,8 @@ class ClientGone(Exception):
 
 
 class Guard:
-    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body."""
+    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body; reject(records): told of
+    refused records, by reason."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Guard:
         allowed_hosts: Collection[str] = (),
         max_body_bytes: int,
         max_reading_bytes: int = MAX_READING_BYTES,
+        reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
     ) -> None:
         self._app = app
         self._routes = routes
@@ -62,6 +64,7 @@ class Guard:
         self._access = Access(auth_token, protected_mode=protected_mode, allowed_hosts=allowed_hosts)
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
+        self._reject = reject
         self._reading_bytes = 0
         self._shortcut_bytes = 0
 
@@ -104,13 +107,19 @@ class Guard:
                 scope["body"] = body
             await self._app(scope, receive, send)
         except Problem as problem:
-            log_problem(scope, problem)
+            self.report(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
             await _answer(problem, receive, send, unread=has_body and not read)
         except ClientGone:
             return
         finally:
             self._reading_bytes -= held
+
+    def report(self, scope: Scope, problem: Problem) -> None:
+        """Logs it, and counts the records that it refuses: those of a batch, be it under a path that does not exist."""
+        log_problem(scope, problem)
+        if scope["method"] == "POST" and (scope["route"] in self._posts_with_body or scope["route"] == UNKNOWN_ROUTE):
+            self._reject(problem.records)
 
     def is_plain(
         self, fields: Sequence[tuple[bytes, bytes]], headers: Mapping[bytes, bytes], client: tuple[str, int] | None

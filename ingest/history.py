@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import orjson
 
 from ingest.exposition import BUCKETS_S
 from ingest.forwarder import FlusherUnavailable
+from ingest.metrics import Counts
 from shared.timers import repeat
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,14 @@ _AT = b'{"at":'
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Counters at one moment: `at` in seconds since 1970, `monotonic` untouched by changes of the clock, `stats` None
-    where the flusher does not answer, `durations` of batch requests as RequestMetrics.durations() gives them."""
+    where the flusher does not answer, `durations` of batch requests as Counts.durations_of() gives them, `rejected`
+    records by reason."""
 
     at: float
     monotonic: float
     stats: dict[str, Any] | None
     durations: list[int]
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -95,14 +98,19 @@ class Point(msgspec.Struct, frozen=True):
     flow: Flow | None
     latency: Latency | None
     problems: list[str]
+    refused: int = 0
+    """records, since the point before"""
 
 
 def point(before: Sample | None, after: Sample) -> Point:
     stats = after.stats
     latency = None if before is None else _latency(before, after)
+    refused = {} if before is None else _refused(before, after)
+    refusals = [f"records are refused: {reason}" for reason in sorted(refused)]
     if stats is None:
         gone = "the flusher does not answer"
-        return Point(round(after.at, 3), "unhealthy", gone, None, None, None, latency, [gone])
+        problems = [gone, *refusals]
+        return Point(round(after.at, 3), "unhealthy", gone, None, None, None, latency, problems, sum(refused.values()))
     state = stats["state"]
     letters = stats["dead_letters"]
     waiting = Waiting(
@@ -124,8 +132,16 @@ def point(before: Sample | None, after: Sample) -> Point:
         waiting=waiting,
         flow=flow,
         latency=latency,
-        problems=_problems(old, stats),
+        problems=_problems(old, stats) + refusals,
+        refused=sum(refused.values()),
     )
+
+
+def _refused(before: Sample, after: Sample) -> dict[str, int]:
+    """How many records were refused since, by reason. Ingest counts from zero where it was started anew."""
+    old = before.rejected if sum(before.rejected.values()) <= sum(after.rejected.values()) else {}
+    rises = {reason: count - old.get(reason, 0) for reason, count in after.rejected.items()}
+    return {reason: count for reason, count in rises.items() if count > 0}
 
 
 def _flow(old: dict[str, Any], new: dict[str, Any], seconds: float) -> Flow:
@@ -271,7 +287,8 @@ class Recorder:
         self,
         history: History,
         stats: Callable[[], Awaitable[bytes]],
-        durations: Callable[[], list[int]],
+        counts: Callable[[], Counts],
+        paths: Sequence[str],
         *,
         interval_s: float = INTERVAL_S,
         wall: Callable[[], float] = time.time,
@@ -279,7 +296,8 @@ class Recorder:
     ) -> None:
         self._history = history
         self._stats = stats
-        self._durations = durations
+        self._counts = counts
+        self._paths = paths
         self._interval_s = interval_s
         self._wall = wall
         self._monotonic = monotonic
@@ -318,7 +336,9 @@ class Recorder:
             stats = orjson.loads(await self._stats())
         except FlusherUnavailable:
             stats = None
-        sample = Sample(self._wall(), self._monotonic(), stats, self._durations())
+        counts = self._counts()
+        durations = counts.durations_of(self._paths)
+        sample = Sample(self._wall(), self._monotonic(), stats, durations, counts.rejected)
         before, self._before = self._before, sample
         if before is not None:
             self._history.append(point(before, sample))

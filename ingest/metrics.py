@@ -28,14 +28,19 @@ _NAMES_KEPT = 100
 
 
 class Counts(msgspec.Struct):
-    """By path and status: requests; by path: durations in buckets, and their sum in seconds; by kind and reason:
-    records that were not accepted; connections that are open now."""
+    """By path and status: requests; by path: durations in buckets, and their sum in seconds; by reason: records that
+    were refused; connections that are open now."""
 
     requests: dict[str, dict[int, int]] = {}
     durations: dict[str, list[int]] = {}
     seconds: dict[str, float] = {}
-    rejected: dict[str, dict[str, int]] = {}
+    rejected: dict[str, int] = {}
     connections: int = 0
+
+    def durations_of(self, paths: Iterable[str]) -> list[int]:
+        """How many requests to these paths lasted how long: in the buckets of BUCKETS_S, and one for longer ones."""
+        having = [self.durations[path] for path in paths if path in self.durations]
+        return [sum(counts) for counts in zip([0] * (len(BUCKETS_S) + 1), *having, strict=True)]
 
 
 class Ended(msgspec.Struct):
@@ -65,10 +70,9 @@ class RequestMetrics:
             counts.seconds.setdefault(path, 0.0)
             self.observe(path, status, duration_s)
 
-    def reject(self, kind: str, reason: str, records: int) -> None:
-        """Counts records of a request that was not accepted."""
-        reasons = self._counts.rejected.setdefault(kind, {})
-        reasons[reason] = reasons.get(reason, 0) + records
+    def reject(self, reasons: Mapping[str, int]) -> None:
+        """Counts refused records by reason: an error code, or what FieldError says. There are some 60 of them."""
+        _add(self._counts.rejected, reasons)
 
     def publish(self, connections: int | None = None) -> None:
         """Writes the file if anything has changed; whole or not at all. Blocks for well under a millisecond.
@@ -84,15 +88,9 @@ class RequestMetrics:
 
     def exposition(self, stats: dict[str, Any] | None) -> bytes:
         """The text format: all workers' counts, and the flusher's `stats` (None: it does not answer)."""
-        return text(msgspec.to_builtins(self._node(), str_keys=True), stats)
+        return text(msgspec.to_builtins(self.node(), str_keys=True), stats)
 
-    def durations(self, paths: Iterable[str]) -> list[int]:
-        """How many requests to these paths lasted how long: in the buckets of BUCKETS_S, and one for longer ones."""
-        durations = self._node().durations
-        having = [durations[path] for path in paths if path in durations]
-        return [sum(counts) for counts in zip([0] * (len(BUCKETS_S) + 1), *having, strict=True)]
-
-    def _node(self) -> Counts:
+    def node(self) -> Counts:
         """Of all workers; of this one as they are now, even where the disk takes them no more. They are published
         first: no other worker may say less hereafter."""
         with suppress(OSError):  # the tick that publishes once a second has it in the log
@@ -150,12 +148,11 @@ def _sum(all_counts: Iterable[Counts]) -> Counts:
             before = total.durations.get(path, [0] * len(durations))
             total.durations[path] = [a + b for a, b in zip(before, durations, strict=True)]
             total.seconds[path] = total.seconds.get(path, 0.0) + counts.seconds[path]
-        for kind, reasons in counts.rejected.items():
-            _add(total.rejected.setdefault(kind, {}), reasons)
+        _add(total.rejected, counts.rejected)
         total.connections += counts.connections
     return total
 
 
-def _add(total: dict[Any, int], counts: dict[Any, int]) -> None:
+def _add(total: dict[Any, int], counts: Mapping[Any, int]) -> None:
     for key, count in counts.items():
         total[key] = total.get(key, 0) + count

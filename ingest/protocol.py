@@ -20,10 +20,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import httptools
 import uvicorn
@@ -110,11 +110,8 @@ class Protocol(asyncio.Protocol):
     """Made by uvicorn's server for each connection.
 
     Args: max_connections: of this worker; shortcuts: by path; observe(route, status, seconds): told of every answer,
-    status 0 where the client left before it.
+    status 0 where the client left before it; reject(records): told of refused requests, each as one record, by reason.
     """
-
-    refused: ClassVar[Counter[str]] = Counter()
-    """Of all connections, since the last sweep, by error code."""
 
     def __init__(
         self,
@@ -126,6 +123,7 @@ class Protocol(asyncio.Protocol):
         max_connections: int,
         shortcuts: Mapping[bytes, Shortcut],
         observe: Callable[[str, int, float], None],
+        reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._app = cast(App, config.loaded_app)
@@ -133,6 +131,7 @@ class Protocol(asyncio.Protocol):
         self._max_connections = max_connections
         self._shortcuts = shortcuts
         self._observe = observe
+        self._reject = reject
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
@@ -457,7 +456,7 @@ class Protocol(asyncio.Protocol):
             self._observe(self._shortcut.route if self._shortcut else NO_ROUTE, refusal.status, 0.0)
         if not said:
             self._transport.write(refusal.data)
-        self.refused[refusal.code] += 1
+            self._reject({refusal.code: 1})
         self.phase = Phase.LINGER
         self.since = Clock.now
         if self._ended:
@@ -541,6 +540,3 @@ async def sweep_slowly(connections: Collection[Any]) -> None:
     for number in range(slices):
         sweep(waiting[number::slices], loop.time())
         await asyncio.sleep(SWEEP_S / slices)
-    if Protocol.refused:
-        log.warning("refused: %s", ", ".join(f"{count} {code}" for code, count in Protocol.refused.items()))
-        Protocol.refused.clear()

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
@@ -48,8 +48,11 @@ class Problem(Exception):
         errors: Sequence[FieldError] = (),
         headers: dict[str, str] | None = None,
         more: dict[str, Any] | None = None,
+        records: Mapping[str, int] | None = None,
     ) -> None:
+        """Args: records: how many are refused, by reason; None: nobody has counted them, and they count as one."""
         super().__init__(detail)
+        self.records = {code: 1} if records is None else records
         self.status = status
         self.code = code
         self.headers = headers or {}
@@ -78,12 +81,13 @@ def accepted(status: str, count: int, arrival: int) -> bytes:
     return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival))
 
 
-def unavailable(error: FlusherUnavailable | Rejected) -> Problem:
+def unavailable(error: FlusherUnavailable | Rejected, records: int = 1) -> Problem:
     if isinstance(error, Rejected):
         after_s, code, detail = error.retry_after_s, error.reason.name, REASONS[error.reason]
     else:
         after_s, code, detail = _UNAVAILABLE_RETRY_AFTER_S, "FLUSHER_UNAVAILABLE", str(error)
-    return Problem(503, code, detail, headers={"Retry-After": str(max(1, round(after_s)))})
+    headers = {"Retry-After": str(max(1, round(after_s)))}
+    return Problem(503, code, detail, headers=headers, records={code: records})
 
 
 def invalid_parameter(name: str, value: str, allowed: str) -> Problem:
@@ -116,16 +120,13 @@ class Batch:
         *,
         max_records: int,
         max_clock_skew_s: float,
-        reject: Callable[[str, str, int], None] = lambda _kind, _reason, _records: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Args: reject(kind, reason, records): told of records that are not accepted."""
         self.kind = kind
         self.path = kind.path
         self._forwarder = forwarder
         self._max_records = max_records
         self._max_clock_skew_s = max_clock_skew_s
-        self._reject = reject
         self._wall = wall
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
@@ -139,9 +140,8 @@ class Batch:
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
-            self._reject(self.kind.name, "invalid_record", error.records)
             detail = f"the request has {len(error.errors)} errors; nothing of it is stored"
-            raise Problem(422, "INVALID_RECORD", detail, errors=error.errors) from error
+            raise Problem(422, "INVALID_RECORD", detail, errors=error.errors, records=error.reasons()) from error
         try:
             arrival, seq = await self._forwarder.submit(self.kind.code, count, body, want_commit=want_commit)
             dead = None
@@ -151,7 +151,7 @@ class Batch:
                 finally:
                     self._forwarder.forget(seq)
         except (FlusherUnavailable, Rejected) as error:
-            raise self.refused(error, count) from error
+            raise unavailable(error, count) from error
         response.status = falcon.HTTP_202 if dead is None else falcon.HTTP_200
         status = "accepted" if dead is None else "dead_lettered" if dead else "committed"
         response.data = accepted(status, count, arrival)
@@ -164,12 +164,6 @@ class Batch:
         if ack not in (None, "journaled", "committed"):
             raise invalid_parameter("ack", ack, "journaled and committed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
-
-    def refused(self, error: FlusherUnavailable | Rejected, count: int) -> Problem:
-        """The problem of a batch of `count` valid records that is not accepted; counts them."""
-        problem = unavailable(error)
-        self._reject(self.kind.name, problem.code.lower(), count)
-        return problem
 
     def validate(self, body: bytes) -> int:
         """Returns: the number of records. Raises: InvalidBody, InvalidRecord."""
@@ -211,14 +205,18 @@ class Liveness:
 
 
 class Stats:
-    def __init__(self, forwarder: Forwarder) -> None:
+    """The flusher's figures, and the refusals of all workers: args: rejected(): records, by reason."""
+
+    def __init__(self, forwarder: Forwarder, rejected: Callable[[], dict[str, int]]) -> None:
         self._forwarder = forwarder
+        self._rejected = rejected
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         try:
-            response.data = await self._forwarder.stats()
+            stats = orjson.loads(await self._forwarder.stats())
         except FlusherUnavailable as error:
             raise unavailable(error) from error
+        response.data = orjson.dumps({**stats, "rejected": self._rejected()})
 
 
 class Health:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from ingest.cycle import JSON, Connection, Exchange, encode_head
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import Guard
-from ingest.request_ids import log_problem, request_id
-from ingest.resources import Batch, accepted
+from ingest.request_ids import request_id
+from ingest.resources import Batch, accepted, unavailable
 from shared.bodies import InvalidBody, InvalidRecord
 
 MAX_BODY_BYTES = 256 * 1024
@@ -32,18 +32,20 @@ _HEAD = {
 class PlainBatch(Exchange):
     """One request on the short way."""
 
-    __slots__ = ("_batch", "_connection", "_count")
+    __slots__ = ("_connection", "_count", "_shortcut")
 
-    def __init__(self, connection: Connection, batch: Batch, count: int, keep_alive: bool, started_at: float) -> None:
+    def __init__(
+        self, shortcut: Shortcut, connection: Connection, count: int, keep_alive: bool, started_at: float
+    ) -> None:
         super().__init__(keep_alive, started_at)
+        self._shortcut = shortcut
         self._connection = connection
-        self._batch = batch
         self._count = count
         self.more_body = False
 
     @property
     def route(self) -> str:
-        return self._batch.path
+        return self._shortcut.route
 
     def answer(self, arrival: int | Exception) -> None:
         """Args: arrival: µs since 1970 UTC, or why there is none."""
@@ -55,9 +57,9 @@ class PlainBatch(Exchange):
             answer = _HEAD[self.keep_alive] % (len(body), body)
         else:
             assert isinstance(arrival, FlusherUnavailable | Rejected)
-            problem = self._batch.refused(arrival, self._count)
-            scope = {"method": "POST", "path": self.route}
-            log_problem(scope, problem)
+            problem = unavailable(arrival, self._count)
+            scope = {"method": "POST", "path": self.route, "route": self.route}
+            self._shortcut.guard.report(scope, problem)
             self.status = problem.status
             fields = [*JSON, *problem.fields, (b"x-request-id", request_id(scope).encode())]
             answer = encode_head(self.status, fields, length=len(problem.body), keep_alive=self.keep_alive)
@@ -68,11 +70,11 @@ class PlainBatch(Exchange):
 
 
 class Shortcut:
-    """One for each path that takes batches."""
+    """One for each path that takes batches. `guard` is told of what is refused."""
 
     def __init__(self, batch: Batch, guard: Guard, forwarder: Forwarder) -> None:
         self._batch = batch
-        self._guard = guard
+        self.guard = guard
         self._forwarder = forwarder
         self.route = batch.path
 
@@ -83,14 +85,14 @@ class Shortcut:
         """
         headers: Mapping[bytes, bytes] = dict(fields)
         length = headers.get(b"content-length", b"")
-        if not 1 <= len(length) <= _LENGTH_DIGITS or not self._guard.is_plain(fields, headers, client):
+        if not 1 <= len(length) <= _LENGTH_DIGITS or not self.guard.is_plain(fields, headers, client):
             return 0
         size = int(length)
-        return size if size <= MAX_BODY_BYTES and self._guard.reserve(size) else 0
+        return size if size <= MAX_BODY_BYTES and self.guard.reserve(size) else 0
 
     def release(self, size: int) -> None:
         """The body is no longer being read."""
-        self._guard.release(size)
+        self.guard.release(size)
 
     def take(self, connection: Connection, body: bytes, keep_alive: bool, started_at: float) -> PlainBatch | None:
         """Validates and forwards. Returns: None where it needs the long way, and then nothing has been done."""
@@ -98,7 +100,7 @@ class Shortcut:
             count = self._batch.validate(body)
         except (InvalidBody, InvalidRecord):
             return None
-        exchange = PlainBatch(connection, self._batch, count, keep_alive, started_at)
+        exchange = PlainBatch(self, connection, count, keep_alive, started_at)
         if not self._forwarder.submit_now(self._batch.kind.code, count, body, exchange.answer):
             return None
         return exchange

@@ -140,7 +140,16 @@ def main() -> None:
     server = Server(
         uvicorn.Config(
             app,
-            http=cast(Any, partial(Protocol, max_connections=most, shortcuts=shortcuts, observe=metrics.observe)),
+            http=cast(
+                Any,
+                partial(
+                    Protocol,
+                    max_connections=most,
+                    shortcuts=shortcuts,
+                    observe=metrics.observe,
+                    reject=metrics.reject,
+                ),
+            ),
             ws="none",
             lifespan="on",
             log_config=None,

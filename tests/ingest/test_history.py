@@ -15,7 +15,7 @@ import pytest
 from ingest import history
 from ingest.forwarder import FlusherUnavailable
 from ingest.history import WINDOW_S, History, Point, Recorder, Sample, percentile, point
-from ingest.metrics import BUCKETS_S
+from ingest.metrics import BUCKETS_S, Counts
 
 NOW = 1_000_000_200.0
 NO_REQUESTS = [0] * (len(BUCKETS_S) + 1)
@@ -258,6 +258,29 @@ def test_one_records_and_the_next_when_it_has_ended(tmp_path: Path) -> None:
     second.close()
 
 
+# ---- refused records
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ({}, {"tasks.status": 3, "TOKEN_WRONG": 1}, {"tasks.status": 3, "TOKEN_WRONG": 1}),
+        ({"tasks.status": 3}, {"tasks.status": 5}, {"tasks.status": 2}),
+        ({"tasks.status": 3}, {"tasks.status": 3}, {}),
+        ({"tasks.status": 30}, {"tasks.status": 2}, {"tasks.status": 2}),  # ingest was started anew
+    ],
+)
+@pytest.mark.parametrize("document", [STATS, None])
+def test_refusals_are_a_problem_a_reason_for_as_long_as_they_last(
+    before: dict[str, int], after: dict[str, int], refused: dict[str, int], document: dict[str, Any] | None
+) -> None:
+    """Its text stays the same while it lasts, so that the dashboard shows one line."""
+    old = Sample(NOW, 5000, document, NO_REQUESTS, before)
+    new = point(old, Sample(NOW + 2, 5002, document, NO_REQUESTS, after))
+    assert new.problems[document is None :] == [f"records are refused: {reason}" for reason in sorted(refused)]
+    assert new.refused == sum(refused.values())
+
+
 # ---- recording
 
 
@@ -287,7 +310,7 @@ class Clock:
 
 
 def recorder(files: History, flusher: Flusher, **more: Any) -> Recorder:
-    return Recorder(files, flusher.stats, lambda: NO_REQUESTS, wall=Clock(), monotonic=Clock(), **more)
+    return Recorder(files, flusher.stats, Counts, [], wall=Clock(), monotonic=Clock(), **more)
 
 
 def test_a_point_a_step_whether_the_flusher_answers_or_not(tmp_path: Path) -> None:
@@ -362,7 +385,7 @@ def test_stats_of_another_version_are_logged_the_lock_is_given_back_and_recordin
         return next(answers, None) or await flusher.stats()
 
     async def run() -> None:
-        one = Recorder(files, stats, lambda: NO_REQUESTS, interval_s=0, wall=Clock(), monotonic=Clock())
+        one = Recorder(files, stats, Counts, [], interval_s=0, wall=Clock(), monotonic=Clock())
         one.start()
         while not caplog.records:
             await asyncio.sleep(0)

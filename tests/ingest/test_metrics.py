@@ -91,21 +91,21 @@ def test_durations_are_counted_in_buckets_that_include_their_bound(tmp_path: Pat
     assert abs(found[f"{name}_sum", (("path", "/a"),)] - 99.500101) < 1e-9
 
 
-def test_records_that_are_not_accepted_are_counted_by_kind_and_reason(tmp_path: Path) -> None:
+def test_refused_records_are_counted_by_reason(tmp_path: Path) -> None:
     metrics = RequestMetrics(tmp_path)
-    for kind, reason, records in (("tasks", "journal_full", 3), ("tasks", "journal_full", 4), ("sessions", "x", 1)):
-        metrics.reject(kind, reason, records)
+    for reasons in ({"JOURNAL_FULL": 3}, {"JOURNAL_FULL": 4, "tasks.status": 1}):
+        metrics.reject(reasons)
     found = samples(metrics.exposition(None))
     name = "persistence_records_rejected_total"
-    assert found[name, (("kind", "tasks"), ("reason", "journal_full"))] == 7
-    assert found[name, (("kind", "sessions"), ("reason", "x"))] == 1
+    assert found[name, (("reason", "JOURNAL_FULL"),)] == 7
+    assert found[name, (("reason", "tasks.status"),)] == 1
 
 
 def test_every_workers_counts_are_added_up_and_only_open_connections_of_the_living(tmp_path: Path) -> None:
     ended, metrics = worker(tmp_path, 7), worker(tmp_path, 8)
     for path in ("/a", "/b"):
         ended.observe(path, 202, 0.001)
-    ended.reject("tasks", "invalid_record", 5)
+    ended.reject({"tasks.status": 5})
     ended.publish(connections=3)
     metrics.publish(connections=2)
     metrics.observe("/a", 202, 0.001)
@@ -174,7 +174,7 @@ def test_where_the_disk_takes_no_counts_a_worker_knows_its_own(tmp_path: Path, m
     with pytest.raises(OSError, match="No space"):
         metrics.publish()
     assert requests(metrics.exposition(None)) == {("/a", "202"): 3}
-    assert sum(metrics.durations(["/a"])) == 3
+    assert sum(metrics.node().durations_of(["/a"])) == 3
 
 
 def full_disk(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
@@ -49,6 +50,7 @@ class Front:
         self.started = asyncio.Semaphore(0)
         self.seen: list[str] = []
         self.refused: list[int] = []
+        self.rejected: Counter[str] = Counter()
         self.state = ServerState()
         self._max_connections = max_connections
         self._server: asyncio.Server
@@ -84,6 +86,7 @@ class Front:
             max_connections=self._max_connections,
             shortcuts={},
             observe=lambda _route, status, _seconds: self.refused.append(status) if status >= 400 else None,
+            reject=self.rejected.update,
         )
         self._server = await loop.create_server(make, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -219,6 +222,7 @@ def test_the_largest_url_and_header_pass_and_a_byte_more_does_not() -> None:
         assert await ask(connect, get_with(*many)) == [(200, b"-")]
         assert await ask(connect, get_with(*many, "z: y")) == [(431, b"HEADER_TOO_LARGE")]
         assert front.refused == [414, 431, 431]
+        assert front.rejected == {"URL_TOO_LONG": 1, "HEADER_TOO_LARGE": 2}
 
     play(scenario)
 
@@ -543,6 +547,7 @@ def test_a_request_that_does_not_come_in_time_is_told_so(part: bytes, phase: Pha
         # It neither reads on nor closes: it is closed.
         assert await closed_after(front, 2) or not front.connections
         assert front.refused == [408]
+        assert front.rejected == {"REQUEST_TOO_SLOW": 1}
 
     play(scenario)
 
@@ -677,6 +682,7 @@ def test_connections_over_the_limit_get_a_503_while_the_others_go_on() -> None:
         await front.until(lambda: len(front.connections) == 1)
         assert await ask(connect, post()) == [(200, b"12345")]
         assert front.refused == [503]
+        assert front.rejected == {"TOO_MANY_CONNECTIONS": 1}
 
     play(scenario, max_connections=2)
 

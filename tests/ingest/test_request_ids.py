@@ -141,8 +141,9 @@ def test_a_fault_of_ours_is_told_with_its_place_and_without_the_record(caplog: p
     try:
         raise KeyError("what a record held")
     except KeyError as error:
-        asyncio.run(_bug(request, response, error, {}))
-    assert response.status == 500
+        with pytest.raises(Problem) as raised:
+            asyncio.run(_bug(request, response, error, {}))
+    assert raised.value.status == 500
     (line,) = caplog.records
     written = TextFormatter("ingest").format(line)
     assert f" POST {BATCH} failed: Traceback (innermost first): KeyError < test_request_ids.py:" in written
