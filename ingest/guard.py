@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ingest.access import Access
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
-from ingest.headers import JSON_TYPE, check_form, is_json
+from ingest.headers import JSON_TYPE, check_form, is_host, is_json
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 
@@ -84,7 +84,7 @@ class Guard:
                 take(scope, headers[b"x-request-id"])
             if (
                 len(headers) != len(scope["headers"])
-                or b"host" not in headers
+                or not is_host(headers.get(b"host", b"?"))
                 or b"transfer-encoding" in headers
                 or scope["http_version"] != "1.1"
             ):
@@ -136,7 +136,8 @@ class Guard:
             or b"x-request-id" in headers
             or b"origin" in headers
             or b"sec-fetch-site" in headers
-            or headers.get(b"content-type", JSON_TYPE) != JSON_TYPE
+            or headers.get(b"content-type") != JSON_TYPE
+            or not is_host(headers[b"host"])
         ):
             return False
         return self._access.admits(headers, client)
@@ -167,7 +168,7 @@ class Guard:
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""
-        content_type = headers.get(b"content-type", JSON_TYPE)
+        content_type = headers.get(b"content-type", b"")
         if content_type != JSON_TYPE and not is_json(content_type):
             raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
         encoding = headers.get(b"content-encoding", b"identity")

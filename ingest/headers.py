@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from ingest.cycle import Scope
 from ingest.resources import Problem
@@ -21,6 +23,9 @@ _SINGLE_FIELDS = (
     b"sec-fetch-dest",
 )
 
+_HOST_BYTES = 300
+_HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
 
 def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
     """What the parser lets pass, and what a proxy on the way may read in another way. Raises: Problem."""
@@ -34,11 +39,19 @@ def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         detail = f"{twice[0]} stands in the header twice"
     elif version == "1.1" and b"host" not in headers:
         detail = "HTTP/1.1 wants a Host"
+    elif not is_host(headers.get(b"host", b"")):
+        detail = "Host must be a name or an address, with a port where it has one"
     elif encoding is not None and (version == "1.0" or encoding.strip().lower() != b"chunked"):
         detail = "Transfer-Encoding may be chunked, in HTTP/1.1"
     else:
         return
     raise Problem(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
+
+
+@lru_cache(maxsize=128)
+def is_host(value: bytes) -> bool:
+    """Whether it is a Host (RFC 9110, 7.2; RFC 3986, 3.2.2)."""
+    return len(value) <= _HOST_BYTES and _HOST.fullmatch(value) is not None
 
 
 def is_json(content_type: bytes) -> bool:

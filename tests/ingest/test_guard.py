@@ -275,6 +275,49 @@ def test_these_are_not(value: str) -> None:
     assert Guarded().post(GONE, content_type=value, content_length="2").code == "UNSUPPORTED_MEDIA_TYPE"
 
 
+def test_a_post_without_a_content_type_is_not_taken_for_json() -> None:
+    """A page of another site can send one without asking first."""
+    scope = scope_of(BATCH, "POST", LOCAL, {})
+    scope["headers"] = [field for field in scope["headers"] if field[0] != b"content-type"]
+    guarded, exchange = Guarded(), Exchange([part(b"ab")])
+    asyncio.run(guarded.guard(scope, exchange.receive, exchange.send))
+    assert exchange.code == "UNSUPPORTED_MEDIA_TYPE"
+    assert guarded.app.scopes == []
+
+
+HOSTS = ["h", "h:80", "h:", "a.b-c_d.example:8001", "127.0.0.1", "[::1]:80", "%41", ""]
+NO_HOSTS = [
+    "a b",
+    "[rebound.example]",
+    "127.0.0.1@rebound.example",
+    "rebound.example:127.0.0.1",
+    "a/b",
+    "h:x",
+    "h:123456",
+    "a@b",
+    "[::1",
+    "::1",
+    "[h]",
+    "h?",
+    "h#",
+    '"h"',
+    "%4",
+    "\xe9",
+    "a" * 301,
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_these_are_hosts(host: str) -> None:
+    assert Guarded(auth_token="token").post(part(b"ab"), host=host, authorization="Bearer token").status == 200
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_what_is_no_host_is_refused_with_and_without_a_token(host: str) -> None:
+    for guarded in (Guarded(auth_token="token"), Guarded()):
+        assert guarded.post(part(b"ab"), host=host, authorization="Bearer token").code == "INVALID_HTTP"
+
+
 def test_a_gzipped_body_is_unpacked_on_its_way() -> None:
     packed = gzip.compress(b"x" * 100)
     guarded = Guarded()

@@ -25,6 +25,7 @@ from ingest.protocol import MAX_PIPELINED, MAX_SURPLUS, SURPLUS_S, UNREAD_S, Clo
 from ingest.refusals import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
@@ -33,7 +34,15 @@ LARGE = 8_000_000
 
 
 def post(body: bytes = b"12345", *fields: str, path: str = "/echo") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: h", f"Content-Length: {len(body)}", *fields, "", ""]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: h",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        *fields,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode() + body
 
 
@@ -277,7 +286,7 @@ def test_a_header_behind_a_large_body_is_not_taken_for_a_large_header(size: int)
 
 def test_fields_behind_a_chunked_body_are_refused() -> None:
     async def scenario(front: Front, connect: Any) -> None:
-        chunked = b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
+        chunked = CHUNKED + b"2\r\nab\r\n0\r\n"
         assert await ask(connect, chunked + b"\r\n") == [(200, b"ab")]
         assert await ask(connect, chunked + b"Authorization: x\r\n\r\n") == [(400, b"INVALID_HTTP")]
         assert await ask(connect, chunked, b"x: y\r\n" * 10_000) == [(400, b"INVALID_HTTP")]
@@ -327,7 +336,10 @@ BROKEN = {
     "no request": (b"\0\r\n\r\n", b"INVALID_HTTP"),
     "no header": (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"INVALID_HTTP"),
     "bad target": (b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n", b"INVALID_HTTP"),
-    "bad chunk": (b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"INVALID_HTTP"),
+    "bad chunk": (
+        b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"INVALID_HTTP",
+    ),
     "half a body": (post()[:-1], b"BODY_CUT_SHORT"),
     "half a header": (GET[:-1], b"INVALID_HTTP"),
 }

@@ -98,14 +98,13 @@ class Guarded:
 
 
 def scope_of(path: str, method: str, client: Any, headers: dict[str, str]) -> dict[str, Any]:
+    usual = {"host": "h", **({"content_type": "application/json"} if method == "POST" else {})}
     return {
         "type": "http",
         "path": path,
         "method": method,
         "client": client,
-        "headers": [
-            (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "h", **headers}.items()
-        ],
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in {**usual, **headers}.items()],
         "query_string": b"",
         "http_version": "1.1",
         "raw_path": path.encode(),

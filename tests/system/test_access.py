@@ -54,7 +54,10 @@ def test_a_caller_who_has_reset_its_connection_before_anybody_knows_who_it_is_ha
 ) -> None:
     # From here its address would do; after the reset nobody can tell, and from elsewhere it looks the same.
     body = orjson.dumps({"tasks": [task("reset")]})
-    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (TASKS.encode(), len(body))
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+        TASKS.encode(),
+        len(body),
+    )
     (worker,) = service.workers()
     os.kill(worker, signal.SIGSTOP)
     with socket.create_connection(("127.0.0.1", service.port)) as client:

@@ -20,7 +20,7 @@ from tests.support.service import TASKS, Service, task
 
 BODY = json.dumps({"tasks": [task("outer")]}).encode()
 SIZE = len(BODY)
-HOST = b"Host: h\r\n"
+HOST = b"Host: h\r\nContent-Type: application/json\r\n"
 POST = f"POST {TASKS} HTTP/1.1\r\n".encode()
 CHUNKED = POST + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"%x\r\n%b\r\n" % (SIZE, BODY)

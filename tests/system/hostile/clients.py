@@ -31,7 +31,7 @@ import uvloop
 
 from tests.support.service import TASKS, task
 
-POST = f"POST {TASKS} HTTP/1.1\r\nHost: h\r\n".encode()
+POST = f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n".encode()
 BODY = json.dumps({"tasks": [task("hostile", source_text="x" * 500)]}).encode()
 WHOLE = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 SLOW = {

@@ -54,7 +54,9 @@ class GoodClient:
         self._number += 1
         tasks = [task(f"good-{self._number}-{index}") for index in range(10)]
         body = json.dumps({"tasks": tasks}).encode()
-        return f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        return f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n".encode() + (
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
 
     def post(self, *, keep: bool) -> tuple[bytes, float]:
         """Returns: the status line, and seconds from connecting (where it does) to the end of the answer."""
