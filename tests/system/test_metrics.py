@@ -99,26 +99,6 @@ def test_open_connections_of_clients_and_to_the_database_are_counted(
     assert found["persistence_writers", ()] == 1
 
 
-def test_records_not_accepted_are_counted_by_kind_and_reason(
-    start_service: StartService, mariadb: MariaDB, database: str
-) -> None:
-    service = start_service(mariadb, database, JOURNAL_MAX_BYTES=2**20, SERVICE_ACK_TIMEOUT=1)
-    assert service.post(TASKS, {"tasks": [task(), task(row_index=-1), task()]}).status == 422
-    large = [task(f"t{number}", target_text="x" * 60_000) for number in range(20)]
-    assert service.post(TASKS, {"tasks": large}).status == 503
-    assert service.post(SESSIONS, {"sessions": [session(), session("s2")]}).status == 202
-    service.kill_flusher()
-    assert service.post(SESSIONS, {"sessions": [session("s3")]}).status == 503
-    found = metrics(service)
-    rejected = {key: value for (name, key), value in found.items() if name == "persistence_records_rejected_total"}
-    assert rejected == {
-        (("kind", "tasks"), ("reason", "invalid_record")): 3,
-        (("kind", "tasks"), ("reason", "journal_full")): 20,
-        (("kind", "sessions"), ("reason", "flusher_unavailable")): 1,
-    }
-    assert found["persistence_flusher_up", ()] == 0
-
-
 @pytest.mark.parametrize("token", ["", "s3cret"])
 def test_with_a_token_only_those_who_bring_it_see_the_metrics(
     start_service: StartService, mariadb: MariaDB, database: str, token: str
