@@ -138,6 +138,7 @@ function showTiles(newest) {
   const flow = (name) => mean((point) => point.flow?.[name]);
   const flushed = seen.points.findLast((point) => point.flow?.flush_ms != null);
   const latency = seen.points.findLast((point) => point.latency)?.latency;
+  const refused = seen.points.reduce((sum, point) => sum + (point.refused ?? 0), 0);
   const rate = (value) => (value == null ? "–" : `${short(value)} /s`);
   const tiles = [
     ["Accepted", rate(flow("accepted")), `records; ${short(mean((point) => point.latency?.requests ?? 0) ?? 0)} requests/s`],
@@ -149,7 +150,7 @@ function showTiles(newest) {
       latency ? `p95 ${duration(latency.p95_ms)}, p99 ${duration(latency.p99_ms)}` : "no batches"],
     ["Flush", flushed && duration(flushed.flow.flush_ms),
       (flushed ? `at ${clock(flushed.at)}` : "none") + (waiting ? `; ${plural(waiting.writers, "writer")}` : "")],
-    ["Coalesced", flushed && percent(flushed.flow.coalesced_percent), "of records needed no row"],
+    ["Refused", plural(refused, "record"), refused ? "in 10 minutes; Errors say why" : "none in 10 minutes", refused > 0],
     ["Dead letters", waiting && `${short(waiting.dead_letters)}`,
       waiting?.dead_letters ? waiting.last_dead_letter ?? "ctl.sh deadletters list" : "none", waiting?.dead_letters > 0],
   ];

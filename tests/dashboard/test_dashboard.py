@@ -98,7 +98,13 @@ def test_a_fresh_service_is_healthy_and_has_nothing_to_show(service: Service, pa
     expect(page.locator("#service")).to_have_text("Service healthy")
     expect(page.locator("#database")).to_have_text("Database up")
     expect(page.locator("#lost")).to_be_hidden()
-    for name, shown in (("Accepted", "0 /s"), ("Backlog", "0 records"), ("Latency p50", "–"), ("Dead letters", "0")):
+    for name, shown in (
+        ("Accepted", "0 /s"),
+        ("Backlog", "0 records"),
+        ("Latency p50", "–"),
+        ("Refused", "0 records"),
+        ("Dead letters", "0"),
+    ):
         expect_figure(page, name, shown)
     expect(page.locator("#errors")).to_have_text("None.")
     expect(page).to_have_title("✓ healthy · Persistence Service")
@@ -118,7 +124,6 @@ def test_a_busy_service_shows_what_comes_what_goes_and_what_waits(
         expect_figure(page, "Written", POSITIVE)
         expect_figure(page, "Latency p50", re.compile(r"^[\d.]+ m?s$"))
         expect_figure(page, "Flush", re.compile(r"^[\d.]+ m?s$"))
-        expect_figure(page, "Coalesced", "0 %")
     assert re.search(r"accepted: .*, at most [1-9]", chart(page, "Records per second"))
 
 
@@ -184,6 +189,15 @@ def test_dead_letters_stand_out(service: Service, mariadb: MariaDB, database: st
     expect(tile(page, "Dead letters")).to_have_class("tile bad")
     expect(tile(page, "Dead letters").locator(".more")).to_contain_text("4025")
     expect(page.locator("#errors li").first).to_contain_text("4025")
+
+
+def test_refused_records_stand_out_with_their_reason(service: Service, pages: Pages) -> None:
+    page = pages.open(url_of(service))
+    expect_figure(page, "Refused", "0 records")
+    assert service.post(TASKS, {"tasks": [task(), task(status="no such")]}).status == 422
+    expect_figure(page, "Refused", "2 records")
+    expect(tile(page, "Refused")).to_have_class("tile bad")
+    expect(page.locator("#errors")).to_contain_text("records are refused: tasks.status")
 
 
 def test_a_lost_connection_is_said_and_found_again_with_what_was_recorded(service: Service, pages: Pages) -> None:
