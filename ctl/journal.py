@@ -56,6 +56,8 @@ class SegmentView(msgspec.Struct, frozen=True):
     first_arrival: int
     last_arrival: int
     damage: list[Damage]
+    torn: int
+    """Bytes of an append that had not ended, at the end of the newest: nobody was promised them, and no damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def inspect(paths: Sequence[Path], with_records: bool, keys: Sequence[str], as_j
             continue  # written and gone since we listed it
         except OSError as error:
             raise Stop(f"{path}: {error.strerror}") from error
-        view = view_of(path, contents)
+        view = view_of(path, contents, newest=is_newest(path))
         views.append(view)
         if with_records:
             print_records(view, contents, keys, as_json=as_json)
@@ -140,7 +142,12 @@ def settled(
     return contents
 
 
-def view_of(path: Path, contents: Contents) -> SegmentView:
+def is_newest(path: Path) -> bool:
+    """Of the segments in its directory that wait."""
+    return path.suffix == SUFFIX and path.name == max(each.name for each in path.parent.glob(f"*{SUFFIX}"))
+
+
+def view_of(path: Path, contents: Contents, *, newest: bool) -> SegmentView:
     records: dict[str, int] = {}
     for entry in contents.entries:
         name = kind_name(entry)
@@ -155,7 +162,8 @@ def view_of(path: Path, contents: Contents) -> SegmentView:
         records=records,
         first_arrival=min(arrivals, default=0),
         last_arrival=max(arrivals, default=0),
-        damage=contents.damage,
+        damage=contents.damage[:-1] if newest and contents.torn else contents.damage,
+        torn=contents.torn if newest else 0,
     )
 
 
@@ -216,6 +224,8 @@ def print_views(views: list[SegmentView], *, as_json: bool) -> None:
         records = ", ".join(f"{name} {count:,}" for name, count in view.records.items()) or "none"
         oldest = age(max(0.0, now - view.first_arrival / 1e6)) if view.first_arrival else "-"
         damage = plural(sum(part.length for part in view.damage), "byte") if view.damage else "none"
+        if view.torn:
+            damage += f"; {plural(view.torn, 'byte')} of an append that had not ended"
         style = "bold red" if view.damage else ""
         rows.append(
             [

@@ -50,7 +50,8 @@ def problems(health: dict[str, Any], stats: dict[str, Any] | None) -> list[str]:
     if stats is not None and stats["dead_letters"]["count"]:
         found.append(f"{plural(stats['dead_letters']['count'], 'dead letter')}: deadletters list shows them")
     if stats is not None and stats["damage"]["segments_set_aside"]:
-        found.append(f"{plural(stats['damage']['segments_set_aside'], 'damaged segment')}: journal inspect shows them")
+        kept = plural(stats["damage"]["segments_set_aside"], "damaged segment")
+        found.append(f"{kept} kept: journal inspect shows them, and removing the files ends this")
     return found
 
 

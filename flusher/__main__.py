@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import logging
 import os
@@ -11,34 +10,35 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from flusher import dead_letters, segments
+from flusher import segments
 from flusher.backlog import Backlog
 from flusher.flush import Flush
 from flusher.intake import Intake
-from flusher.journal import Journal
+from flusher.journal import Journal, Leftover
 from flusher.placement import Placement
-from flusher.server import FlusherProtocol, Peers
+from flusher.server import FlusherProtocol, Listener, Peers
 from flusher.state import Database
 from flusher.stats import Figures, document
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
+from flusher.watch import EVERY_S, Watch, lock
 from flusher.writers import Writers
 from shared import logs
 from shared.config import Config, load_or_exit, unknown_variables
 from shared.exposure import warnings
-from shared.process import close_to_others, keep_freed_memory, own_state_directory
+from shared.process import close_to_others, keep_freed_memory
 from shared.timers import repeat
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("flusher")
 
-DEAD_LETTERS_SEEN_S = 1.0
-WATCH_S = 1.0
 PEERS_GO_S = 5.0
 """How long a stopping flusher serves peers that do not leave; ingest stops before it, or at the same time."""
 DRAIN_S = 10.0
@@ -48,66 +48,19 @@ RESTART_DRAIN_S = 2.0
 """The same where the peers have stayed: their requests wait meanwhile, and the next flusher writes the rest anyway."""
 
 
-def lock(state_directory: Path) -> int:
-    """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
-    own_state_directory(state_directory)
-    try:
-        fd = os.open(state_directory / "flusher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: {error.strerror}")
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"flusher: another flusher is at work in {state_directory}")
-    return fd
-
-
-def socket_path(state_directory: Path) -> Path:
-    """Where ingest finds us: in a directory that is closed to other users. Raises: SystemExit."""
-    path = state_directory / SOCKET_NAME
-    if len(os.fsencode(path)) > 107:
-        sys.exit(f"flusher: {path}: a socket's path may have 107 bytes (unix(7)); shorten PERSISTENCE_STATE_DIR")
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.parent.chmod(0o700)
-    path.unlink(missing_ok=True)
-    return path
-
-
-def open_journal(directory: Path) -> tuple[Journal, list[Path], int]:
+def open_journal(directory: Path) -> tuple[Journal, list[Leftover], int]:
     """Returns: the journal, what an earlier run left, and the last arrival that may have been given out."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = Journal(directory)
-        leftovers = journal.leftovers()
-        floor = 0
-        if leftovers:
-            floor = last_given_out(leftovers[-1])
+        return (journal, *journal.recover())
     except OSError as error:
         sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
-    return journal, leftovers, floor
 
 
-def last_given_out(newest: Path) -> int:
-    """The last arrival, in µs, of the newest segment, or a later time. Raises: OSError."""
-    modified_at = newest.stat().st_mtime_ns // 1000
-    try:
-        contents = segments.read(newest)
-    except OSError as error:
-        # The writer meets it too, and its alarm stands; it is no reason to accept nothing.
-        log.error("journal: %s cannot be read: %s", newest, error.strerror)
-        return max(modified_at, time.time_ns() // 1000)
-    # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
-    return max(contents.floor, modified_at, *(entry.arrival for entry in contents.entries))
-
-
-def with_records(leftovers: list[Path]) -> list[int]:
-    """Sizes of those segments that hold more than their header; after a clean stop there is none."""
-    return [size for size in (path.stat().st_size for path in leftovers) if size > segments.SEGMENT_HEADER_BYTES]
-
-
-async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
+async def survey_leftovers(leftovers: list[Leftover], backlog: Backlog) -> None:
     """Fills in the counts of recovered segments while requests are already accepted."""
-    for path in leftovers:
+    for path, _ in leftovers:
         try:
             found = await asyncio.to_thread(segments.survey, path)
         except OSError:
@@ -118,26 +71,7 @@ async def survey_leftovers(leftovers: list[Path], backlog: Backlog) -> None:
                 segment.first_arrival = found.first_arrival
 
 
-async def count_dead_letters(path: Path, figures: Figures, writers: Writers) -> None:
-    """Keeps the number of dead letters right: writers add to the file, an operator's replay takes out of it.
-
-    Only while no writer is at work: what it has added, its answer would add once more.
-    """
-    seen: tuple[int, int, int] | None = None
-    while True:
-        try:
-            status = path.stat()  # noqa: ASYNC240 -- takes microseconds
-            now = (status.st_mtime_ns, status.st_size, figures.dead_lettered)
-        except FileNotFoundError:
-            now = (0, 0, figures.dead_lettered)
-        if now != seen and not writers.busy:
-            count = await asyncio.to_thread(dead_letters.count, path)
-            if not writers.busy and now[2] == figures.dead_lettered:
-                seen, figures.dead_letters_waiting = now, count
-        await asyncio.sleep(DEAD_LETTERS_SEEN_S)
-
-
-async def serve(config: Config) -> None:
+async def serve(config: Config, lock_fd: int) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
     backlog = Backlog()
@@ -195,30 +129,37 @@ async def serve(config: Config) -> None:
             wall=time.time(),
         )
 
-    def watch() -> None:
-        intake.probe()
-        flush.look()
-
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    to_recover = with_records(leftovers)
+    # After a clean stop there are only headers.
+    to_recover = [left.size for left in leftovers if left.size > segments.SEGMENT_HEADER_BYTES]
     flush.start(leftovers, floor)
-    path = socket_path(state_directory)
-    server = await loop.create_unix_server(
-        lambda: FlusherProtocol(peers, intake, flush, stats, placement), path=str(path), backlog=1024
+    listener = Listener(lambda: FlusherProtocol(peers, intake, flush, stats, placement))
+    watch = Watch(
+        state_directory,
+        lock_fd,
+        journal=journal,
+        intake=intake,
+        flush=flush,
+        figures=figures,
+        writers=writers,
+        listen=listener.listen,
+        stop=stop.set,
     )
+    await watch.keep_socket()
     background = [
-        loop.create_task(repeat("watching over the journal", WATCH_S, watch)),
+        loop.create_task(repeat("a look at what is ours", EVERY_S, watch.look)),
         loop.create_task(survey_leftovers(leftovers, backlog)),
-        loop.create_task(count_dead_letters(state_directory / dead_letters.FILE_NAME, figures, writers)),
     ]
+    for task in background:
+        task.add_done_callback(partial(_ended, stop.set))
     if to_recover:
         log.info("recovering %d segments, %d bytes", len(to_recover), sum(to_recover))
     gc.collect()
     gc.freeze()
-    log.info("accepting at %s", path)
+    log.info("accepting at %s", state_directory / SOCKET_NAME)
     await stop.wait()
 
     log.info("stopping: serving until the peers have gone, writing what is left")
@@ -229,16 +170,23 @@ async def serve(config: Config) -> None:
     except asyncio.TimeoutError:
         log.info("%d peers stay: only the flusher is restarted, they will send again to the next one", len(peers))
         drain_s = RESTART_DRAIN_S
-    server.close()
+    for task in background:
+        task.cancel()
+    listener.close()
     peers.close()
     await flush.drain(drain_s)
     flush.stop()
-    for task in background:
-        task.cancel()
     await writers.terminate()
     await syncer.close()
     left = sum(backlog.records().values())
     log.log(logging.WARNING if left else logging.INFO, "stopped, %d records wait in the journal", left)
+
+
+def _ended(stop: Callable[[], None], task: asyncio.Task[None]) -> None:
+    """Nothing that goes on in the background may just cease: the next flusher begins anew."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a task of the flusher failed; it stops", exc_info=task.exception())
+        stop()
 
 
 def main() -> None:
@@ -250,8 +198,7 @@ def main() -> None:
     held = lock(Path(config.state_directory))
     for warning in [*unknown_variables(os.environ), *warnings(config)]:
         log.warning("%s", warning)
-    uvloop.run(serve(config))
-    os.close(held)
+    uvloop.run(serve(config, held))
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ class Prepared(msgspec.Struct, frozen=True):
     statements: Sequence[bytes] | None
 
 
-def prepare(path: Path) -> Prepared:
-    """Blocks while the file is read. Raises: OSError."""
-    contents = segments.read(path)
+def prepare(path: Path, size: int | None) -> Prepared:
+    """Args: size: as in segments.read(). Blocks while the file is read. Raises: OSError."""
+    contents = segments.read(path, size)
     batch = Batch(contents.entries, contents.damaged_bytes, contents.floor)
     rows = batch.rows()
     try:

@@ -90,6 +90,13 @@ class Callers:
                 reply(frame)
         self.settle()
 
+    def lost(self, sequence: int, records: int) -> None:
+        """That segment has gone without being written: nobody is told otherwise."""
+        self._of_commits.pop(sequence, None)
+        for caller in [caller for caller in self._of_flushes if sequence <= caller.upto]:
+            caller.result.pending = max(1, records)
+            self._finish(caller)
+
     def settle(self) -> None:
         """Answers the callers of a flush for whom nothing is left to wait."""
         for caller in [caller for caller in self._of_flushes if not self._backlog.holds(caller.upto)]:

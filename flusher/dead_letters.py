@@ -12,6 +12,7 @@ goes right after. All functions block.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ import orjson
 
 from flusher.segments import sync_directory
 from shared.records import V1_RULES, Rules
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "dead_letters.jsonl"
 
@@ -74,19 +77,29 @@ def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
             sync_directory(path.parent)
 
 
-def read(path: Path) -> Iterator[tuple[bytes, DeadLetter]]:
-    """The letters with their lines, oldest first. A line cut off by a crash is passed over, its records are still in
-    the journal, since the segment goes only after the sync; so is one that the disk has spoilt."""
+def read(path: Path, start: int = 0) -> Iterator[tuple[bytes, DeadLetter]]:
+    """The letters with their lines, oldest first, from that byte on.
+
+    A line cut off by a crash is passed over, its records are still in the journal, since the segment goes only after
+    the sync; so is one that the disk has spoilt.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
+        file.seek(start)
         for line in file:
-            try:
-                yield line, msgspec.json.decode(line, type=DeadLetter)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
+            letter = _decoded(line)
+            if letter is not None:
+                yield line, letter
+
+
+def _decoded(line: bytes) -> DeadLetter | None:
+    try:
+        return msgspec.json.decode(line, type=DeadLetter)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def remove(path: Path, lines: Collection[bytes]) -> None:
@@ -103,8 +116,41 @@ def remove(path: Path, lines: Collection[bytes]) -> None:
         sync_directory(path.parent)
 
 
-def count(path: Path) -> int:
-    return sum(1 for _ in read(path))
+class Count:
+    """How many letters the file holds. Kept: only what has come since the last look is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = (0, 0, 0)
+        self._end = 0
+        self._letters = 0
+        self._unended = 0
+
+    def look(self) -> int:
+        """Blocks. Raises: OSError."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            if self._letters:
+                log.error("%s was removed by somebody, with %d dead letters", self._path, self._letters)
+            self.__init__(self._path)  # type: ignore[misc]
+            return 0
+        with file:
+            status = os.fstat(file.fileno())
+            inode, size, _ = seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if seen == self._seen:
+                return self._letters + self._unended
+            if inode != self._seen[0] or size <= self._seen[1]:  # rewritten, not grown
+                self._end = self._letters = 0
+            self._seen, self._unended = seen, 0
+            file.seek(self._end)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._end += len(line)
+                    self._letters += _decoded(line) is not None
+                else:
+                    self._unended = _decoded(line) is not None
+        return self._letters + self._unended
 
 
 @contextmanager

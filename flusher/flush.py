@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from flusher import segments, triggers
 from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, Segment
 from flusher.callers import Callers, FlushResult
-from flusher.journal import Journal, JournalWriteFailed, SegmentFile
+from flusher.journal import Journal, JournalWriteFailed, Leftover, SegmentFile
 from flusher.mysql_errors import ErrorClass
 from flusher.pinger import Pinger
 from flusher.state import HANGING_S, NO_DATABASE_ERROR, Condition
@@ -86,10 +85,10 @@ class Flush:
         self._drained = asyncio.Event()
         self._stopped = False
 
-    def start(self, leftovers: list[Path], floor: int) -> None:
+    def start(self, leftovers: list[Leftover], floor: int) -> None:
         """Queues what an earlier run left, and opens the first segment if the disk lets it."""
-        for path in leftovers:
-            segment = Segment(segments.sequence_of(path), path, size=path.stat().st_size, recovered=True)
+        for left in leftovers:
+            segment = Segment(int(left.path.stem), left.path, size=left.size, recovered=True)
             self._reasons[segment.sequence] = FlushReason.RECOVERY
             self._backlog.seal(segment)
         self.floor = floor
@@ -103,7 +102,7 @@ class Flush:
             self._journal.open(self.floor)
             opened = self._journal.active
             assert opened is not None
-            self._backlog.active = Segment(opened.sequence, opened.path)
+            self._backlog.active = Segment(opened.sequence, opened.path, size=opened.size)
 
     floor = 0
     """The last arrival given out; the next segment's header keeps it."""
@@ -145,13 +144,30 @@ class Flush:
 
     def seal(self, reason: FlushReason) -> None:
         """Queues the active segment for a writer, and opens the next one if the disk lets it."""
-        segment = self._backlog.active
+        segment, file = self._backlog.active, self._journal.active
         assert segment is not None
+        assert file is not None
+        if not self._journal.in_place(file):
+            self._rescue(file, segment)
         self._backlog.active = None
         self._syncer.sealed(self._journal.seal())
         self._backlog.seal(segment)
         self._reasons[segment.sequence] = reason
         self._open_next()
+
+    def look_after_active(self) -> None:
+        """Takes the active segment out of use if somebody has removed or replaced its file."""
+        file = self._journal.active
+        if file is not None and not self._journal.in_place(file):
+            self.seal(FlushReason.SIZE)
+
+    def _rescue(self, file: SegmentFile, segment: Segment) -> None:
+        lost = file.path
+        try:
+            self._journal.rescue(file)
+        except JournalWriteFailed as error:
+            log.error("journal: %s was removed or replaced, and its records cannot be kept: %s", lost, error)
+        segment.path = file.path
 
     def _open_next(self) -> None:
         try:
@@ -166,11 +182,7 @@ class Flush:
         counted = next((one for one in self._backlog if one.sequence == segment.sequence), None)
         if counted is None:
             return  # its records are in the database, its bytes are counted out
-        try:
-            self._journal.truncate(segment, size)
-        except OSError as error:
-            log.error("journal: %s cannot be cut back: %s", segment.path.name, error.strerror)
-            return
+        self._journal.truncate(segment, size)
         counted.size = size
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
@@ -281,7 +293,7 @@ class Flush:
         if self._trying_since is None:
             self._trying_since = started_at
         try:
-            answer = await self._writers.ask({"write": str(segment.path)})
+            answer = await self._writers.ask({"write": str(segment.path), "size": segment.size})
             if isinstance(answer, Written):
                 await asyncio.get_running_loop().run_in_executor(
                     None, segments.remove, segment.path, answer.damaged_bytes > 0
@@ -291,7 +303,8 @@ class Flush:
             deadly = error_class is ErrorClass.UNKNOWN
             answer = Failed(error_class, NO_DATABASE_ERROR, f"a writer died: {error}", of_segment=deadly)
         except OSError as error:
-            answer = Failed(ErrorClass.STORAGE, error.errno or -1, f"{segment.path}: {error.strerror}", of_segment=True)
+            why = f"{segment.path}: {error.strerror}; {segments.advice(error, segment.path)}"
+            answer = Failed(ErrorClass.STORAGE, error.errno or -1, why, of_segment=True)
         finally:
             # Not in _handed_over(): that runs only after consider() may have handed the segment over again.
             del self._writing_since[segment.sequence]
@@ -300,7 +313,10 @@ class Flush:
             self._written(segment, answer, self._clock() - started_at)
         else:
             assert isinstance(answer, Failed)
-            self._failed(segment, answer)
+            if answer.of_segment and segments.has_vanished(segment.path):
+                self._vanished(segment)
+            else:
+                self._failed(segment, answer)
         self.consider()
 
     def _handed_over(self, segment: Segment, task: asyncio.Task[None]) -> None:
@@ -311,18 +327,36 @@ class Flush:
             if segment.busy and not self._stopped:
                 self._failed(segment, Failed(ErrorClass.UNKNOWN, NO_DATABASE_ERROR, repr(task.exception())))
 
+    def _vanished(self, segment: Segment) -> None:
+        """Somebody has taken the file away: nothing that is tried again would bring it back."""
+        log.error(
+            "journal: %s has vanished with %d records, %d bytes; if you have the file, put it back and restart the"
+            " flusher, or else what was not written before is lost",
+            segment.path,
+            segment.total,
+            segment.size,
+        )
+        self._reasons.pop(segment.sequence)
+        self._gone(segment)
+        self._figures.vanished += 1
+        self._figures.damaged_bytes += segment.size
+        self._callers.lost(segment.sequence, segment.total)
+
+    def _gone(self, segment: Segment) -> None:
+        self._backlog.done(segment)
+        self._journal.forget(segment.size)
+        self._syncer.gone(segment.sequence)
+
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures
         reason = self._reasons.pop(segment.sequence)
         now = self._clock()
-        self._backlog.done(segment)
-        self._journal.forget(segment.size)
-        self._syncer.gone(segment.sequence)
+        self._gone(segment)
         if answer.records or answer.damaged_bytes:
             figures.written(answer, reason.value, duration_s, self._wall())
             figures.drain_rate.freed(segment.size, duration_s, now)
         if answer.damaged_bytes:
-            figures.set_aside += 1
+            self._journal.set_aside += 1
             log.error(
                 "journal: %s had %d unreadable bytes; its %d readable records are written, the file is kept as %s",
                 segment.path.name,

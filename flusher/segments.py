@@ -11,6 +11,10 @@ when the clock steps back. `arrival` counts µs since 1970 UTC. `rules` decide w
 that a changed setting does not change what was accepted. A crc covers everything of its header before it, the rules and
 the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 in this order are never valid UTF-8:
 a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
+An append that was cut off by kill -9 or a power cut leaves a torn tail: the beginning of a header or of an entry that
+is longer than the rest of the file, or zeros, and nothing readable behind it. In the newest segment nobody was promised
+these bytes; anything else that is unreadable is damage. (An entry whose length the disk has spoilt may look the same.)
+
 To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
 
 Version 1, which is still read, had no `size`, no zeros behind it, and no rules: V1_RULES say what its bodies mean.
@@ -25,12 +29,14 @@ import errno
 import os
 import shlex
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from shared.records import V1_RULES
+from shared.wire import MAX_FRAME_BYTES
 
 try:
     from isal.isal_zlib import crc32  # the same crc, 13 times as fast (docs/PERFORMANCE.md)
@@ -72,13 +78,15 @@ class Damage:
 
 @dataclass(slots=True)
 class Contents:
-    """What a segment file holds. `version` is None where the header is unreadable."""
+    """What a segment file holds. `version` is None where the header is unreadable; `torn` counts the bytes of the last
+    damage if that looks like a torn tail."""
 
     entries: list[Entry]
     damage: list[Damage]
     floor: int
     version: int | None
     size: int
+    torn: int = 0
 
     @property
     def damaged_bytes(self) -> int:
@@ -100,9 +108,17 @@ def entry_header(entry: Entry) -> bytes:
     return head + _CRC.pack(crc32(entry.body, crc32(rules, crc32(head)))) + rules
 
 
-def read(path: Path) -> Contents:
-    """Everything readable in a segment, whatever else is in it. Blocks. Raises: OSError."""
-    return parse(path.read_bytes())
+def read(path: Path, size: int | None = None) -> Contents:
+    """Everything readable in a segment, or in its first `size` bytes: more were never promised to anybody, and what is
+    missing of them is damage. Blocks. Raises: OSError."""
+    data = path.read_bytes()
+    if size is None:
+        return parse(data)
+    contents = parse(data[:size])
+    if len(data) < size:
+        contents.damage.append(Damage(len(data), size - len(data)))
+        contents.torn = 0
+    return contents
 
 
 def parse(data: bytes) -> Contents:
@@ -136,7 +152,22 @@ def parse(data: bytes) -> Contents:
             contents.damage.append(Damage(0, at))
         else:
             contents.damage.append(Damage(start, at - start))
+    if contents.damage and contents.damage[-1].offset + contents.damage[-1].length == len(data):
+        contents.torn = contents.damage[-1].length * _is_torn(data, contents.damage[-1].offset)
     return contents
+
+
+def _is_torn(data: bytes, at: int) -> bool:
+    """Whether the rest from there looks like an append that had not ended."""
+    rest = len(data) - at
+    if data.count(0, at) == rest:
+        return True
+    if not at and rest < SEGMENT_HEADER_BYTES and SEGMENT_MAGIC.startswith(data[:4]):
+        return True
+    if rest < _ENTRY_V1.size:
+        return ENTRY_MAGIC.startswith(data[at : at + 2]) and (rest < 3 or data[at + 2] in _HEADER_BYTES)
+    magic, version, _, _, _, length, _ = _ENTRY_V1.unpack_from(data, at)
+    return bool(magic == ENTRY_MAGIC and rest - _HEADER_BYTES.get(version, rest) < length <= MAX_FRAME_BYTES)
 
 
 def _entry_at(data: bytes, view: memoryview, at: int) -> tuple[Entry, int] | None:
@@ -188,13 +219,15 @@ def survey(path: Path) -> Survey:
     return Survey(records, first, last)
 
 
-def rewrite(path: Path) -> None:
-    """Gives a segment new pages on the disk, synced, under its old name; for one whose fsync has failed. Blocks.
+def rewrite(path: Path, size: int) -> None:
+    """Gives the first `size` bytes of a segment new pages on the disk, synced, under its old name. Blocks.
+
+    For one whose fsync has failed.
 
     Raises: OSError; the old file is then as it was. A file that is gone has been written to the database.
     """
     try:
-        data = path.read_bytes()
+        data = path.read_bytes()[:size]
     except FileNotFoundError:
         return
     copy = path.with_suffix(REWRITE_SUFFIX)
@@ -211,10 +244,14 @@ def rewrite(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Keeps a damaged segment for a human under a name that no start picks up. Blocks. Raises: OSError."""
+    """Keeps a damaged segment for a human under a name that no start picks up. Blocks. Raises: OSError.
+
+    Where the new name does not survive a power cut, the next start does it again.
+    """
     kept = path.with_suffix(SUFFIX + BROKEN_SUFFIX)
     path.replace(kept)
-    sync_directory(path.parent)
+    with suppress(OSError):
+        sync_directory(path.parent)
     return kept
 
 
@@ -223,7 +260,7 @@ def remove(path: Path, damaged: bool) -> None:
     if damaged:
         set_aside(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 _ADVICE = {
@@ -244,12 +281,13 @@ def advice(error: OSError, path: Path) -> str:
         return f"give it to the service's user alone (chown, chmod u+rw {where})"
     if error.errno == errno.ENOENT:
         directory = shlex.quote(str(path.parent))
-        return f"put {directory} back, or go on without what was in it (mkdir -m 700 {directory})"
+        return f"put {directory} back, or go on without what was in it: (umask 077; mkdir -p {directory})"
     return _ADVICE.get(error.errno or 0, f"move it away to go on without it (mv {where} /somewhere/else)")
 
 
-def sequence_of(path: Path) -> int:
-    return int(path.name[:20])
+def has_vanished(path: Path) -> bool:
+    """Whether somebody has taken this file away, rather than all of its directory, which may come back."""
+    return path.parent.is_dir() and not os.path.lexists(path)
 
 
 def sync_directory(directory: Path) -> None:

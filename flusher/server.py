@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import orjson
@@ -53,6 +54,24 @@ class Peers:
     def close(self) -> None:
         for transport in list(self._transports):
             transport.close()
+
+
+class Listener:
+    """The socket at which ingest finds us."""
+
+    def __init__(self, protocol: Callable[[], FlusherProtocol]) -> None:
+        self._protocol = protocol
+        self._server: asyncio.AbstractServer | None = None
+
+    async def listen(self, path: Path) -> None:
+        """Makes it, anew where there was one. Raises: OSError."""
+        self.close()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._protocol, path=str(path), backlog=1024)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
 
 class FlusherProtocol(asyncio.BufferedProtocol):

@@ -80,7 +80,7 @@ class Figures:
     dead_lettered: int = 0
     dead_letters_waiting: int = 0
     damaged_bytes: int = 0
-    set_aside: int = 0
+    vanished: int = 0
     statements: int = 0
     flushes: dict[str, int] = field(default_factory=dict)
     flush_seconds: Histogram = field(default_factory=lambda: Histogram(FLUSH_SECONDS))
@@ -209,7 +209,11 @@ def document(
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
         "failures": figures.failures,
         "failures_by_code": figures.failures_by_code,
-        "damage": {"bytes": figures.damaged_bytes, "segments_set_aside": figures.set_aside},
+        "damage": {
+            "bytes": figures.damaged_bytes,
+            "segments_set_aside": journal.set_aside,
+            "segments_vanished": figures.vanished,
+        },
         "state": {
             "status": status,
             "reason": None if wrong is None else wrong.reason,

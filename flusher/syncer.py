@@ -128,14 +128,14 @@ class Syncer:
         rewritten = self._rewritten.pop(sequence, None)
         if rewritten is not None:
             # Behind its rewriting, which may have given the name back that was just taken away.
-            self._thread.submit(rewritten.unlink, missing_ok=True)
+            self._thread.submit(_unlink, rewritten)
         if self._running is None:
             segment = self._dirty.pop(sequence, None)
             if segment is not None:
                 segment.close()
 
     async def close(self) -> None:
-        """Syncs what is left, whatever the policy, and ends the thread."""
+        """Syncs what the policy wants synced and is not yet, and ends the thread; with `never` that is nothing."""
         while self._running is not None:  # the end of one may start the next
             await asyncio.wait([self._running])
         if self._timer is not None:
@@ -175,7 +175,7 @@ class Syncer:
         self._running = None
         self._covered_since = None
         error = done.exception()
-        if isinstance(error, OSError):
+        if error is not None:  # a fault of ours, too, proves nothing to be on the disk
             self._sync_failed(segments, error)
         else:
             self._sync_succeeded(segments, covered, done.result())
@@ -207,12 +207,10 @@ class Syncer:
             else:
                 self._waiters.append(waiter)
 
-    def _sync_failed(self, segments: list[SegmentFile], error: OSError) -> None:
-        self.last_error = f"a sync of the journal failed: {error.strerror}"
-        log.error(
-            "journal: a sync failed (%s); nothing is accepted until its records are on new pages",
-            error.strerror,
-        )
+    def _sync_failed(self, segments: list[SegmentFile], error: BaseException) -> None:
+        why = error.strerror if isinstance(error, OSError) else repr(error)
+        self.last_error = f"a sync of the journal failed: {why}"
+        log.error("journal: a sync failed (%s); nothing is accepted until its records are on new pages", why)
         covered = {segment.sequence for segment in segments}
         waiting = [waiter for waiter in self._waiters if waiter.segment.sequence in covered]
         # Others wait in segments opened since: their own sync decides.
@@ -225,11 +223,11 @@ class Syncer:
             segment.close()
             self._rewriting += 1
             self._rewritten[segment.sequence] = segment.path
-            self._rewrite(segment.path)
+            self._rewrite(segment.path, segment.size)
         for waiter in waiting:
             waiter.failed()
 
-    def _rewrite(self, path: Path) -> None:
+    def _rewrite(self, path: Path, size: int) -> None:
         loop = asyncio.get_running_loop()
 
         def done(rewritten: asyncio.Future[None]) -> None:
@@ -240,9 +238,16 @@ class Syncer:
                     log.warning("journal: the records of the failed sync are on new pages; accepting again")
                 return
             log.error("journal: %s cannot be rewritten: %s", path, error)
-            loop.call_later(REWRITE_AGAIN_S, self._rewrite, path)
+            loop.call_later(REWRITE_AGAIN_S, self._rewrite, path, size)
 
-        loop.run_in_executor(self._thread, rewrite, path).add_done_callback(done)
+        loop.run_in_executor(self._thread, rewrite, path, size).add_done_callback(done)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("journal: %s cannot be removed, and will be written once more: %s", path, error.strerror)
 
 
 def _sync_all(segments: list[SegmentFile], cached: float) -> list[int]:

@@ -2,11 +2,12 @@
 
 One JSON command a line on stdin, one JSON answer a line on stdout, so that it can be tried by hand:
 
-    {"write": "/path/to/00000000000000000001.segment"}
+    {"write": "/path/to/00000000000000000001.segment", "size": 4711}
     {"ping": true}
 
-A command may follow before the answer to the one before it: its segment is prepared (batch.py) by a thread of its own,
-while the database works on the other. Answers come in the order of commands.
+`size`: so many bytes of the file are to be written; all where it is left out. A command may follow before the answer to
+the one before it: its segment is prepared (batch.py) by a thread of its own, while the database works on the other.
+Answers come in the order of commands.
 
 It never touches the segment: the flusher unlinks it after a good answer. Before the answer every record of the segment
 is committed, superseded by a newer one that is committed, or in the synced dead-letter file. When stdin closes, its
@@ -32,7 +33,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from flusher import dead_letters
+from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.batch import Batch, Prepared, prepare
 from flusher.dead_letters import DeadLetter, DeadLettersFull
@@ -92,7 +93,9 @@ class Writer:
         except DeadLettersFull as error:
             return self._at_fault(ErrorClass.STORAGE, -1, str(error))
         except OSError as error:
-            return self._at_fault(ErrorClass.STORAGE, error.errno or -1, f"{error.filename or path}: {error.strerror}")
+            file = Path(error.filename or path)
+            why = f"{file}: {error.strerror}; {segments.advice(error, file)}"
+            return self._at_fault(ErrorClass.STORAGE, error.errno or -1, why)
         except Exception as error:  # noqa: BLE001
             # It would end every writer that takes this segment. Its text may have record content, its place has none.
             frames = reversed(traceback.extract_tb(error.__traceback__))
@@ -270,18 +273,19 @@ def _read_ahead(commands: SimpleQueue[Command], done: list[Command]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREPARING_NICE)  # on Linux, of this thread alone
         for line in sys.stdin.buffer:
             done.clear()
-            path = orjson.loads(line).get("write")
-            commands.put((Path(path), prepared(Path(path))) if path is not None else None)
+            command = orjson.loads(line)
+            path = command.get("write")
+            commands.put((Path(path), prepared(Path(path), command.get("size"))) if path is not None else None)
     except Exception:
         log.critical("the thread that prepares segments failed", exc_info=True)
         os._exit(1)  # the flusher sees it, and starts another
     os._exit(0)  # the parent is gone; sys.exit would wait for the query under way
 
 
-def prepared(path: Path) -> Prepared | Exception:
+def prepared(path: Path, size: int | None = None) -> Prepared | Exception:
     """What Writer.write() takes, and raises where it is no good. Blocks while the file is read."""
     try:
-        return prepare(path)
+        return prepare(path, size)
     except Exception as error:  # noqa: BLE001
         return error
 

@@ -108,7 +108,9 @@ def test_a_segment_that_the_flusher_set_aside_is_shown_as_such(service: Service)
     fill(service)
     service.kill()
     segment = segment_of(service)
-    segment.write_bytes(segment.read_bytes()[:-10])
+    data = bytearray(segment.read_bytes())
+    data[-10] ^= 0xFF
+    segment.write_bytes(data)
     service.start()
     wait_until(lambda: service.stats()["damage"]["segments_set_aside"] == 1)
 
@@ -119,6 +121,26 @@ def test_a_segment_that_the_flusher_set_aside_is_shown_as_such(service: Service)
     status = ctl(service, "status", "--json")
     assert status.status == 1
     assert "damaged" in status.json["problems"][0]
+    next(service.journal.glob("*.broken")).unlink()
+    wait_until(lambda: ctl(service, "status").status == 0, what="the problem ends with the file")
+
+
+def test_an_append_that_had_not_ended_is_no_damage_and_no_problem(service: Service) -> None:
+    """kill -9 in the middle of an append: nobody was promised those bytes."""
+    fill(service)
+    service.kill()
+    segment = segment_of(service)
+    segment.write_bytes(segment.read_bytes()[:-10])
+    stopped = ctl(service, "journal", "inspect")
+    assert (stopped.status, "had not ended" in stopped.out) == (0, True)
+
+    service.start()
+    wait_until(lambda: service.stats()["performance"]["total_flush_count"])
+
+    wait_until(lambda: ctl(service, "status").status == 0)
+    assert ctl(service, "journal", "inspect").status == 0
+    assert list(service.journal.glob("*.broken")) == []
+    assert "of an append that had not ended are cut off" in service.log.read_text()
 
 
 def test_named_segments_are_read_wherever_they_lie(service: Service, tmp_path: Path) -> None:

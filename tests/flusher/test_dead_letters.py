@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flusher import dead_letters
-from flusher.dead_letters import DeadLetter, DeadLettersFull
+from flusher.dead_letters import Count, DeadLetter, DeadLettersFull
 from tests.support.service import ROOT, wait_until
 
 MAX_BYTES = 1 << 20
@@ -55,7 +55,7 @@ def test_letters_come_back_in_order_as_they_were_received(path: Path) -> None:
         letter("b", column="batch_id"),
         letter(("s1", "c"), record="not even json"),
     ]
-    assert dead_letters.count(path) == 3
+    assert Count(path).look() == 3
 
 
 def test_the_file_is_json_lines_that_only_its_owner_reads(path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_file_is_json_lines_that_only_its_owner_reads(path: Path) -> None:
 
 def test_no_file_means_no_letters(path: Path) -> None:
     assert letters_in(path) == []
-    assert dead_letters.count(path) == 0
+    assert Count(path).look() == 0
 
 
 def test_over_the_cap_nothing_is_added_and_nothing_is_discarded(path: Path) -> None:
@@ -91,7 +91,7 @@ def test_over_the_cap_nothing_is_added_and_nothing_is_discarded(path: Path) -> N
     assert letters_in(path) == [letter("a")]
 
     dead_letters.append(path, [letter("b"), letter("c")], 3 * size)
-    assert dead_letters.count(path) == 3
+    assert Count(path).look() == 3
 
 
 def test_letters_are_synced_before_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_a_letter_that_the_disk_has_spoilt_hides_no_other(path: Path, spoilt: by
     path.write_bytes(first + second[:20] + spoilt + second[21:] + third)
 
     assert [one.key for one in letters_in(path)] == ["a", "c"]
-    assert dead_letters.count(path) == 2
+    assert Count(path).look() == 2
 
 
 def test_a_letter_cut_off_anywhere_by_a_crash_costs_neither_its_neighbours_nor_those_to_come(path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_writer_waits_for_the_lock_so_that_cap_and_torn_end_are_judged_alone(p
         other = threading.Thread(target=dead_letters.append, args=(path, [letter("b")], MAX_BYTES))
         other.start()
         wait_until(somebody_waits, what="the other writer waits for the lock")
-        assert dead_letters.count(path) == 1
+        assert Count(path).look() == 1
     other.join(30)
 
-    assert dead_letters.count(path) == 2
+    assert Count(path).look() == 2

@@ -481,7 +481,7 @@ def test_a_damaged_segment_is_written_and_then_kept_under_another_name(tmp_path:
     async def test(node: Node) -> None:
         assert (await node.ask_flush()).pending == 0
         assert node.writers.written_bodies == [b"one", b"three"]
-        assert node.figures.set_aside == 1
+        assert node.journal.set_aside == 1
         assert node.figures.damaged_bytes > 0
 
     run(left_over, tmp_path)
@@ -504,7 +504,7 @@ def test_a_segment_of_another_version_is_set_aside_and_not_lost(tmp_path: Path) 
 
     async def test(node: Node) -> None:
         assert (await node.ask_flush()).pending == 0
-        assert node.figures.set_aside == 1
+        assert node.journal.set_aside == 1
 
     run(test, tmp_path)
     assert path.with_name(path.name + ".broken").read_bytes() == data

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,9 +148,6 @@ def test_bytes_that_cannot_be_cut_off_close_the_segment_and_are_stepped_over(
     opened.open(FLOOR)
     opened.append(ENTRIES[:2])
 
-    def refuse(fd: int, size: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     disk.fault = short
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", refuse)
@@ -207,7 +205,7 @@ def test_leftovers_are_counted_oldest_first_and_new_segments_come_after_them(tmp
 
     second = Journal(tmp_path)
 
-    assert second.leftovers() == paths
+    assert [one.path for one in second.recover()[0]] == paths
     assert (second.bytes, second.segments) == (first.bytes, 3)
     second.open(FLOOR)
     assert second.active is not None
@@ -217,17 +215,167 @@ def test_leftovers_are_counted_oldest_first_and_new_segments_come_after_them(tmp
     assert second.segments == 3
 
 
-def test_foreign_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_files_in_the_directory_are_left_alone_and_each_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = filled(tmp_path)
-    foreign = ["notes.txt", "1.segment", f"{2:020}.segment.broken", f"x{3:020}.segment"]
-    for name in foreign:
+    foreign = ["notes.txt", "1.segment.bak", f"x{3:020}.segment", "１.segment"]
+    ours = [f"{2:020}.segment.broken", "lost+found"]
+    for name in foreign + ours:
         (tmp_path / name).write_bytes(b"not ours")
+    (tmp_path / f"{9:020}.rewrite").mkdir()
 
     opened = Journal(tmp_path)
 
-    assert opened.leftovers() == [kept]
-    assert opened.bytes == kept.stat().st_size
+    assert opened.recover()[0] == [(kept, kept.stat().st_size)]
+    assert (opened.bytes, opened.set_aside) == (kept.stat().st_size, 1)
     assert all((tmp_path / name).read_bytes() == b"not ours" for name in foreign)
+    said = sorted(Path(str(record.args[0])).name for record in caplog.records if record.args)
+    assert said == sorted([*foreign, f"{9:020}.rewrite"])
+
+
+@pytest.mark.parametrize("name", ["9" * 20, "1" + "0" * 20, "7", str(10**18), "0" * 21 + "3", "9" * 60])
+def test_a_segment_under_any_number_is_taken_in_and_numbers_never_outgrow_their_form(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """An operator restores one under a free name; version 1 then wrote numbers of 21 digits, which no start read."""
+    filled(tmp_path)
+    (tmp_path / f"{name}.segment").write_bytes((tmp_path / f"{1:020}.segment").read_bytes())
+
+    opened = Journal(tmp_path)
+    left, floor = opened.recover()
+    opened.open(floor)
+
+    assert opened.active is not None
+    names = [*(path.name for path, _ in left), opened.active.path.name]
+    assert names == sorted(names)
+    assert [len(one) for one in names] == [len(f"{1:020}.segment")] * 3
+    assert all(segments.read(path).entries == ENTRIES for path, _ in left)
+    assert f"{name}.segment" in caplog.text
+    opened.active.close()
+    assert [path for path, _ in Journal(tmp_path).recover()[0]] == sorted(tmp_path.glob("*.segment"))
+
+
+@pytest.mark.parametrize("arrival", [2**64 - 1, 2**63, journal.MAX_ARRIVAL])
+@pytest.mark.parametrize("where", ["entry", "floor"])
+def test_an_arrival_at_the_end_of_its_range_is_not_followed(tmp_path: Path, arrival: int, where: str) -> None:
+    """The next ones would be none that the journal, or the database, can hold."""
+    first = Journal(tmp_path)
+    first.open(arrival if where == "floor" else FLOOR)
+    first.append([Entry(2, 1, arrival if where == "entry" else FLOOR, b"{}")])
+    segment = first.seal()
+    segment.close()
+    os.utime(segment.path, (0, 0))
+
+    assert Journal(tmp_path).recover()[1] == FLOOR
+
+
+def test_an_unread_name_far_in_time_does_not_push_the_clock(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    os.utime(path, ns=(0, 2**62))
+    assert Journal(tmp_path).recover()[1] == 2**62 // 1000
+    os.utime(path, (0, 2**40))  # the year 36812, which tmpfs and xfs keep
+    if path.stat().st_mtime == 2**40:
+        assert Journal(tmp_path).recover()[1] == ENTRIES[-1].arrival
+
+
+def test_a_torn_tail_of_the_newest_segment_is_cut_off_and_is_no_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = filled(tmp_path).rename(tmp_path / f"{0:020}.segment")
+    path = filled(tmp_path)
+    whole = path.stat().st_size
+    for torn in (older, path):
+        with torn.open("ab") as file:
+            file.write(segments.entry_header(ENTRIES[0]) + b"{")
+    caplog.set_level(logging.INFO)
+
+    assert [size for _, size in Journal(tmp_path).recover()[0]] == [older.stat().st_size, whole]
+    assert segments.read(path).damage == []
+    assert segments.read(older).damaged_bytes > 0
+    assert [(record.levelname, record.args) for record in caplog.records] == [
+        ("INFO", (segments.ENTRY_HEADER_BYTES + 1, path.name))
+    ]
+
+
+@pytest.mark.parametrize("fault", WRITE_FAULTS)
+def test_entries_that_were_refused_are_never_written_although_they_could_not_be_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: WriteV
+) -> None:
+    many = [Entry(2, 1, FLOOR + number, b"{}") for number in range(2000)]
+    disk = Disk()
+    opened = Journal(tmp_path, writev=disk.writev)
+    opened.open(FLOOR)
+    opened.append(ENTRIES)
+    disk.fault, disk.after = fault, disk.calls + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(JournalWriteFailed):
+            opened.append(many)
+    segment = opened.seal()
+
+    assert len(segments.read(segment.path).entries) > len(ENTRIES)  # whole ones of callers who got a 503
+    assert segments.read(segment.path, segment.size).entries == ENTRIES
+    opened.cut_again()
+    assert segments.read(segment.path).entries == ENTRIES
+    assert segment.path.stat().st_size == segment.size
+    segment.close()
+
+
+def test_a_number_that_somebody_has_used_meanwhile_is_stepped_over(tmp_path: Path) -> None:
+    """A segment that is restored under a free number while the flusher runs is read by the next start."""
+    restored = filled(tmp_path)
+    opened = Journal(tmp_path)
+    opened.open(FLOOR)
+    assert opened.active is not None
+    assert opened.active.path.name == f"{2:020}.segment"
+    assert segments.read(restored).entries == ENTRIES
+    opened.active.close()
+
+
+def refuse(fd: int, size: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_open_segment_whose_file_is_taken_away_is_rescued_under_another_name(tmp_path: Path, replaced: bool) -> None:
+    opened = Journal(tmp_path)
+    opened.open(FLOOR)
+    opened.append(ENTRIES)
+    segment = opened.active
+    assert segment is not None
+    assert opened.in_place(segment)
+    taken = segment.path
+    taken.unlink()
+    if replaced:
+        taken.mkdir()
+    assert not opened.in_place(segment)
+
+    opened.rescue(segment)
+
+    assert opened.in_place(segment)
+    assert segment.path != taken
+    assert segments.read(segment.path).entries == ENTRIES
+    assert os.fstat(segment.fd).st_size == segment.size
+    segment.close()
+
+
+def test_a_file_that_cannot_be_rescued_takes_nothing_more(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+    directory.mkdir()
+    opened = Journal(directory)
+    opened.open(FLOOR)
+    opened.append(ENTRIES)
+    segment = opened.active
+    assert segment is not None
+    segment.path.unlink()
+    directory.rmdir()
+
+    with pytest.raises(JournalWriteFailed, match="mkdir -p"):
+        opened.rescue(segment)
+    with pytest.raises(JournalWriteFailed):
+        opened.append(ENTRIES)
+    segment.close()
 
 
 def test_a_copy_that_was_never_finished_is_removed(tmp_path: Path) -> None:
@@ -235,14 +383,14 @@ def test_a_copy_that_was_never_finished_is_removed(tmp_path: Path) -> None:
     copy = tmp_path / f"{1:020}.rewrite"
     copy.write_bytes(b"half")
 
-    assert Journal(tmp_path).leftovers() == [kept]
+    assert Journal(tmp_path).recover()[0] == [(kept, kept.stat().st_size)]
     assert not copy.exists()
 
 
 def test_a_number_under_which_damage_was_set_aside_is_not_given_again(tmp_path: Path) -> None:
     kept = segments.set_aside(filled(tmp_path))
     again = Journal(tmp_path)
-    assert again.leftovers() == []
+    assert again.recover() == ([], 0)
     again.open(FLOOR)
     assert again.active is not None
     again.active.close()

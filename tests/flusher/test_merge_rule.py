@@ -181,7 +181,7 @@ def test_through_segments_and_restarted_writers_the_tables_end_as_the_models(
 ) -> None:
     empty_tables()
     journal = Journal(tmp_path)
-    journal.leftovers()
+    journal.recover()
     for entries in flushes:
         journal.open(0)
         journal.append(entries)

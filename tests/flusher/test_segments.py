@@ -253,14 +253,14 @@ def test_set_aside_keeps_the_bytes_under_a_name_that_no_start_picks_up(tmp_path:
 
     assert not path.exists()
     assert kept.read_bytes() == data
-    assert Journal(tmp_path).leftovers() == []
+    assert Journal(tmp_path).recover() == ([], 0)
 
 
 def test_rewrite_puts_the_same_bytes_on_new_pages_under_the_old_name(tmp_path: Path) -> None:
     path = filled(tmp_path)
     before, data = path.stat().st_ino, path.read_bytes()
 
-    segments.rewrite(path)
+    segments.rewrite(path, path.stat().st_size)
 
     assert path.stat().st_ino != before
     assert path.read_bytes() == data
@@ -282,14 +282,14 @@ def test_the_new_pages_are_on_the_disk_before_they_take_the_name(
         events.append(("copy" if is_copy else "directory", path.stat().st_ino == before.st_ino))
 
     monkeypatch.setattr(os, "fsync", watched)
-    segments.rewrite(path)
+    segments.rewrite(path, path.stat().st_size)
 
     # (what was synced, whether the name still belonged to the old pages)
     assert events == [("copy", True), ("directory", False)]
 
 
 def test_rewrite_of_a_segment_that_has_been_written_to_the_database_does_nothing(tmp_path: Path) -> None:
-    segments.rewrite(tmp_path / f"{1:020}.segment")
+    segments.rewrite(tmp_path / f"{1:020}.segment", 20)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -299,7 +299,7 @@ def test_rewrite_on_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     before, data = path.stat().st_ino, path.read_bytes()
 
     with file_size_limit(len(data) - 1), pytest.raises(OSError, match="no space"):
-        segments.rewrite(path)
+        segments.rewrite(path, path.stat().st_size)
 
     assert (path.stat().st_ino, path.read_bytes()) == (before, data)
     assert list(tmp_path.iterdir()) == [path]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flusher.__main__ import lock, open_journal, socket_path, with_records
+from flusher.__main__ import open_journal
 from flusher.journal import Journal
 from flusher.segments import SEGMENT_HEADER_BYTES, Entry
+from flusher.watch import lock, socket_path
 
 ARRIVAL = 1_700_000_000_000_000
 
@@ -18,7 +19,7 @@ ARRIVAL = 1_700_000_000_000_000
 def left_over(directory: Path, floor: int, arrivals: list[int], modified_at_s: float = 0) -> Path:
     """What an earlier run left; written in 1970 unless the test says when."""
     journal = Journal(directory)
-    journal.leftovers()
+    journal.recover()
     journal.open(floor)
     journal.append([Entry(1, 1, arrival, b"{}") for arrival in arrivals])
     segment = journal.seal()
@@ -66,14 +67,6 @@ def test_a_newest_file_that_cannot_be_read_does_not_stop_the_start(
     assert f"{path} cannot be read" in caplog.text
 
 
-def test_a_segment_without_an_entry_is_nothing_to_recover(tmp_path: Path) -> None:
-    left_over(tmp_path, ARRIVAL, [])
-    full = left_over(tmp_path, ARRIVAL, [ARRIVAL + 1])
-    left_over(tmp_path, ARRIVAL + 1, [])
-
-    assert with_records(open_journal(tmp_path)[1]) == [full.stat().st_size]
-
-
 def test_a_damaged_arrival_does_not_push_the_clock_into_the_future(tmp_path: Path) -> None:
     path = left_over(tmp_path, ARRIVAL, [ARRIVAL + 1, ARRIVAL + 2])
     data = bytearray(path.read_bytes())
@@ -93,7 +86,7 @@ def test_a_journal_directory_that_cannot_be_made_ends_the_start_with_one_line(tm
 
 def test_a_second_flusher_in_the_same_state_directory_is_refused(tmp_path: Path) -> None:
     held = lock(tmp_path)
-    program = f"from pathlib import Path; from flusher.__main__ import lock; lock(Path({str(tmp_path)!r}))"
+    program = f"from pathlib import Path; from flusher.watch import lock; lock(Path({str(tmp_path)!r}))"
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
     assert second.stderr == f"flusher: another flusher is at work in {tmp_path}\n"

@@ -240,8 +240,8 @@ def test_a_segment_that_was_written_while_it_got_new_pages_does_not_come_back(
 ) -> None:
     read, removed = threading.Event(), threading.Event()
 
-    def rewrite(path: Path) -> None:
-        data = path.read_bytes()
+    def rewrite(path: Path, size: int) -> None:
+        data = path.read_bytes()[:size]
         read.set()
         assert removed.wait(WAIT_S)
         path.write_bytes(data)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -113,6 +113,7 @@ class FakeWriters:
         self.asked: list[str] = []
         self.written_bodies: list[bytes] = []
         self.pings = 0
+        self.busy = 0
         self.ping: Answer = failed(ErrorClass.RECONNECT, 2002)
         self.dies = False
 
@@ -128,7 +129,8 @@ class FakeWriters:
         if not isinstance(answer, Written | Failed):
             answer = await answer  # type: ignore[misc]
         if isinstance(answer, Written):
-            self.written_bodies += [bytes(entry.body) for entry in segments.read(path).entries]
+            contents = segments.read(path, cast(int, command["size"]))
+            self.written_bodies += [bytes(entry.body) for entry in contents.entries]
         return answer
 
     def shrink(self, keep: int) -> None:
@@ -148,15 +150,16 @@ class Node:
         last_arrival: int = 0,
         writers_at_once: int = 1,
         pool_size: int = 1,
+        writers: FakeWriters | None = None,
     ) -> None:
         self.disk = Disk()
         self.clock = Clock()
         self.wall_us = 1_700_000_000_000_000
-        self.writers = FakeWriters()
+        self.writers = writers or FakeWriters()
         self.backlog = Backlog()
         self.figures = Figures(0.0, Database(since=0.0))
         self.journal = Journal(directory, writev=self.disk.writev, fdatasync=self.disk.fdatasync)
-        self.leftovers = self.journal.leftovers()
+        self.leftovers, _ = self.journal.recover()
         self.syncer = Syncer(
             fsync,
             cut_off=lambda segment, size: self.flush.cut_off(segment, size),  # noqa: PLW0108 -- flush comes later

@@ -1,0 +1,161 @@
+"""What the flusher holds in the state directory, and once a second a look whether it still does.
+
+Rules: belongs to the loop's thread. A look that fails is said once, until it fails otherwise, and keeps no other from
+being taken. What nobody would tell us of is noticed here: files that somebody has removed or replaced, a disk that
+takes writes again, a database that hangs, letters that a replay has taken out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from flusher.dead_letters import FILE_NAME, Count
+from flusher.flush import Flush
+from flusher.intake import Intake
+from flusher.journal import Journal
+from flusher.stats import Figures
+from flusher.writers import Writers
+from shared.process import own_state_directory
+from shared.wire import SOCKET_NAME
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+LOCK_NAME = "flusher.lock"
+_LOOKS_AT_LETTERS = 10
+"""After so many in vain, letters are counted while writers are at work, too: an answer may then count some again, until
+the next look."""
+
+
+def lock(state_directory: Path) -> int:
+    """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
+    own_state_directory(state_directory)
+    try:
+        return _flock(state_directory)
+    except BlockingIOError:
+        sys.exit(f"flusher: another flusher is at work in {state_directory}")
+    except OSError as error:
+        sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: {error.strerror}")
+
+
+def _flock(state_directory: Path) -> int:
+    fd = os.open(state_directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def socket_path(state_directory: Path) -> Path:
+    """Where ingest finds us: in a directory that is closed to other users. Raises: SystemExit, OSError."""
+    path = state_directory / SOCKET_NAME
+    if len(os.fsencode(path)) > 107:
+        sys.exit(f"flusher: {path}: a socket's path may have 107 bytes (unix(7)); shorten PERSISTENCE_STATE_DIR")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.chmod(0o700)
+    path.unlink(missing_ok=True)
+    return path
+
+
+class Watch:
+    def __init__(
+        self,
+        state_directory: Path,
+        lock_fd: int,
+        *,
+        journal: Journal,
+        intake: Intake,
+        flush: Flush,
+        figures: Figures,
+        writers: Writers,
+        listen: Callable[[Path], Awaitable[None]],
+        stop: Callable[[], None],
+    ) -> None:
+        """Args: listen(path): makes the socket, anew if there was one."""
+        self._state_directory = state_directory
+        self._lock_fd = lock_fd
+        self._journal = journal
+        self._intake = intake
+        self._flush = flush
+        self._figures = figures
+        self._writers = writers
+        self._listen = listen
+        self._stop = stop
+        self._socket: os.stat_result | None = None
+        self._letters = Count(state_directory / FILE_NAME)
+        self._skipped = 0
+        self._said: dict[str, str] = {}
+
+    async def look(self) -> None:
+        for what, step in (
+            ("the journal", self._look_at_journal),
+            ("the lock", self._keep_lock),
+            ("the socket", self.keep_socket),
+            ("the dead letters", self._count_letters),
+        ):
+            try:
+                await step()
+                self._said.pop(what, None)
+            except OSError as error:
+                if self._said.get(what) != str(error):
+                    self._said[what] = str(error)
+                    log.error("%s: %s", what, error)
+
+    async def _look_at_journal(self) -> None:
+        self._flush.look_after_active()
+        self._intake.probe()
+        self._flush.look()
+        self._journal.cut_again()
+        if self._journal.set_aside:
+            await asyncio.to_thread(self._journal.count_set_aside)
+
+    async def _keep_lock(self) -> None:
+        path = self._state_directory / LOCK_NAME
+        if _is_same(path, os.fstat(self._lock_fd)):
+            return
+        try:
+            lock_fd = _flock(self._state_directory)
+        except BlockingIOError:
+            log.critical("%s was removed, and another flusher has taken it: stopping, so that there is one", path)
+            self._stop()
+            return
+        os.close(self._lock_fd)
+        self._lock_fd = lock_fd
+        log.error("%s was removed or replaced by somebody; it is locked anew", path)
+
+    async def keep_socket(self) -> None:
+        """Listens, where nobody finds us any more. Raises: OSError."""
+        path = self._state_directory / SOCKET_NAME
+        known = self._socket
+        if known is not None and _is_same(path, known):
+            return
+        await self._listen(socket_path(self._state_directory))
+        if known is not None:
+            log.error("%s was removed or replaced by somebody; it is made anew", path)
+        self._socket = path.stat()
+
+    async def _count_letters(self) -> None:
+        """Only while no writer is at work: what it has added, its answer would add once more."""
+        self._skipped += 1
+        if self._writers.busy and self._skipped < _LOOKS_AT_LETTERS:
+            return
+        self._skipped = 0
+        before = self._figures.dead_lettered
+        letters = await asyncio.to_thread(self._letters.look)
+        if before == self._figures.dead_lettered:
+            self._figures.dead_letters_waiting = letters
+
+
+def _is_same(path: Path, known: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), known)
+    except FileNotFoundError:
+        return False
