@@ -14,6 +14,7 @@ import pytest
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service, wait_until
 from tests.system.hostile.good import Crowd, GoodClient, descriptors, memory_bytes, worker_of
+from tests.system.hostile.heavy import ATTACKS, CONNECTIONS, Beside
 
 CROWD = {
     "idle": 600,
@@ -69,6 +70,15 @@ def test_good_clients_go_on_beside_a_crowd_of_bad_ones_and_nothing_stays_of_it(
     assert memory[1] - memory[0] < sum(CROWD.values()) * 16 * 1024
     assert memory[-1] - memory[-2] < KEPT, memory
     assert worker_of(service) == worker
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "lists" not in name])
+def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Service, name: str) -> None:
+    """In CPU time, which a busy machine does not change; `python -m tests.system.hostile.heavy` measures latencies."""
+    beside = Beside(service, ATTACKS[name], seconds=60, most=5)
+    assert beside.failures == []
+    assert len(beside.answers) == 5 * CONNECTIONS
+    assert beside.cpu_s / len(beside.answers) < 0.1
 
 
 def test_over_the_limit_of_connections_health_is_answered_and_those_that_stand_go_on(

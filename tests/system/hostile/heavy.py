@@ -1,0 +1,161 @@
+"""`python -m tests.system.hostile.heavy [NAME...]`: requests that cost the service much, by four connections each, and
+what a good client at 100 requests/s notices. Exit status 1 where its p99 is over 100 ms or a request of it fails."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from tests.support.mariadb import MariaDB
+from tests.support.service import FLUSH, SESSIONS, TASKS, Service, session, task
+from tests.system.hostile.good import GoodClient, worker_of
+
+CONNECTIONS = 4
+PACE_S = 0.01
+MOST_P99_S = 0.1
+SECONDS = 10.0
+MOST_BYTES = 10 * 1024 * 1024
+"""service.max_body_bytes."""
+
+
+def post(path: str, body: bytes, *fields: str) -> bytes:
+    fields = ("Host: h", "Content-Type: application/json", f"Content-Length: {len(body)}", *fields)
+    return "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", ""]).encode() + body
+
+
+def tasks(items: list[object]) -> bytes:
+    return post(TASKS, json.dumps({"tasks": items}).encode())
+
+
+def packed(body: bytes) -> bytes:
+    return post(TASKS, body, "Content-Encoding: gzip")
+
+
+def lists(size: int) -> bytes:
+    """A session whose metadata has as many empty lists as fit."""
+    head, tail = json.dumps({"sessions": [session(metadata={"a": ["here"]})]}).encode().split(b'"here"')
+    return head + b",".join([b"[]"] * ((size - len(head) - len(tail)) // 3)) + tail
+
+
+def just_below_the_ratio(body: bytes) -> bytes:
+    """Gzip of `body` whose packed size is a hundredth of it: empty members fill it up."""
+    found = gzip.compress(body)
+    return found + gzip.compress(b"") * max(0, (len(body) // 95 - len(found)) // 20)
+
+
+ATTACKS = {
+    "digits": tasks([task(confidence="1" * 50_000 + "x")]),
+    "digits in every number": tasks([task(row_index="1" * 9000, duration_ms="1." + "0" * 9000)] * 20),
+    "timeout": post(f"{FLUSH}?timeout={'1' * 8000}x", b""),
+    "after": f"GET /dashboard/history?after={'1' * 8000}x HTTP/1.1\r\nHost: h\r\n\r\n".encode(),
+    "bomb": packed(gzip.compress(lists(MOST_BYTES))),
+    "members": packed(gzip.compress(b"") * 50_000),
+    "packed lists": post(SESSIONS, just_below_the_ratio(lists(MOST_BYTES)), "Content-Encoding: gzip"),
+    "lists": post(SESSIONS, lists(2 * 1024 * 1024)),
+    "many lists": post(SESSIONS, lists(MOST_BYTES)),
+    "invalid": tasks([task(f"t{number}", status="no such") for number in range(1000)]),
+}
+
+
+def attack(port: int, request: bytes, until: float, most: int, answers: list[bytes]) -> None:
+    """Sends the same request again and again on one connection, until it is time or `most` are answered."""
+    connection = None
+    for _ in range(most):
+        if time.monotonic() > until:
+            break
+        connection = connection or socket.create_connection(("127.0.0.1", port), timeout=60)
+        try:
+            connection.sendall(request)
+        except OSError:
+            pass  # it has been refused before it was whole
+        try:
+            answer = connection.recv(65536)
+        except OSError:
+            answer = b""
+        if answer:
+            answers.append(answer.split(b"\r\n", 1)[0][9:12])
+        if not answer or b"connection: close" in answer:
+            connection.close()
+            connection = None
+    if connection is not None:
+        connection.close()
+
+
+class Beside:
+    """A good client beside CONNECTIONS attackers, until all of these have ended: `answers` of the attack, `failures`
+    and latencies of the good client, and the CPU seconds of the worker."""
+
+    def __init__(self, service: Service, request: bytes, *, seconds: float, most: int) -> None:
+        self.answers: list[bytes] = []
+        self.failures: list[bytes] = []
+        self.taken_s: list[float] = []
+        worker = worker_of(service)
+        until = time.monotonic() + seconds
+        arguments = (service.port, request, until, most, self.answers)
+        threads = [threading.Thread(target=attack, args=arguments) for _ in range(CONNECTIONS)]
+        cpu_s = cpu_seconds(worker)
+        with closing(GoodClient(service.port)) as good:
+            for thread in threads:
+                thread.start()
+            due_at = time.monotonic()
+            while any(thread.is_alive() for thread in threads):
+                line, taken_s = good.post(keep=True)
+                self.taken_s.append(taken_s)
+                if line != b"HTTP/1.1 202 Accepted":
+                    self.failures.append(line)
+                due_at += PACE_S
+                time.sleep(max(0.0, due_at - time.monotonic()))
+        self.cpu_s = cpu_seconds(worker) - cpu_s
+
+    def p99_s(self) -> float:
+        return sorted(self.taken_s)[int(0.99 * (len(self.taken_s) - 1))]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
+    mariadb = MariaDB(directory / "db")
+    mariadb.directory.mkdir()
+    service = None
+    wrong = 0
+    try:
+        mariadb.install()
+        mariadb.start()
+        (directory / "state").mkdir()
+        service = Service(directory / "state", mariadb, mariadb.create_database())
+        service.start()
+        for name in sys.argv[1:] or ATTACKS:
+            beside = Beside(service, ATTACKS[name], seconds=SECONDS, most=1_000_000)
+            p99_s, count = beside.p99_s(), len(beside.answers)
+            wrong += p99_s > MOST_P99_S or bool(beside.failures)
+            print(
+                f"{name:24}{len(ATTACKS[name]):>9} bytes {count:6} answers {sorted(set(beside.answers))}"
+                f" {1000 * beside.cpu_s / max(1, count):8.2f} ms CPU each; good: {len(beside.taken_s)} requests, p99"
+                f" {1000 * p99_s:.1f} ms, longest {1000 * max(beside.taken_s):.1f} ms, {len(beside.failures)} failed",
+                flush=True,
+            )
+        service.stop()
+    finally:
+        if service is not None:
+            service.kill()
+        if mariadb.process is not None:
+            mariadb.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()
