@@ -107,12 +107,16 @@ def remove(path: Path, lines: Collection[bytes]) -> None:
     gone = set(lines)
     copy = path.with_suffix(".new")
     with _locked(path):
-        with path.open("rb") as old, copy.open("wb") as new:
-            os.fchmod(new.fileno(), 0o600)
-            new.writelines(line for line in old if line not in gone)
-            new.flush()
-            os.fsync(new.fileno())
-        copy.replace(path)
+        try:
+            with path.open("rb") as old, copy.open("wb") as new:
+                os.fchmod(new.fileno(), 0o600)
+                new.writelines(line for line in old if line not in gone)
+                new.flush()
+                os.fsync(new.fileno())
+            copy.replace(path)
+        except OSError:
+            copy.unlink(missing_ok=True)
+            raise
         sync_directory(path.parent)
 
 

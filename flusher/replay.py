@@ -1,8 +1,8 @@
 """Sends dead letters through acceptance again; `ctl deadletters replay` is its command line.
 
-Each keeps its first arrival, so the merge rule protects rows that are newer. A letter leaves the file only after the
-flusher has acknowledged it; a crash in between replays it once more, which is harmless. One that the database still
-refuses becomes a dead letter again.
+Each keeps its first arrival, so the merge rule protects rows that are newer. Letters leave the file only after the
+flusher has acknowledged them, all at the end, with one rewriting of the file; a crash before replays them once more,
+which is harmless. One that the database still refuses becomes a dead letter again, behind the others.
 
 Letters that were refused for one reason go in rounds that grow, each flushed before the next: where the cause is still
 there, the first letter shows it, and the others stay where they are.
@@ -10,6 +10,7 @@ there, the first letter shows it, and the others stay where they are.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -54,19 +55,26 @@ def replay(path: Path, socket_path: Path, letters: Letters) -> Iterator[Round]:
     by_reason: dict[tuple[str, int, str | None], list[tuple[bytes, DeadLetter]]] = {}
     for line, letter in letters:
         by_reason.setdefault((letter.kind, letter.error_code, letter.column), []).append((line, letter))
-    with closing(_Connection(socket_path)) as connection:
-        for group in by_reason.values():
-            yield from _replay_group(path, connection, group)
+    done: list[bytes] = []
+    try:
+        with closing(_Connection(socket_path)) as connection:
+            for group in by_reason.values():
+                yield from _replay_group(path, connection, group, done)
+    finally:
+        if done:
+            dead_letters.remove(path, done)
 
 
-def _replay_group(path: Path, connection: _Connection, group: Letters) -> Iterator[Round]:
+def _replay_group(path: Path, connection: _Connection, group: Letters, done: list[bytes]) -> Iterator[Round]:
+    """Adds the lines of acknowledged letters to `done`."""
     at = rounds = 0
     while at < len(group):
         part = group[at : at + ROUNDS[min(rounds, len(ROUNDS) - 1)]]
         at += len(part)
         rounds += 1
+        before = path.stat()
         accepted, why = connection.submit([letter for _, letter in part])
-        dead_letters.remove(path, [line for index, (line, _) in enumerate(part) if index in accepted])
+        done += [line for index, (line, _) in enumerate(part) if index in accepted]
         if why:
             raise NotReplayed(
                 f"the flusher refuses ({why}): {len(accepted)} more wait in the journal, the others stay dead letters"
@@ -76,7 +84,7 @@ def _replay_group(path: Path, connection: _Connection, group: Letters) -> Iterat
             raise NotReplayed(
                 f"the database takes nothing now: {len(part)} more wait in the journal, the others stay dead letters"
             )
-        refused = _again(path, part) if result["dead_lettered"] else 0
+        refused = _again(path, part, before) if result["dead_lettered"] else 0
         yield Round(written=len(part) - refused, refused=refused)
         if refused * 2 > len(part):
             if at < len(group):
@@ -84,9 +92,15 @@ def _replay_group(path: Path, connection: _Connection, group: Letters) -> Iterat
             return
 
 
-def _again(path: Path, part: Letters) -> int:
-    """How many of the letters are back. A key may be in it several times, told apart by arrival."""
-    back = {(letter.kind, letter.ids, letter.arrival) for _, letter in dead_letters.read(path)}
+def _again(path: Path, part: Letters, before: os.stat_result) -> int:
+    """How many of the letters are back, behind what the file held before.
+
+    A key may be in it several times, told apart by arrival.
+    """
+    start = before.st_size if os.path.samestat(before, path.stat()) else 0  # another replay has rewritten it
+    old = {line for line, _ in part}
+    new = (letter for line, letter in dead_letters.read(path, start) if line not in old)
+    back = {(letter.kind, letter.ids, letter.arrival) for letter in new}
     return sum((letter.kind, letter.ids, letter.arrival) in back for _, letter in part)
 
 
@@ -144,4 +158,5 @@ class _Connection:
 def _submit(seq: int, letter: DeadLetter) -> bytes:
     kind = _KIND_OF_NAME[letter.kind]
     body = orjson.dumps({kind.name: [letter.record]})
-    return encode(Submit(seq, kind.code, 1, body, arrival=letter.arrival, rules=letter.rules.encode()))
+    arrival = min(max(letter.arrival, 1), 2**64 - 1)  # somebody may have edited the file
+    return encode(Submit(seq, kind.code, 1, body, arrival=arrival, rules=letter.rules.encode()))

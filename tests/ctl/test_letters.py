@@ -174,7 +174,7 @@ def test_without_the_database_what_was_sent_waits_in_the_journal_and_the_others_
     socket_path = service.directory / "run" / "flusher.sock"
     with pytest.raises(replay.NotReplayed, match="1 more wait in the journal"):
         list(replay.replay(service.dead_letters, socket_path, list(dead_letters.read(service.dead_letters))))
-    assert dead_letters.count(service.dead_letters) == 4
+    assert dead_letters.Count(service.dead_letters).look() == 4
     assert service.stats()["at_risk"]["uncommitted_records"] == 1
 
 
@@ -207,4 +207,4 @@ def test_a_letter_that_did_not_decode_stays_for_a_person(service: Service) -> No
     result = ctl(service, "deadletters", "replay", "--all")
     assert result.status == 1
     assert "cannot be replayed" in result.out
-    assert dead_letters.count(service.dead_letters) == 1
+    assert dead_letters.Count(service.dead_letters).look() == 1
