@@ -19,10 +19,12 @@ _QUIET = (
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
+def browser(*arguments: str) -> Iterator[Browser]:
     """While it is open, asyncio.run() cannot be used in the same thread. It has no sandbox, which root may not use:
     it opens only our own pages."""
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False, args=list(_QUIET))
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, chromium_sandbox=False, args=[*_QUIET, *arguments]
+        )
         yield chromium
         chromium.close()
