@@ -106,10 +106,16 @@ def lifetime(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
         ("dead letters", letters),
     ]
     if stats["rejected"]:
-        rows.append(("refused", ", ".join(f"{name} {count:,}" for name, count in stats["rejected"].items())))
+        rows.append(("refused", refused(stats["rejected"])))
     if stats["state"]["last_error"]:
         rows.append(("last error", printable(stats["state"]["last_error"])))
     return rows
+
+
+def refused(rejected: dict[str, int]) -> str:
+    """Records refused since ingest started, the most frequent reasons first."""
+    reasons = sorted(rejected.items(), key=lambda one: -one[1])
+    return f"{plural(sum(rejected.values()), 'record')}: " + ", ".join(f"{name} {count:,}" for name, count in reasons)
 
 
 @click.command()

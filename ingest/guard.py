@@ -116,9 +116,11 @@ class Guard:
             self._reading_bytes -= held
 
     def report(self, scope: Scope, problem: Problem) -> None:
-        """Logs it, and counts the records that it refuses: those of a batch, be it under a path that does not exist."""
+        """Logs it, and counts the records that it refuses: a batch may come by a wrong path or method too."""
         log_problem(scope, problem)
-        if scope["method"] == "POST" and (scope["route"] in self._posts_with_body or scope["route"] == UNKNOWN_ROUTE):
+        route = scope["route"]
+        takes_none = "POST" in self._routes.get(route, ()) and route not in self._posts_with_body
+        if scope["method"] not in ("GET", "HEAD") and not takes_none:
             self._reject(problem.records)
 
     def is_plain(

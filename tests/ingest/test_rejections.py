@@ -123,12 +123,13 @@ def test_a_request_that_is_refused_before_its_records_are_counted_is_one(
 
 
 def test_a_batch_under_a_wrong_path_or_method_is_counted_and_what_can_hold_no_record_is_not() -> None:
-    routes = {BATCH: frozenset(["POST"]), "/flush": frozenset(["GET"]), OTHER: frozenset(["GET"])}
+    routes = {BATCH: frozenset(["POST"]), "/flush": frozenset(["POST"]), OTHER: frozenset(["GET"])}
     keeper, rejected = guarded(routes=routes)
-    keeper.ask("/bacth", "POST")
-    for path, method in ((OTHER, "POST"), ("/flush", "POST"), ("/nowhere", "GET"), (BATCH, "GET")):
+    for path, method in (("/bacth", "POST"), (OTHER, "POST"), (BATCH, "PUT")):
         assert keeper.ask(path, method).status in (404, 405)
-    assert rejected == {"NOT_FOUND": 1}
+    for path, method in (("/flush", "POST"), ("/nowhere", "GET"), (BATCH, "HEAD")):
+        assert keeper.ask(path, method, host="rebound.example").status == 403
+    assert rejected == {"NOT_FOUND": 1, "METHOD_NOT_ALLOWED": 2}
 
 
 def test_what_the_application_refuses_is_counted_as_it_says() -> None:
