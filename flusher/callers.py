@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from flusher.answers import Written
 from flusher.backlog import Backlog
+from shared.timers import logged
 from shared.wire import Committed, encode
 
 
@@ -87,7 +88,8 @@ class Callers:
             dead = {at: n for at, n in answer.dead_arrivals.items() if wanted.first <= at <= wanted.last}
             frame = encode(Committed(wanted.first, wanted.last, dead))
             for reply in wanted.replies:
-                reply(frame)
+                with logged("telling of a commit"):
+                    reply(frame)
         self.settle()
 
     def lost(self, sequence: int, records: int) -> None:
@@ -112,4 +114,5 @@ class Callers:
         if caller.timer is not None:
             caller.timer.cancel()
         caller.result.duration_ms = round(1000 * (self._clock() - caller.started_at), 3)
-        caller.done(caller.result)
+        with logged("answering a flush"):
+            caller.done(caller.result)

@@ -36,6 +36,7 @@ DEADLY_ATTEMPTS = 2
 DRAIN_ATTEMPTS = 3
 """Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
+WAKE_AGAIN_S = 1.0
 
 
 class Flush:
@@ -272,21 +273,32 @@ class Flush:
                 at = min(at, self._backlog.next_at())
             elif self.longest_write_s(now) < PATIENCE_S:
                 at = min(at, min(self._writing_since.values(), default=math.inf) + PATIENCE_S)
-        if at in (math.inf, self._wake_at):
-            return
-        if self._timer is not None:
-            if self._wake_at <= at:
-                return
-            self._timer.cancel()
-        self._wake_at = at
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now) + 0.001, self._wake)
+        if at not in (math.inf, self._wake_at):
+            self._set_timer(at, max(0.0, at - now) + 0.001)
 
     _wake_at = math.inf
 
     def _wake(self) -> None:
         self._timer = None
         self._wake_at = math.inf
-        self.consider()
+        try:
+            self.consider()
+        except BaseException:
+            self._wake_after_fault()
+            raise
+
+    def _wake_after_fault(self) -> None:
+        """A fault of ours must not be the last that happens here: what is due is looked at again."""
+        if not self._stopped:
+            self._set_timer(self._clock() + WAKE_AGAIN_S, WAKE_AGAIN_S)
+
+    def _set_timer(self, at: float, delay_s: float) -> None:
+        if self._timer is not None:
+            if self._wake_at <= at:
+                return
+            self._timer.cancel()
+        self._wake_at = at
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
     async def _hand_over(self, segment: Segment) -> None:
         started_at = self._writing_since[segment.sequence] = self._clock()
@@ -324,6 +336,7 @@ class Flush:
         self._under_way.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.critical("a hand-over failed", exc_info=task.exception())
+            self._wake_after_fault()
             if segment.busy and not self._stopped:
                 self._failed(segment, Failed(ErrorClass.UNKNOWN, NO_DATABASE_ERROR, repr(task.exception())))
 

@@ -14,6 +14,7 @@ from flusher.backlog import Backlog
 from flusher.state import DatabaseState
 from flusher.stats import Figures
 from flusher.writers import WriterDied, Writers
+from shared.timers import logged
 
 PING_S = 5.0
 FIRST_PING_S = 0.2
@@ -61,6 +62,10 @@ class Pinger:
             self._task = loop.create_task(self._ask())
 
     async def _ask(self) -> None:
+        with logged("a ping"):
+            await self._learn()
+
+    async def _learn(self) -> None:
         try:
             answer = await self._writers.ask({"ping": True})
         except WriterDied as error:

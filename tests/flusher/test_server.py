@@ -246,6 +246,20 @@ def test_a_peer_that_leaves_is_forgotten_and_its_acknowledged_bodies_stay(short_
     run(test, short_path)
 
 
+def test_nothing_is_kept_for_a_peer_that_has_left_while_the_database_is_away(short_path: Path) -> None:
+    async def test(served: Served, peer: Peer) -> None:
+        served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+        peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
+        assert isinstance(await peer.next(), Ack)
+        waiting = served.node.flush._callers._of_commits
+        assert len(waiting) == 1
+        await peer.close()
+        await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
+        assert waiting == {}
+
+    run(test, short_path)
+
+
 def test_an_answer_to_a_peer_that_has_left_harms_nobody(short_path: Path) -> None:
     async def test(served: Served, peer: Peer) -> None:
         other = await served.connect()

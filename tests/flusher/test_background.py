@@ -1,0 +1,122 @@
+"""Timers and tasks of the flusher: one failure is logged, and the thing goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flusher import flush, pinger
+from flusher.syncer import Fsync
+from flusher.triggers import FlushPolicy
+from tests.support.flusher import Node, bodies_in, written
+
+
+def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: object) -> list[dict[str, Any]]:
+    """Returns: what the loop was told of faults."""
+    faults: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        node = Node(directory, **settings)  # type: ignore[arg-type]
+        try:
+            await test(node)
+        finally:
+            await node.close()
+
+    asyncio.run(main())
+    return faults
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flush, "WAKE_AGAIN_S", 0.01)
+    monkeypatch.setattr(pinger, "FIRST_PING_S", 0.01)
+
+
+def fault(*_: object) -> Any:
+    raise ZeroDivisionError
+
+
+def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer that flushes by age is set by the look before it."""
+
+    async def test(node: Node) -> None:
+        node.submit(b"one")
+        with monkeypatch.context() as patch:
+            patch.setattr(node.backlog, "next", fault)
+            patch.setattr(pinger, "FIRST_PING_S", 3600.0)  # its answer would look, too
+            node.clock.now += 0.06
+            await asyncio.sleep(0.15)
+        await node.until(lambda: node.figures.flushes == {"age": 1})
+
+    faults = run(test, tmp_path, policy=FlushPolicy(max_records=1000, interval_s=0.05))
+    assert len(faults) > 1
+    assert all(isinstance(one["exception"], ZeroDivisionError) for one in faults)
+
+
+def test_a_hand_over_that_fails_is_logged_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = fault
+        node.submit(b"one")
+        node.ask_flush(0.01)
+        await node.until(lambda: "a hand-over failed" in caplog.text)
+        node.writers.answer = written
+        node.clock.now += 60
+        await node.until(lambda: node.writers.written_bodies == [b"one"])
+        await node.until(lambda: not bodies_in(tmp_path))
+
+    run(test, tmp_path)
+
+
+def test_a_caller_that_cannot_be_answered_keeps_no_other_from_its_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(node: Node) -> None:
+        node.submit(b"one")
+        heard: list[bytes] = []
+        node.flush.when_committed(1, 1, fault)
+        node.flush.when_committed(1, 2, heard.append)
+        node.flush.flush(10, fault)
+        assert (await node.ask_flush()).pending == 0
+        assert len(heard) == 1
+        assert "answering a flush failed" in caplog.text
+        assert "telling of a commit failed" in caplog.text
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["ask", "shrink"])
+def test_a_ping_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    async def test(node: Node) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(node.writers, fails, fault)
+            await asyncio.sleep(0.05)
+        assert not node.figures.database.bad
+        await node.until(lambda: node.figures.database.bad)
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("fsync", [Fsync.ALWAYS, Fsync.INTERVAL])
+def test_a_sync_that_fails_for_a_fault_of_ours_proves_nothing_and_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync
+) -> None:
+    monkeypatch.setattr("flusher.syncer.INTERVAL_S", 0.01)
+
+    async def test(node: Node) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(node.disk, "synced_fds", None)  # append() to it fails
+            node.submit(b"one")
+            await node.until(lambda: node.syncer.last_error)
+        if fsync is Fsync.ALWAYS:
+            assert len(node.rejected()) == 1
+            assert node.acked() == []
+        await node.until(lambda: not node.syncer.failed)
+        node.submit(b"two")
+        await node.until(lambda: 2 in node.acked())
+
+    run(test, tmp_path, fsync=fsync)
