@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import Config, ConfigError, load
+from shared import running
+from shared.config import DEFAULT_STATE_DIRECTORY, Config, ConfigError, load
 
 PIPE_COLUMNS = 240
 """Width where the output is no terminal: a pipe must not cut what a person would scroll to."""
@@ -70,10 +73,20 @@ def key_text(key: Sequence[str]) -> str:
     return printable("/".join(key))
 
 
+@lru_cache
 def configuration() -> Config:
-    """Raises: Stop, with the one line that names the key."""
+    """The running service's, else that of this environment. Raises: Stop, with a line for each thing that is wrong."""
     try:
-        return load(None, os.environ)
+        own = os.path.realpath(os.environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY)
+        settings = running.found(Path(own))
+        if settings is None:
+            return load(None, os.environ)
+        if unlike := running.unlike(settings, os.environ):
+            text = f"ctl: {', '.join(unlike)} not used: the service runs with other settings (process {settings.pid})"
+            click.echo(text, err=True)
+        return load(None, settings.environment)
+    except PermissionError:
+        raise Stop(f"PERSISTENCE_STATE_DIR = {own}: is another user's; run this as the service's user") from None
     except ConfigError as error:
         raise Stop("\n".join(f"configuration: {line}" for line in error.lines)) from error
 

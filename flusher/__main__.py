@@ -28,12 +28,12 @@ from flusher.state import Database
 from flusher.stats import Figures, document
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
-from flusher.watch import EVERY_S, Watch, lock
+from flusher.watch import EVERY_S, Watch
 from flusher.writers import Writers
-from shared import logs
+from shared import logs, running
 from shared.config import Config, load_or_exit, unknown_variables
 from shared.exposure import warnings
-from shared.process import close_to_others, keep_freed_memory
+from shared.process import close_to_others, keep_freed_memory, lock_or_exit
 from shared.timers import repeat
 from shared.wire import SOCKET_NAME
 
@@ -195,10 +195,16 @@ def main() -> None:
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)
-    held = lock(Path(config.state_directory))
+    state_directory = Path(config.state_directory)
+    held = lock_or_exit(state_directory, "flusher")
     for warning in [*unknown_variables(os.environ), *warnings(config)]:
         log.warning("%s", warning)
+    try:
+        running.leave(state_directory, os.environ)
+    except OSError as error:
+        sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: cannot be written: {error.strerror}")
     uvloop.run(serve(config, held))
+    running.forget(state_directory)
 
 
 if __name__ == "__main__":

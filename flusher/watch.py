@@ -8,7 +8,6 @@ takes writes again, a database that hangs, letters that a replay has taken out.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.stats import Figures
 from flusher.writers import Writers
-from shared.process import own_state_directory
+from shared.process import lock
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger(__name__)
@@ -31,27 +30,6 @@ LOCK_NAME = "flusher.lock"
 _LOOKS_AT_LETTERS = 10
 """After so many in vain, letters are counted while writers are at work, too: an answer may then count some again, until
 the next look."""
-
-
-def lock(state_directory: Path) -> int:
-    """One flusher a state directory. Returns: the descriptor that holds the lock. Raises: SystemExit."""
-    own_state_directory(state_directory)
-    try:
-        return _flock(state_directory)
-    except BlockingIOError:
-        sys.exit(f"flusher: another flusher is at work in {state_directory}")
-    except OSError as error:
-        sys.exit(f"flusher: PERSISTENCE_STATE_DIR = {state_directory}: {error.strerror}")
-
-
-def _flock(state_directory: Path) -> int:
-    fd = os.open(state_directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def socket_path(state_directory: Path) -> Path:
@@ -122,7 +100,7 @@ class Watch:
         if _is_same(path, os.fstat(self._lock_fd)):
             return
         try:
-            lock_fd = _flock(self._state_directory)
+            lock_fd = lock(self._state_directory, "flusher")
         except BlockingIOError:
             log.critical("%s was removed, and another flusher has taken it: stopping, so that there is one", path)
             self._stop()

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from ingest.metrics import METRICS_DIRECTORY, fold, node_counts
@@ -31,7 +32,7 @@ from ingest.workers import Workers
 from shared import logs
 from shared.config import Config, ConfigError, load, load_or_exit
 from shared.exposure import TlsUnusable, check_tls
-from shared.process import close_to_others, own_state_directory
+from shared.process import close_to_others, lock_or_exit
 from shared.timers import logged
 from shared.wire import SOCKET_NAME
 
@@ -90,13 +91,17 @@ def tell_rejections(rejections: Rejections, metrics_directory: Path, now: float)
         rejections.tell(node_counts(metrics_directory).rejected, now)
 
 
-def check_start(config: Config) -> None:
-    """What no worker could mend. Raises: SystemExit with one line."""
+def check_start(config: Config) -> int:
+    """What no worker could mend. Returns: the lock of the state directory. Raises: SystemExit with one line."""
     try:
         check_tls(config.service)
     except TlsUnusable as error:
         sys.exit(f"ingest: {error}")
-    own_state_directory(Path(config.state_directory))
+    try:
+        import_module("shared.recognizer")
+    except ImportError as error:
+        sys.exit(f"ingest: {error}: ./scripts/install.sh builds shared/recognizer.cpp anew")
+    return lock_or_exit(Path(config.state_directory), "ingest")
 
 
 def may_start_anew() -> bool:
@@ -121,7 +126,7 @@ def main() -> None:
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("ingest", level=logging_config.level, format=logging_config.format, file=logging_config.file)
-    check_start(config)
+    held = check_start(config)
     # Every connection takes a descriptor; the usual soft limit of 1024 is for programs that use select().
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -167,6 +172,7 @@ def main() -> None:
     workers.terminate(GRACEFUL_S)
     tell_rejections(rejections, metrics_directory, math.inf)
     log.info("stopped")
+    os.close(held)
 
 
 if __name__ == "__main__":

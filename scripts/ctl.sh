@@ -6,8 +6,4 @@
 . "$(dirname "$0")/lib.sh"
 
 [ -x "$PYTHON" ] || { echo "ctl.sh: not installed yet; ./scripts/run.sh does it" >&2; exit 2; }
-# The private database of run.sh, while it runs.
-if [ -z "${DB_HOST:-}${DB_SOCKET:-}" ] && running && grep -q '^\[program:mariadb\]' "$SUPERVISOR_CONF"; then
-    export DB_SOCKET=$STATE/mysql/mysqld.sock DB_USER=root DB_PASSWORD=
-fi
 exec "$PYTHON" -m ctl "$@"

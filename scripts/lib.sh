@@ -6,9 +6,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 export PERSISTENCE_STATE_DIR="${PERSISTENCE_STATE_DIR:-var}"
 case $PERSISTENCE_STATE_DIR in /*) ;; *) PERSISTENCE_STATE_DIR=$ROOT/$PERSISTENCE_STATE_DIR ;; esac
-STATE=$PERSISTENCE_STATE_DIR
 PYTHON=$ROOT/.venv/bin/python
-SUPERVISOR_CONF=$STATE/supervisord.conf
 STEP_AT=$(date +%s%N)
 
 die() {
@@ -32,6 +30,23 @@ step() { # step TEXT: says what was done, and how long it took since the last st
     STEP_AT=$now
 }
 
+long() { # long COMMAND...: runs it in a process group of its own, which ends with us; bash itself waits for no child then
+    local child
+    set -m
+    "$@" &
+    child=$!
+    set +m
+    trap 'trap "" INT TERM HUP; kill -TERM -- -$child 2>/dev/null; wait $child 2>/dev/null; exit 130' INT TERM HUP
+    local status=0
+    wait $child || status=$?
+    trap - INT TERM HUP
+    return $status
+}
+
+begins() { # begins TEXT: announces a step that takes long
+    printf '           %s\n' "$*"
+}
+
 need_packages() { # need_packages PACKAGE...: installs missing Debian packages, asks nothing, starts none of their services
     local missing=() package sudo=()
     for package in "$@"; do
@@ -43,23 +58,26 @@ need_packages() { # need_packages PACKAGE...: installs missing Debian packages, 
         sudo -n true 2>/dev/null || die "needs packages; run: sudo apt-get install -y --no-install-recommends ${missing[*]}"
         sudo=(sudo -n)
     fi
-    local log policy=/usr/sbin/policy-rc.d
+    begins "installing ${missing[*]}: up to some minutes"
+    local log
     log=$(mktemp)
-    (
-        if [ ! -e $policy ]; then # Debian's way to say that an installed service must not be started: invoke-rc.d(8)
-            trap '"${sudo[@]}" rm -f "$policy"' EXIT
-            printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" install -m 755 /dev/stdin $policy
-        fi
-        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get update -q </dev/null &&
-            DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -yq --no-install-recommends "${missing[@]}" </dev/null
-    ) >"$log" 2>&1 || {
-        tail -n 5 "$log" >&2
-        rm -f "$log"
-        die "could not install ${missing[*]}"
-    }
+    export DEBIAN_FRONTEND=noninteractive
+    long "${sudo[@]}" apt-get update -q >"$log" 2>&1 </dev/null &&
+        long "${sudo[@]}" apt-get install -yqd --no-install-recommends "${missing[@]}" >>"$log" 2>&1 </dev/null &&
+        unpack "${missing[@]}" >>"$log" 2>&1 </dev/null || die "could not install ${missing[*]}: $(tail -n 1 "$log"); all of it is in $log"
     rm -f "$log"
     step "installed ${missing[*]}"
 }
+
+unpack() ( # unpack PACKAGE...: installs what has been downloaded; cut in two it would leave dpkg broken, so no signal ends it
+    trap '' INT TERM HUP
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then # Debian's way to say that an installed service must not be started: invoke-rc.d(8)
+        trap '"${sudo[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" install -m 755 /dev/stdin $policy
+    fi
+    "${sudo[@]}" apt-get install -yq --no-install-recommends "$@"
+)
 
 need_galera() { # what a trial cluster runs: Galera, the programs with which a node sends its data to another, HAProxy
     need_packages mariadb-server-core mariadb-client-core galera-4 rsync iproute2 haproxy
@@ -93,7 +111,8 @@ need_python() { # need_python [dev]: .venv with the exact files of requirements.
     local stamp=.venv/.installed-$lock-$wanted
     # The lock for development has everything that production needs.
     if [ -f "$stamp" ] || [ -f ".venv/.installed-requirements-dev.lock-$wanted" ]; then
-        return 0
+        "$PYTHON" -c 'import shared.recognizer' 2>/dev/null && return 0
+        rm -f .venv/.installed-* shared/recognizer*.so # built for another Python, or damaged
     fi
     python=$(find_python) || {
         need_packages python3
@@ -104,28 +123,28 @@ need_python() { # need_python [dev]: .venv with the exact files of requirements.
     "$python" -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || need_packages python3-dev
+    begins "installing the Python packages of $lock into .venv: about a minute"
     log=$(mktemp)
-    # One at a time: two scripts of the same checkout may start together.
-    (
-        set -e
-        flock 9
-        if [ -f "$stamp" ]; then exit 0; fi
-        [ -x .venv/bin/pip ] || "$python" -m venv .venv
-        # Nothing is installed, and no build run, of a file whose hash is not in a lock.
-        install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
-        # Joined by &&: on the left of || bash ignores set -e.
-        install --require-hashes --no-deps --only-binary :all: -r requirements-build.lock &&
-            install --require-hashes --no-deps --no-build-isolation -r "$lock" &&
-            install --no-deps --no-build-isolation -e . &&
-            touch "$stamp"
-    ) 9>.venv.lock >"$log" 2>&1 </dev/null || {
-        tail -n 15 "$log" >&2
-        rm -f "$log"
-        die "could not install the Python packages of $lock"
-    }
+    long install_python "$lock" "$stamp" "$python" >"$log" 2>&1 </dev/null ||
+        die "could not install the Python packages of $lock: $(tail -n 1 "$log"); all of it is in $log"
     rm -f "$log"
     step "installed the Python packages of $lock into .venv"
 }
+
+install_python() ( # install_python LOCK STAMP PYTHON: one at a time, two scripts of the same checkout may start together
+    set -e
+    exec 9>.venv.lock
+    flock 9
+    if [ -f "$2" ]; then exit 0; fi
+    [ -x .venv/bin/pip ] || "$3" -m venv .venv
+    # Nothing is installed, and no build run, of a file whose hash is not in a lock.
+    install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
+    # Joined by &&: on the left of || bash ignores set -e.
+    install --require-hashes --no-deps --only-binary :all: -r requirements-build.lock &&
+        install --require-hashes --no-deps --no-build-isolation -r "$1" &&
+        install --no-deps --no-build-isolation -e . &&
+        touch "$2"
+)
 
 find_python() { # Debian's own first: it is built for speed (PGO, LTO), most others in a PATH are not
     local name
@@ -138,21 +157,15 @@ find_python() { # Debian's own first: it is built for speed (PGO, LTO), most oth
     return 1
 }
 
-running() { # whether a supervisord of this state directory is alive
-    local pid
-    pid=$(cat "$STATE/supervisord.pid" 2>/dev/null) || return 1
-    [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$SUPERVISOR_CONF"
-}
-
-BENCH_PYTHON=$STATE/bench-venv/bin/python
+BENCH_PYTHON=$PERSISTENCE_STATE_DIR/bench-venv/bin/python
 
 need_bench_python() { # an environment of its own for the seed design and for plots: none of it is the product's
-    local requirements=tests/bench/seed/requirements.txt venv=$STATE/bench-venv stamp log
+    local requirements=tests/bench/seed/requirements.txt venv=$PERSISTENCE_STATE_DIR/bench-venv stamp log
     # With the service's own Python: two builds of one version may differ by a third in speed.
     stamp=$venv/.installed-$({ cat "$requirements" && "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'; } |
         sha256sum | cut -c1-16)
     [ ! -f "$stamp" ] || return 0
-    mkdir -p -m 700 "$STATE"
+    mkdir -p -m 700 "$PERSISTENCE_STATE_DIR"
     log=$(mktemp)
     (
         set -e
@@ -161,7 +174,7 @@ need_bench_python() { # an environment of its own for the seed design and for pl
         "$PYTHON" -m venv --clear "$venv"
         "$venv/bin/pip" install -q --disable-pip-version-check -r "$requirements"
         touch "$stamp"
-    ) 9>"$STATE/bench-venv.lock" >"$log" 2>&1 </dev/null || {
+    ) 9>"$PERSISTENCE_STATE_DIR/bench-venv.lock" >"$log" 2>&1 </dev/null || {
         tail -n 15 "$log" >&2
         rm -f "$log"
         die "could not install the Python packages of $requirements"

@@ -18,4 +18,7 @@ need_bench_python
 .venv/bin/lint-imports
 step "lint, types and layers are clean"
 # Most of the time of the system's tests is waiting: twice as many at once as there are cores.
-exec .venv/bin/pytest -n $((2 * $(nproc))) --dist worksteal "$@"
+status=0
+.venv/bin/pytest -n $((2 * $(nproc))) --dist worksteal "$@" || status=$?
+echo "took $SECONDS s"
+exit $status

@@ -1,7 +1,7 @@
 """Configuration: a YAML file, overridden by the environment, as frozen values. Reads files, opens nothing else.
 
-`python -m shared.config` checks it and prints what is in effect and from where, secrets masked; with --check it prints
-only what run.sh needs, as shell assignments.
+`python -m shared.config` checks it and prints what is in effect and from where, secrets masked; with --check only
+whether run.sh is to make a private database.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import ipaddress
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -219,14 +218,29 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
         sections["service"] = _with_tokens_of_the_file(sections["service"])
     except ConfigError as error:
         wrong += error.lines
+    state_directory = _real(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY, wrong)
     if wrong:
         raise ConfigError(*wrong)
     sections["database"] = _verified(sections["database"])
-    state_directory = os.path.realpath(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY)
     if not sections["journal"].directory:
         directory = str(Path(state_directory, "journal"))
         sections["journal"] = msgspec.structs.replace(sections["journal"], directory=directory)
     return Loaded(Config(**sections, state_directory=state_directory), {key: sources.get(key, DEFAULT) for key in KEYS})
+
+
+def _real(path: str, wrong: list[str]) -> str:
+    """The one name of the state directory, however it is spelled. A link on the way that is neither root's nor ours may
+    have been put there by somebody else."""
+    if not path.isprintable():
+        wrong.append(f"PERSISTENCE_STATE_DIR = {path!r}: control characters and broken encodings are not allowed")
+    here = Path(path).absolute()
+    links = [link for link in (here, *here.parents) if link.is_symlink()]
+    wrong += [
+        f"PERSISTENCE_STATE_DIR = {path}: {link} is a symbolic link of user {link.lstat().st_uid}; name its target"
+        for link in links
+        if link.lstat().st_uid not in (0, os.geteuid())
+    ]
+    return os.path.realpath(here)
 
 
 def masked(config: Config) -> dict[str, Any]:
@@ -350,6 +364,11 @@ def _load_or_exit() -> Loaded:
         sys.exit(2)
 
 
+def names_database(loaded: Loaded) -> bool:
+    """Whether a file or the environment says where the database is; where none does, run.sh makes a private one."""
+    return {loaded.sources["database.host"], loaded.sources["database.socket"]} != {DEFAULT}
+
+
 def local_url(service: Service) -> str:
     """Where a program on this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(service.host, service.host)  # noqa: S104
@@ -375,11 +394,7 @@ def in_effect(loaded: Loaded) -> str:
 def main() -> None:
     loaded = _load_or_exit()
     if sys.argv[1:] == ["--check"]:
-        service = loaded.config.service
-        named = {loaded.sources[key] for key in ("database.host", "database.socket")} != {DEFAULT}
-        values = {"url": local_url(service), "host": service.host, "port": str(service.port)}
-        values["private"] = "no" if named else "yes"
-        print(" ".join(f"{name}={shlex.quote(value)}" for name, value in values.items()))
+        print(f"private={'no' if names_database(loaded) else 'yes'}")
     else:
         sys.stdout.write(in_effect(loaded))
     for warning in unknown_variables(os.environ):

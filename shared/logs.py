@@ -15,10 +15,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import orjson
+
+from shared.process import open_own
 
 MAX_BYTES = 10_000_000
 KEPT = 5
@@ -102,8 +105,11 @@ class SharedRotatingFileHandler(WatchedFileHandler):
             return
         logging.FileHandler.emit(self, record)
 
+    def _open(self) -> TextIOWrapper:
+        return os.fdopen(open_own(self.baseFilename, os.O_WRONLY | os.O_APPEND), "a", encoding=self.encoding)
+
     def _rotate(self) -> None:
-        with Path(f"{self.baseFilename}.lock").open("w") as lock:
+        with os.fdopen(open_own(f"{self.baseFilename}.lock", os.O_RDWR)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 if Path(self.baseFilename).stat().st_size < self._max_bytes:
@@ -184,7 +190,7 @@ def setup(program: str, *, level: str, format: str, file: str) -> None:  # noqa:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             handler = SharedRotatingFileHandler(file)
         except OSError as error:
-            sys.exit(f"logging.file = {file!r}: cannot be written: {error.strerror}")
+            sys.exit(f"logging.file = {file!r}: cannot be written: {error.strerror} (LOGGING_FILE names another)")
     else:
         handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(program) if format == "json" else TextFormatter(program))

@@ -4,13 +4,15 @@ memory of one body serves the next."""
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
+import signal
 import stat
 import sys
 from pathlib import Path
 
-_PR_SET_DUMPABLE = 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 16 * 1024 * 1024
 LARGE_BYTES = 1024 * 1024
@@ -25,6 +27,66 @@ def close_to_others() -> None:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """The kernel sends us `number` when the parent has died (prctl(2)): a supervisord that was killed leaves nobody
+    behind whom no later one could stop."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def open_own(path: str | Path, flags: int) -> int:
+    """Opens a file of ours, or makes it, for us alone. A file or link of another user but root is refused: it may
+    have been put there.
+
+    Raises: OSError, PermissionError with what is wrong as its strerror. Blocks.
+    """
+    real = os.fspath(path)
+    try:
+        if stat.S_ISLNK((link := os.lstat(real)).st_mode):
+            _refuse_strangers(link, "the symbolic link")
+            real = os.path.realpath(real)
+    except FileNotFoundError:
+        pass
+    fd = os.open(real, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _refuse_strangers(os.fstat(fd), "the file")
+    except PermissionError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_strangers(found: os.stat_result, what: str) -> None:
+    if found.st_uid not in (0, os.geteuid()):
+        raise PermissionError(1, f"{what} belongs to user {found.st_uid}, and this is user {os.geteuid()}")
+
+
+def lock(state_directory: Path, name: str) -> int:
+    """One process of a name in a state directory, for as long as the descriptor is open that this returns.
+
+    Raises: BlockingIOError, another one is at work; OSError.
+    """
+    fd = open_own(state_directory / f"{name}.lock", os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def lock_or_exit(state_directory: Path, name: str) -> int:
+    """For composition roots, in a state directory that they make sure of first. Raises: SystemExit with one line."""
+    own_state_directory(state_directory)
+    if os.environ.get("SUPERVISOR_ENABLED"):
+        end_with_parent()
+    try:
+        return lock(state_directory, name)
+    except BlockingIOError:
+        sys.exit(f"{name}: another {name} is at work in {state_directory}; ./scripts/stop.sh stops it")
+    except OSError as error:
+        sys.exit(f"{name}: {state_directory}/{name}.lock: {error.strerror}; is PERSISTENCE_STATE_DIR the right one?")
 
 
 def keep_freed_memory() -> None:
@@ -61,4 +123,4 @@ def own_state_directory(path: Path) -> None:
                 )
             path.chmod(0o700)
     except OSError as error:
-        sys.exit(f"{where}: {error.strerror}")
+        sys.exit(f"{where}: {error.strerror}; name another, or make it one that this user may write to")

@@ -11,7 +11,8 @@ import pytest
 from flusher.__main__ import open_journal
 from flusher.journal import Journal
 from flusher.segments import SEGMENT_HEADER_BYTES, Entry
-from flusher.watch import lock, socket_path
+from flusher.watch import socket_path
+from shared.process import lock_or_exit
 
 ARRIVAL = 1_700_000_000_000_000
 
@@ -84,12 +85,14 @@ def test_a_journal_directory_that_cannot_be_made_ends_the_start_with_one_line(tm
         open_journal(tmp_path / "file" / "journal")
 
 
-def test_a_second_flusher_in_the_same_state_directory_is_refused(tmp_path: Path) -> None:
-    held = lock(tmp_path)
-    program = f"from pathlib import Path; from flusher.watch import lock; lock(Path({str(tmp_path)!r}))"
+@pytest.mark.parametrize("name", ["flusher", "ingest"])
+def test_a_second_one_in_the_same_state_directory_is_refused(name: str, tmp_path: Path) -> None:
+    held = lock_or_exit(tmp_path, name)
+    call = f"lock_or_exit(Path({str(tmp_path)!r}), {name!r})"
+    program = f"from pathlib import Path; from shared.process import lock_or_exit; {call}"
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
-    assert second.stderr == f"flusher: another flusher is at work in {tmp_path}\n"
+    assert second.stderr == f"{name}: another {name} is at work in {tmp_path}; ./scripts/stop.sh stops it\n"
 
     os.close(held)
     third = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -13,7 +13,8 @@ from flusher import dead_letters
 from flusher.answers import Alive
 from flusher.mysql_errors import ErrorClass
 from flusher.server import FlusherProtocol, Listener, Peers
-from flusher.watch import LOCK_NAME, Watch, lock
+from flusher.watch import LOCK_NAME, Watch
+from shared.process import lock_or_exit
 from shared.wire import SOCKET_NAME
 from tests.flusher.test_dead_letters import MAX_BYTES, letter
 from tests.support.flusher import Node, bodies_in, failed
@@ -33,7 +34,7 @@ class Watched:
         )
         self.watch = Watch(
             directory,
-            lock(directory),
+            lock_or_exit(directory, "flusher"),
             journal=self.node.journal,
             intake=self.node.intake,
             flush=self.node.flush,
@@ -106,7 +107,7 @@ def test_a_lock_that_is_removed_is_taken_anew(
         await watched.watch.look()
         assert str(watched.lock) in caplog.text
         with pytest.raises(SystemExit, match="another flusher is at work"):
-            lock(short_path)
+            lock_or_exit(short_path, "flusher")
         assert not watched.stopped
 
     run(test, short_path)
@@ -115,7 +116,7 @@ def test_a_lock_that_is_removed_is_taken_anew(
 def test_of_two_flushers_the_one_whose_lock_was_removed_stops(short_path: Path) -> None:
     async def test(watched: Watched) -> None:
         watched.lock.unlink()
-        other = lock(short_path)
+        other = lock_or_exit(short_path, "flusher")
         await watched.watch.look()
         assert watched.stopped
         os.close(other)

@@ -614,15 +614,6 @@ def test_no_process_starts_with_a_wrong_configuration(module: str, tmp_path: Pat
     assert not (tmp_path / "state").exists()
 
 
-def test_check_prints_where_the_service_listens_as_shell_assignments() -> None:
-    ended = run("--check", SERVICE_PORT="9001", SERVICE_HOST="it's")
-    assert ended.returncode == 0
-    shell = subprocess.run(
-        ["sh", "-c", f'{ended.stdout.strip()}; echo "$url|$host|$port"'], capture_output=True, text=True, timeout=10
-    )
-    assert shell.stdout == "http://it's:9001|it's|9001\n"
-
-
 @pytest.mark.parametrize(
     ("host", "expected"),
     [

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from shared.config import PREFIXES
 from tests.support.service import ROOT, Service
 
 ARGUMENTS = (sys.executable, "-m", "ctl")
@@ -36,6 +37,10 @@ class Result:
 
 
 def ctl(service: Service, *arguments: str, **environ: str) -> Result:
+    """Args: environ: with settings in it that are not the service's, it is asked from elsewhere, not from its state
+    directory, where its own are found."""
+    if any(name.startswith(PREFIXES) for name in environ):
+        environ = {"PERSISTENCE_STATE_DIR": "/nonexistent", **environ}
     done = subprocess.run(
         [*ARGUMENTS, *arguments],
         cwd=service.code,

@@ -138,7 +138,7 @@ def test_the_systemd_template_gives_each_node_a_supervisord_of_its_own(tmp_path:
     assert done.returncode == 0
     text = (tmp_path / "supervisord.conf").read_text()
     assert f"file={tmp_path}/supervisor.sock" in text
-    assert f"command={ROOT}/.venv/bin/python -m flusher" in text
+    assert f'command="{ROOT}/.venv/bin/python" -m flusher' in text
     assert "%(here)s" not in text
     delay_s = float(unit.partition("SERVICE_DRAIN_DELAY=")[2].splitlines()[0])
     check = (ROOT / "deploy" / "haproxy-cluster.cfg").read_text().partition("default-server ")[2].splitlines()[0]

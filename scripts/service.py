@@ -1,0 +1,526 @@
+"""Starts and stops the service in its state directory: what run.sh and stop.sh do once Python is there.
+
+Rules: signals are blocked from the first line on, and pause() is the only place that takes one, so none is lost and
+none cuts a step in two. Whoever starts holds start.lock, in the foreground until the service has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import xmlrpc.client
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from shared.config import load_or_exit, load_with_sources, local_url, names_database
+from shared.exposure import local_tls
+from shared.process import end_with_parent, lock, open_own, own_state_directory
+from shared.wire import SOCKET_NAME
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+STOP_S = 130.0
+"""Longest: ingest 35 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord."""
+PRIVATE_FREE_BYTES = 400 * 1024 * 1024
+"""A new MariaDB takes 110 MiB and a log of 256."""
+_PROGRAM_LOG = """stdout_logfile=NONE
+stderr_logfile=%(ENV_PERSISTENCE_STATE_DIR)s/mariadb.stderr.log
+stderr_logfile_maxbytes=1MB
+stderr_logfile_backups=1
+"""
+
+
+class Stopped(Exception):
+    """A signal asks for the end."""
+
+
+class Failed(Exception):
+    """One line: what is wrong and what to do."""
+
+
+class Steps:
+    """Says what begins where it takes long, and what is done, with its time."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def begins(self, text: str) -> None:
+        print(f"           {text}", flush=True)
+
+    def done(self, text: str) -> None:
+        now = time.monotonic()
+        print(f"{(now - self._at) * 1000:6.0f} ms  {text}", flush=True)
+        self._at = now
+
+
+def pause(seconds: float) -> None:
+    """Waits; the end of a child cuts it short. Raises: Stopped."""
+    got = signal.sigtimedwait(SIGNALS | {signal.SIGCHLD}, seconds)
+    if got is not None and got.si_signo != signal.SIGCHLD:
+        raise Stopped
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float) -> Any:
+    """Returns: the condition's first true value, or its last. Raises: Stopped."""
+    give_up_at = time.monotonic() + timeout_s
+    while not (value := condition()) and time.monotonic() < give_up_at:
+        pause(0.05)
+    return value
+
+
+def spawn(arguments: list[str], output: IO[bytes], *, with_us: bool = True) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C reaches only us.
+
+    Args: with_us: whether it is killed when we are.
+    """
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS | {signal.SIGCHLD})
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        if with_us:
+            end_with_parent(signal.SIGKILL)
+
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=prepare,  # noqa: PLW1509 -- no threads here
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """It and its children, at once."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def new_file(path: Path) -> IO[bytes]:
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_TRUNC), "wb")
+
+
+def last_line(path: Path, since: int = 0) -> str:
+    """What a program has said last on its stderr; of supervisord its error, behind which a hint stands."""
+    try:
+        lines = path.read_bytes()[since:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in lines if line.startswith("Error:")]
+    return (errors or lines or [""])[-1]
+
+
+# Who is there
+
+
+def supervisord_of(state: Path) -> int | None:
+    """The process id of the supervisord that writes this state directory's log, whatever has become of its files."""
+    log = str(state / "supervisord.log")
+    for directory in Path("/proc").iterdir():
+        try:
+            if directory.name.isdigit() and b"supervisord" in (directory / "cmdline").read_bytes():
+                for fd in (directory / "fd").iterdir():
+                    if str(fd.readlink()) == log:
+                        return int(directory.name)
+        except OSError:
+            continue  # it has ended, or is another user's
+    return None
+
+
+def programs_of(state: Path) -> dict[str, str]:
+    """By name its state in supervisord's words; nothing where supervisord does not answer."""
+    try:
+        return {program["name"]: program["statename"] for program in rpc(state).supervisor.getAllProcessInfo()}
+    except (OSError, xmlrpc.client.Error):
+        return {}
+
+
+def rpc(state: Path) -> Any:
+    transport: Any = SupervisorTransport(None, None, f"unix://{state / 'supervisor.sock'}")
+    return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+
+
+def held(state: Path) -> list[str]:
+    """Our processes that still work in the state directory, by the locks that they hold."""
+    found = []
+    for name, path in (
+        ("ingest", state / "ingest.lock"),
+        ("the flusher", state / "flusher.lock"),
+        ("MariaDB", state / "mysql" / "ibdata1"),
+    ):
+        try:
+            with path.open("rb+") as file:
+                take = fcntl.lockf if name == "MariaDB" else fcntl.flock
+                take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found.append(name)
+        except OSError:
+            continue  # it has never been
+    return found
+
+
+def stop_supervisord(state: Path, pid: int, *, kill_database_after_s: float = STOP_S) -> None:
+    """Stops the programs in order, and waits. Takes no signal meanwhile.
+
+    Args: kill_database_after_s: a mariadbd that SIGTERM meets in its first tenth of a second never ends (10.11: it
+        waits for a thread that has gone), and nothing but SIGKILL ends it; its files are made for that.
+    """
+    database = [child for child in children(pid) if Path(f"/proc/{child}/comm").read_text() == "mariadbd\n"]
+    os.kill(pid, signal.SIGTERM)
+    started_at = time.monotonic()
+    while runs(pid):
+        time.sleep(0.05)
+        waited_s = time.monotonic() - started_at
+        if waited_s > kill_database_after_s and database:
+            os.kill(database.pop(), signal.SIGKILL)
+        if waited_s > STOP_S:
+            raise Failed(f"supervisord (process {pid}) does not end; kill -9 {pid} ends it, and loses nothing")
+    (state / "supervisord.conf").unlink(missing_ok=True)
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.waitpid(pid, os.WNOHANG)  # ours is a zombie until we have asked
+    except ChildProcessError:
+        pass
+    return Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def starter_of(state: Path) -> int | None:
+    """The process id of a run.sh that starts the service, or stays in the foreground."""
+    try:
+        os.close(lock(state, "start"))
+    except BlockingIOError:
+        return int((state / "start.lock").read_text() or 0) or None
+    except OSError:
+        pass  # there is no such directory
+    return None
+
+
+# Starting
+
+
+class Start:
+    def __init__(self, state: Path, *, private: bool) -> None:
+        self._state = state
+        self._private = private
+        self._steps = Steps()
+        self._supervisord: subprocess.Popen[bytes] | None = None
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._socket = state / "mysql" / "mysqld.sock"
+        if private:
+            os.environ |= {
+                "DB_SOCKET": str(self._socket),
+                "DB_USER": "root",
+                "DB_PASSWORD": "",
+                "DB_SSL_MODE": "DISABLED",
+            }
+        self._config = load_or_exit()
+
+    def run(self) -> None:
+        """Returns when the service is ready. Raises: Stopped, Failed; then call undo()."""
+        self._check_paths()
+        self._end_earlier_start()
+        self._check_port()
+        if self._private:
+            self._make_database()
+        self._write_configuration()
+        self._start_supervisord()
+        self._make_tables()
+        self._start_programs()
+
+    def undo(self) -> None:
+        """Ends whatever has been started."""
+        if self._helper is not None:
+            end(self._helper)
+        if self._supervisord is not None and self._supervisord.poll() is None:
+            stop_supervisord(self._state, self._supervisord.pid, kill_database_after_s=3)
+        (self._state / "supervisord.conf").unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Until supervisord has ended, or a signal has ended it."""
+        assert self._supervisord is not None
+        try:
+            while self._supervisord.poll() is None:
+                pause(60)
+        except Stopped:
+            stop_supervisord(self._state, self._supervisord.pid)
+
+    def _check_paths(self) -> None:
+        sockets = [self._state / SOCKET_NAME, self._state / f"supervisor.sock.{2**22}"]  # made under that name first
+        longest = max([*sockets, self._socket] if self._private else sockets, key=lambda path: len(os.fsencode(path)))
+        if (over := len(os.fsencode(longest)) - 107) > 0:
+            raise Failed(
+                f"PERSISTENCE_STATE_DIR = {self._state}: is {over} bytes too long: a socket's path may have 107"
+                f" (unix(7)), and {longest.relative_to(self._state)} must fit behind it"
+            )
+
+    def _end_earlier_start(self) -> None:
+        """What a run.sh or a supervisord that was killed has left."""
+        pid = supervisord_of(self._state)
+        if pid is not None:
+            if "STOPPED" not in {programs_of(self._state).get(name) for name in ("flusher", "ingest")}:
+                raise Failed(f"already running with PERSISTENCE_STATE_DIR={self._state}; ./scripts/stop.sh stops it")
+            self._steps.begins("ending what an earlier start has left")
+            stop_supervisord(self._state, pid, kill_database_after_s=3)
+        if names := held(self._state):
+            self._steps.begins(f"waiting for {' and '.join(names)} of an earlier start to end")
+            if wait_for(lambda: not held(self._state), 60):
+                return
+            raise Failed(
+                f"{' and '.join(held(self._state))} of an earlier start does not end in {self._state}; end the process"
+                f" (fuser {shlex.quote(str(self._state))}/*.lock names it)"
+            )
+
+    def _check_port(self) -> None:
+        host, port = self._config.service.host, self._config.service.port
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, UnicodeError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise Failed(f"service.port = {port}: the port is in use (SERVICE_PORT names another)") from None
+            raise Failed(f"service.host = {host}, service.port = {port}: {getattr(error, 'strerror', error)}") from None
+
+    def _make_database(self) -> None:
+        # A server that starts removes the temporary tables of all others in the same directory, so it has its own.
+        (self._state / "mysql.tmp").mkdir(exist_ok=True)
+        directory = self._state / "mysql"
+        for old in self._state.glob("mysql.new*"):
+            shutil.rmtree(old, ignore_errors=True)
+        if (directory / "mysql").is_dir():
+            return
+        free = shutil.disk_usage(self._state).free
+        if free < PRIVATE_FREE_BYTES:
+            raise Failed(
+                f"PERSISTENCE_STATE_DIR = {self._state}: {free >> 20} MiB are free, and a private MariaDB needs"
+                f" {PRIVATE_FREE_BYTES >> 20}; make room, or name a database (DB_HOST)"
+            )
+        self._steps.begins(f"making a private MariaDB in {directory}: some seconds")
+        # A name of its own: the server of an installation that was killed may live a little longer.
+        new = self._state / f"mysql.new.{os.getpid()}"
+        new.mkdir()
+        user = f"--user={os.environ.get('USER') or os.geteuid()}" if os.geteuid() else "--user=root"
+        options = ["--no-defaults", user, f"--datadir={new}", f"--tmpdir={self._state / 'mysql.tmp'}"]
+        log = self._state / "mysql.install.log"
+        with new_file(log) as output:
+            command = ["mariadb-install-db", *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
+            self._helper = spawn(command, output)
+        if self._finish_helper(600) != 0:
+            raise Failed(f"mariadb-install-db failed, see {log}: {last_line(log)}")
+        shutil.rmtree(directory, ignore_errors=True)
+        new.rename(directory)
+        self._steps.done(f"made a private MariaDB in {directory}")
+
+    def _write_configuration(self) -> None:
+        """Our paths come to supervisord in its environment: its own file could not hold every character."""
+        text = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
+        text = text.replace("%(here)s/var", "%(ENV_PERSISTENCE_STATE_DIR)s")
+        text = text.replace("%(here)s", str(ROOT).replace("%", "%%"))
+        for name in ("flusher", "ingest"):
+            # They start when the tables are there; afterwards supervisord starts them itself.
+            text = text.replace(f"[program:{name}]\n", f"[program:{name}]\nautostart=false\n")
+        if self._private:
+            program = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+            if program is None:
+                raise Failed("there is no mariadbd; install mariadb-server-core, or name a database (DB_HOST)")
+            text += (
+                "\n[program:mariadb]\n"
+                f"command=/bin/sh -c 'exec setpriv --pdeathsig TERM {program} --no-defaults --user=$(id -un)"
+                ' --datadir="$PERSISTENCE_STATE_DIR/mysql" --socket="$DB_SOCKET" --skip-networking'
+                ' --pid-file="$PERSISTENCE_STATE_DIR/mysql/mysqld.pid" --tmpdir="$PERSISTENCE_STATE_DIR/mysql.tmp"'
+                " --innodb-buffer-pool-size=256M --innodb-log-file-size=256M --max-allowed-packet=64M"
+                " --character-set-server=utf8mb4'\n"
+                "priority=10\nautorestart=true\nstartsecs=1\nstartretries=1000000\nstopwaitsecs=60\n" + _PROGRAM_LOG
+            )
+        with new_file(self._state / "supervisord.conf") as file:
+            file.write(text.encode())
+
+    def _start_supervisord(self) -> None:
+        if self._private:
+            self._steps.begins("starting MariaDB and making the tables")
+        for name in ("supervisor.sock", "supervisord.pid"):
+            (self._state / name).unlink(missing_ok=True)  # of one that was killed
+        with new_file(self._state / "supervisord.stderr.log") as output:
+            configuration = str(self._state / "supervisord.conf")
+            command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", configuration]
+            self._supervisord = spawn(command, output, with_us=False)
+
+    def _make_tables(self) -> None:
+        log = self._state / "schema.stderr.log"
+        with new_file(log) as output:
+            seconds = "60" if self._private else "5"
+            self._helper = spawn([sys.executable, "-m", "flusher.schema", "--wait", seconds], output)
+        status = self._finish_helper(120)
+        if status != 0:
+            raise Failed(last_line(log) or f"flusher.schema ended with status {status}")
+        self._steps.done("database and tables are ready")
+
+    def _finish_helper(self, timeout_s: float) -> int | None:
+        """Returns: its status, None where it still runs. Raises: Stopped, Failed."""
+        assert self._helper is not None
+        helper = self._helper
+
+        def ended() -> bool:
+            self._check_supervisord()
+            return helper.poll() is not None
+
+        wait_for(ended, timeout_s)
+        return helper.returncode
+
+    def _check_supervisord(self) -> None:
+        if self._supervisord is not None and self._supervisord.poll() is not None:
+            raise Failed(f"supervisord ended: {last_line(self._state / 'supervisord.stderr.log')}")
+
+    def _start_programs(self) -> None:
+        if self._private:
+            self._give_way()
+        logs = {name: self._state / f"{name}.stderr.log" for name in ("flusher", "ingest")}
+        sizes = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
+        if not wait_for(partial(self._answers), 20):
+            raise Failed(f"supervisord does not answer; see {self._state / 'supervisord.log'}")
+        for name in logs:
+            rpc(self._state).supervisor.startProcess(name, False)
+        give_up_at = time.monotonic() + 30
+        while not self._ready():
+            pause(0.05)
+            self._check_supervisord()
+            for name, found in programs_of(self._state).items():
+                if name in logs and found not in ("STARTING", "RUNNING"):
+                    raise Failed(last_line(logs[name], sizes[name]) or f"{name} ends again and again; see {logs[name]}")
+            if time.monotonic() > give_up_at:
+                raise Failed(
+                    f"not ready after 30 s: {self._why_not_ready()}; see the log file and {self._state}/*.stderr.log"
+                )
+        self._steps.done(f"ready at {local_url(self._config.service)}")
+
+    def _answers(self) -> bool:
+        self._check_supervisord()
+        return bool(programs_of(self._state))
+
+    def _ready(self) -> bool:
+        return self._ask("/ready") == 200
+
+    def _why_not_ready(self) -> str:
+        answer = self._ask("/ready")
+        return f"GET /ready answers {answer}" if answer else "nobody answers"
+
+    def _ask(self, path: str) -> int | None:
+        """No proxy of the environment is asked: it is our own port."""
+        tls = urllib.request.HTTPSHandler(context=local_tls(self._config.service))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
+        try:
+            with opener.open(local_url(self._config.service) + path, timeout=2) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def _give_way(self) -> None:
+        """MariaDB shares the service's cores and goes after it (docs/OPERATIONS.md, Tuning); from here on, since on a
+        busy machine it would take minutes to start like that. After a restart by supervisord it does not."""
+        try:
+            pid = int((self._state / "mysql" / "mysqld.pid").read_text())
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+        except (OSError, ValueError):
+            pass  # not allowed here: it is slower, and works
+
+
+def start(state: Path, *, detach: bool) -> None:
+    """Raises: Failed, SystemExit."""
+    own_state_directory(state)
+    starting = Start(state, private=not names_database(load_with_sources(None, os.environ)))
+    try:
+        held_lock = lock(state, "start")
+    except BlockingIOError:
+        what = "already running" if programs_of(state).get("ingest") == "RUNNING" else "another run.sh is starting it"
+        raise Failed(f"{what} with PERSISTENCE_STATE_DIR={state}; ./scripts/stop.sh stops it") from None
+    os.pwrite(held_lock, f"{os.getpid():<10}".encode(), 0)
+    try:
+        starting.run()
+        pause(0)
+    except Stopped:
+        starting.undo()
+        return
+    except (Failed, OSError) as error:
+        starting.undo()
+        if isinstance(error, OSError):
+            raise Failed(f"PERSISTENCE_STATE_DIR = {state}: {error.filename or ''}: {error.strerror}") from error
+        raise
+    if detach:
+        copy = "" if state == ROOT / "var" else f"PERSISTENCE_STATE_DIR={shlex.quote(str(state))} "
+        print(f"stop it with {copy}./scripts/stop.sh")
+    else:
+        print("Ctrl-C drains and stops", flush=True)
+        starting.wait()
+
+
+def stop(state: Path) -> None:
+    """Raises: Failed."""
+    steps = Steps()
+    found = False
+    if (starter := starter_of(state)) is not None:  # it ends what it has started
+        found = True
+        os.kill(starter, signal.SIGTERM)
+        while starter_of(state) == starter and runs(starter):
+            time.sleep(0.05)
+    give_up_at = time.monotonic() + STOP_S
+    while (pid := supervisord_of(state)) is not None or held(state):
+        found = True
+        if pid is not None:
+            stop_supervisord(state, pid)
+        if time.monotonic() > give_up_at:
+            raise Failed(f"{' and '.join(held(state))} in {state} does not end")
+        time.sleep(0.05)
+    if found:
+        steps.done("stopped")
+    else:
+        print(f"not running with PERSISTENCE_STATE_DIR={state}")
+
+
+def main() -> None:
+    os.umask(0o077)
+    socket.setdefaulttimeout(10)
+    state = Path(os.path.realpath(os.environ["PERSISTENCE_STATE_DIR"]))
+    os.environ["PERSISTENCE_STATE_DIR"] = str(state)
+    script = f"{sys.argv[1]}.sh"
+    try:
+        if sys.argv[1] == "stop":
+            stop(state)
+        else:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS | {signal.SIGCHLD})
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            start(state, detach=sys.argv[2:] == ["--detach"])
+    except Failed as error:
+        sys.exit(f"{script}: {error}")
+
+
+if __name__ == "__main__":
+    main()
