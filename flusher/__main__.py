@@ -68,7 +68,8 @@ async def survey_leftovers(leftovers: list[Leftover], backlog: Backlog) -> None:
         for segment in backlog:
             if segment.path == path:
                 segment.records.update(found.records)
-                segment.first_arrival = found.first_arrival
+                # Of another boot perhaps: only the wall clock knows how long ago that was.
+                segment.opened_at = time.monotonic() - max(0.0, time.time() - found.first_arrival / 1e6)
 
 
 async def serve(config: Config, lock_fd: int) -> None:

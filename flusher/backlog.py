@@ -20,15 +20,14 @@ def no_records() -> dict[int, int]:
 
 @dataclass(slots=True)
 class Segment:
-    """One buffer generation. `records` by kind's code; `first_arrival` in µs, 0 while empty or unknown.
-    `alarm`: why it, and it alone, waits for an operator."""
+    """One buffer generation. `records` by kind's code; `opened_at`: when the oldest of them came, monotonic, 0 while it
+    is unknown; `alarm`: why it, and it alone, waits for an operator."""
 
     sequence: int
     path: Path
     opened_at: float = 0.0
     records: dict[int, int] = field(default_factory=no_records)
     size: int = 0
-    first_arrival: int = 0
     recovered: bool = False
     busy: bool = False
     attempts: int = 0
@@ -39,10 +38,8 @@ class Segment:
     def total(self) -> int:
         return sum(self.records.values())
 
-    def add(self, kind: int, count: int, arrival: int) -> None:
+    def add(self, kind: int, count: int) -> None:
         self.records[kind] = self.records.get(kind, 0) + count
-        if not self.first_arrival or arrival < self.first_arrival:
-            self.first_arrival = arrival
 
 
 class Backlog:
@@ -100,9 +97,9 @@ class Backlog:
                 totals[kind] = totals.get(kind, 0) + count
         return totals
 
-    def oldest_arrival(self) -> int | None:
-        """µs; None where nothing waits."""
-        return min((segment.first_arrival for segment in self if segment.first_arrival), default=None)
+    def oldest_at(self) -> float | None:
+        """When the oldest waiting record came, monotonic; None where nothing waits."""
+        return min((segment.opened_at for segment in self if segment.opened_at and segment.total), default=None)
 
     def alarm(self) -> Condition | None:
         """Of the first segment that has one."""

@@ -183,7 +183,7 @@ class Intake:
         if not segment.total:
             segment.opened_at = self._clock()
         for entry in entries:
-            segment.add(entry.kind, entry.count, entry.arrival)
+            segment.add(entry.kind, entry.count)
             self._figures.records_in[entry.kind] += entry.count
             self._figures.bytes_in += len(entry.body)
         segment.size = size

@@ -152,14 +152,15 @@ def document(
     record_bytes = figures.bytes_in / records_in if records_in else _GUESSED_RECORD_BYTES
     rows = sum(figures.rows_written.values())
     flushes = figures.flush_count
-    oldest = backlog.oldest_arrival()
+    oldest_at = backlog.oldest_at()
+    oldest_s = 0.0 if oldest_at is None else max(0.0, now - oldest_at)
     active = backlog.active
     next_flush = wall + max(0.0, active.opened_at + flush_interval_s - now) if active and active.total else None
     usage_percent = round(100 * journal.bytes / max_bytes, 2)
     backed_up = None
     if usage_percent > BACKLOG_DEGRADED_PERCENT:
-        since = wall if oldest is None else oldest / 1e6
-        backed_up = Condition("the backlog takes over half of journal.max_bytes: the database takes too little", since)
+        why = "the backlog takes over half of journal.max_bytes: the database takes too little"
+        backed_up = Condition(why, wall - oldest_s)
     database, of_segment = figures.database, backlog.alarm()
     status, wrong = verdict(refusing, database, of_segment, backed_up)
     alarm = database.reason if database.alarming else None if of_segment is None else of_segment.reason
@@ -193,7 +194,7 @@ def document(
         "at_risk": {
             "unsynced_records": unsynced_records,
             "uncommitted_records": total,
-            "oldest_uncommitted_seconds": 0.0 if oldest is None else round(max(0.0, wall - oldest / 1e6), 3),
+            "oldest_uncommitted_seconds": round(oldest_s, 3),
         },
         "coalescing": {
             "records_in": figures.records_written,

@@ -220,8 +220,10 @@ BREAKS = (
         "2 journaled => written",
         "a dead letter is removed before its ack",
         "flusher/replay.py",
-        "        accepted, why = connection.submit(",
-        "        done += [line for line, _ in part]\n        accepted, why = connection.submit(",
+        "        accepted, why = connection.submit([letter for _, letter in part])\n"
+        "        done += [line for index, (line, _) in enumerate(part) if index in accepted]\n",
+        "        done += [line for line, _ in part]\n"
+        "        accepted, why = connection.submit([letter for _, letter in part])\n",
         ("tests/flusher/test_replay.py",),
     ),
     Break(

@@ -6,10 +6,10 @@ from pathlib import Path
 from flusher.backlog import Backlog, Segment
 
 
-def segment(sequence: int, *, tasks: int = 0, arrival: int = 0, recovered: bool = False) -> Segment:
-    made = Segment(sequence, Path(f"{sequence:020}.segment"), recovered=recovered)
+def segment(sequence: int, *, tasks: int = 0, opened_at: float = 0.0, recovered: bool = False) -> Segment:
+    made = Segment(sequence, Path(f"{sequence:020}.segment"), opened_at=opened_at, recovered=recovered)
     if tasks:
-        made.add(2, tasks, arrival)
+        made.add(2, tasks)
     return made
 
 
@@ -20,7 +20,7 @@ def test_an_empty_backlog_has_nothing_to_say() -> None:
     assert backlog.next(1.0) is None
     assert backlog.next_at() == math.inf
     assert backlog.records() == {1: 0, 2: 0}
-    assert backlog.oldest_arrival() is None
+    assert backlog.oldest_at() is None
     assert backlog.last_sequence() == 0
     assert not backlog.holds(10)
 
@@ -76,10 +76,10 @@ def test_a_failed_segment_goes_behind_the_others() -> None:
 
 def test_records_are_counted_by_kind_over_sealed_and_active_segments() -> None:
     backlog = Backlog()
-    sealed = segment(1, tasks=3, arrival=10)
-    sealed.add(1, 2, 11)
+    sealed = segment(1, tasks=3)
+    sealed.add(1, 2)
     backlog.seal(sealed)
-    backlog.active = segment(2, tasks=4, arrival=12)
+    backlog.active = segment(2, tasks=4)
 
     assert backlog.records() == {1: 2, 2: 7}
     assert backlog.pending_up_to(1) == 5
@@ -98,16 +98,13 @@ def test_records_of_a_kind_that_only_another_version_knows_are_counted_too() -> 
     assert backlog.records() == {1: 0, 2: 0, 9: 5}
 
 
-def test_the_oldest_arrival_is_that_of_any_segment_even_when_a_replay_is_older_than_its_neighbours() -> None:
+def test_the_oldest_record_is_that_of_any_segment_that_has_one() -> None:
     backlog = Backlog()
-    one = segment(1, tasks=1, arrival=100)
-    one.add(2, 1, 50)
-    one.add(2, 1, 150)
-    backlog.seal(one)
-    backlog.active = segment(2)
+    for sequence, opened_at in ((1, 0.0), (2, 7.0), (3, 5.0)):
+        backlog.seal(segment(sequence, tasks=1, opened_at=opened_at))
+    backlog.active = segment(4, opened_at=1.0)
 
-    assert one.first_arrival == 50
-    assert backlog.oldest_arrival() == 50
+    assert backlog.oldest_at() == 5.0
 
 
 def test_a_flush_has_to_wait_for_records_up_to_its_segment_and_for_no_later_ones() -> None:
@@ -119,7 +116,7 @@ def test_a_flush_has_to_wait_for_records_up_to_its_segment_and_for_no_later_ones
     assert backlog.holds(2)
     assert backlog.last_sequence() == 2
 
-    backlog.active.add(2, 1, 1)
+    backlog.active.add(2, 1)
     assert backlog.last_sequence() == 3
 
 
