@@ -38,7 +38,7 @@ EXAMPLES: dict[type, Any] = {
     msgspec.inspect.IntType: 0,
     msgspec.inspect.FloatType: 0.0,
     msgspec.inspect.DateTimeType: datetime(2000, 1, 1),
-    msgspec.inspect.DictType: {},
+    msgspec.inspect.RawType: msgspec.Raw(b"{}"),
 }
 """What a required field may be, by its type."""
 

@@ -13,7 +13,7 @@ from flusher import segments
 from flusher.coalesce import MAX_ARRIVAL, coalesce
 from flusher.rows import Row, Rows, with_values
 from flusher.upsert import statements
-from shared.bodies import InvalidBody, InvalidRecord, decode, decode_raw
+from shared.bodies import InvalidBody, decode, decode_raw
 from shared.records import KIND_OF_CODE, KINDS, Kind, Record
 
 
@@ -37,8 +37,8 @@ class Batch:
                 self.undecodable.append((entry, "its arrival lies after the year 9999"))
                 continue
             try:
-                self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body)))
-            except (InvalidBody, InvalidRecord) as error:
+                self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body, entry.rules)))
+            except (InvalidBody, ValueError, msgspec.ValidationError) as error:
                 self.undecodable.append((entry, f"does not decode: {type(error).__name__}"))
 
     def rows(self, refused: AbstractSet[tuple[int, int]] = frozenset()) -> Rows:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 import orjson
-from msgspec.inspect import DateTimeType, DictType, FloatType, IntType, LiteralType, StrType
+from msgspec.inspect import DateTimeType, FloatType, IntType, LiteralType, RawType, StrType
 
 from shared.records import KINDS, Kind, Record, utc
 
@@ -56,14 +57,15 @@ class _Columns:
     """A kind's columns in the order of its upserts, by how their values become SQL."""
 
     def __init__(self, kind: Kind) -> None:
-        texts = kind.fields_of(StrType, LiteralType, DictType)
+        objects = (*kind.fields_of(RawType), "extra")
+        texts = (*kind.fields_of(StrType, LiteralType), *objects)
         floats = kind.fields_of(FloatType)
         plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
         self.names = (*texts, *floats, *plain, "updated_at")
-        assert set(self.names) == set(kind.record.__struct_fields__), "a field of a type that is not known here"
+        known = {*kind.record.__struct_fields__, "extra"}
+        assert set(self.names) == known, "a field of a type that is not known here"
         self.texts_of = _values_of(texts)
-        if kind.fields_of(DictType):
-            self.texts_of = _with_objects_as_texts(self.texts_of)
+        self.objects_of = _values_of(objects)
         self.floats_of = [attrgetter(name) for name in floats]
         self.plain_of = _values_of(plain)
         self.unusual = not plain or any(info.ge is None or info.ge < 0 for info in kind.types_of(IntType))
@@ -80,7 +82,10 @@ def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
     """Of all of them, or of none where one has a value without a form in SQL."""
     records = [row.record for row in rows]
     try:
-        texts = _texts(map(columns.texts_of, records))
+        texts_of_rows: Iterable[Sequence[Any]] = map(columns.texts_of, records)
+        if any(filter(None, chain.from_iterable(map(columns.objects_of, records)))):
+            texts_of_rows = [[_as_text(value) for value in values] for values in texts_of_rows]
+        texts = _texts(texts_of_rows)
         floats = [_floats(map(float_of, records)) for float_of in columns.floats_of]
         times = map(_UPDATED_AT, rows)
         plain = _plain(list(zip(map(columns.plain_of, records), times, strict=True)), unusual=columns.unusual)
@@ -91,10 +96,14 @@ def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
     return True
 
 
-def _with_objects_as_texts(values_of: Callable[[Record], Sequence[Any]]) -> Callable[[Record], Sequence[str | None]]:
-    return lambda record: [
-        orjson.dumps(value).decode() if type(value) is dict else value for value in values_of(record)
-    ]
+def _as_text(value: Any) -> Any:
+    """An object in one form, however it was sent: of equal keys only the last, which MariaDB would not see to."""
+    if type(value) is not msgspec.Raw:
+        return value
+    parsed = orjson.loads(memoryview(value))
+    if parsed is not None and type(parsed) is not dict:
+        raise ValueError("an object is something else")
+    return None if parsed is None else orjson.dumps(parsed).decode()
 
 
 def _floats(values: Iterable[float | None]) -> list[bytes]:

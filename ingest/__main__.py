@@ -98,9 +98,9 @@ def check_start(config: Config) -> int:
     except TlsUnusable as error:
         sys.exit(f"ingest: {error}")
     try:
-        import_module("shared.recognizer")
+        import_module("shared.fast_validator")
     except ImportError as error:
-        sys.exit(f"ingest: {error}: ./scripts/install.sh builds shared/recognizer.cpp anew")
+        sys.exit(f"ingest: {error}: ./scripts/install.sh builds shared/fast_validator.cpp anew")
     return lock_or_exit(Path(config.state_directory), "ingest")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import falcon
@@ -23,6 +24,7 @@ from ingest.resources import Problem
 from ingest.shortcut import Shortcut
 from shared.config import Service
 from shared.records import KINDS
+from shared.validation import Policy, Validator
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def create_app(
     service: Service,
     leaving: asyncio.Event,
     *,
-    max_records: int,
+    policy: Policy,
 ) -> tuple[App, dict[bytes, Shortcut]]:
     """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
 
@@ -59,12 +61,7 @@ def create_app(
     """
     health = resources.Health(forwarder, time.monotonic())
     batches = {
-        kind.path: resources.Batch(
-            kind,
-            forwarder,
-            max_records=max_records,
-            max_clock_skew_s=service.max_clock_skew,
-        )
+        kind.path: resources.Batch(Validator(kind, policy, partial(metrics.ignore, kind.name)), forwarder)
         for kind in KINDS
     }
     table: dict[str, object] = {
@@ -75,7 +72,7 @@ def create_app(
         "/metrics": resources.Metrics(forwarder, metrics.exposition),
         "/dashboard": Dashboard(),
         "/dashboard/history": Points(history),
-        "/openapi.json": resources.OpenApi(openapi.document(max_records)),
+        "/openapi.json": resources.OpenApi(openapi.document(policy)),
         "/api/v1/persistence/flush": resources.Flush(forwarder),
         "/api/v1/persistence/stats": resources.Stats(forwarder, lambda: metrics.node().rejected),
     }

@@ -49,6 +49,10 @@ def _of_ingest(counts: dict[str, Any]) -> Iterator[Metric]:
     for reason, count in sorted(counts["rejected"].items()):
         rejected.add_metric([reason], count)
     yield rejected
+    ignored = _counters("fields_ignored", "Fields that are not kept (records.unknown_fields: ignore).", "kind")
+    for kind, count in sorted(counts["ignored"].items()):
+        ignored.add_metric([kind], count)
+    yield ignored
     yield _gauge("http_connections", "Open connections of clients.", counts["connections"])
     yield _gauge("build_info", "1, with the version as label.", 1, {"version": VERSION})
 

@@ -8,6 +8,7 @@ ended, since a counter must not fall. An exposition adds up what it finds there,
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from bisect import bisect_left
@@ -21,20 +22,24 @@ import msgspec
 
 from ingest.exposition import BUCKETS_S, text
 
+log = logging.getLogger(__name__)
+
 METRICS_DIRECTORY = "metrics"
 """Beside the flusher's socket."""
 _ENDED = "ended"
 _NAMES_KEPT = 100
+_NAME_SHOWN = 64
 
 
 class Counts(msgspec.Struct):
     """By path and status: requests; by path: durations in buckets, and their sum in seconds; by reason: records that
-    were refused; connections that are open now."""
+    were refused; by kind: fields that were ignored; connections that are open now."""
 
     requests: dict[str, dict[int, int]] = {}
     durations: dict[str, list[int]] = {}
     seconds: dict[str, float] = {}
     rejected: dict[str, int] = {}
+    ignored: dict[str, int] = {}
     connections: int = 0
 
     def durations_of(self, paths: Iterable[str]) -> list[int]:
@@ -56,6 +61,7 @@ class RequestMetrics:
         # A process id may come again, a process id and a time may not.
         self._file = directory / f"{os.getpid()}-{time.time_ns()}.json"
         self._counts = Counts()
+        self._ignored: set[tuple[str, str]] = set()
         self._published = msgspec.json.encode(self._counts)
 
     def observe(self, path: str, status: int, duration_s: float) -> None:
@@ -73,6 +79,14 @@ class RequestMetrics:
     def reject(self, reasons: Mapping[str, int]) -> None:
         """Counts refused records by reason: an error code, or what FieldError says. There are some 60 of them."""
         _add(self._counts.rejected, reasons)
+
+    def ignore(self, kind: str, field: str) -> None:
+        """Counts a field that is not kept (records.unknown_fields: ignore); the first of each name is logged."""
+        self._counts.ignored[kind] = self._counts.ignored.get(kind, 0) + 1
+        name = (kind, field[:_NAME_SHOWN])
+        if name not in self._ignored and len(self._ignored) < _NAMES_KEPT:
+            self._ignored.add(name)
+            log.warning("%s: the field %r is ignored (records.unknown_fields: ignore)", *name)
 
     def publish(self, connections: int | None = None) -> None:
         """Writes the file if anything has changed; whole or not at all. Blocks for well under a millisecond.
@@ -149,6 +163,7 @@ def _sum(all_counts: Iterable[Counts]) -> Counts:
             total.durations[path] = [a + b for a, b in zip(before, durations, strict=True)]
             total.seconds[path] = total.seconds.get(path, 0.0) + counts.seconds[path]
         _add(total.rejected, counts.rejected)
+        _add(total.ignored, counts.ignored)
         total.connections += counts.connections
     return total
 

@@ -8,24 +8,23 @@ import msgspec
 import orjson
 
 from shared import VERSION
-from shared.records import KINDS
+from shared.records import KINDS, Kind
+from shared.validation import Policy
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _SECURED: list[dict[str, list[str]]] = [{"bearer": []}, {}]
 
 
-def document(max_records: int) -> bytes:
+def document(policy: Policy) -> bytes:
     types = [kind.record for kind in KINDS]
     _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas: dict[str, Any] = dict(components)
     for kind in KINDS:
-        schemas[kind.record.__name__].pop("additionalProperties", None)  # unknown fields are ignored
+        schemas[kind.record.__name__]["additionalProperties"] = policy.unknown_fields != "reject"
         properties = schemas[kind.record.__name__]["properties"]
-        for name, schema in properties.items():
-            properties[name] = _flat(schema)
-        for name in kind.fields_of(msgspec.inspect.DateTimeType):
-            # msgspec leaves the format out where a time may come without an offset.
-            properties[name] |= {"format": "date-time", "description": "ISO 8601; without an offset it is UTC"}
+        _describe(kind, properties, policy)
+        for name in properties.keys() - schemas[kind.record.__name__]["required"]:
+            properties[name]["type"] = [*_types(properties[name]), "null"]
     schemas["Error"] = {
         "type": "object",
         "required": ["detail", "error_code", "errors"],
@@ -54,7 +53,7 @@ def document(max_records: int) -> bytes:
         },
     }
     paths: dict[str, Any] = {
-        kind.path: {"post": _batch(kind.name, kind.record.__name__, max_records)} for kind in KINDS
+        kind.path: {"post": _batch(kind.name, kind.record.__name__, policy.max_records)} for kind in KINDS
     }
     paths["/api/v1/persistence/flush"] = {
         "post": {
@@ -113,6 +112,25 @@ def document(max_records: int) -> bytes:
     )
 
 
+def _describe(kind: Kind, properties: dict[str, dict[str, Any]], policy: Policy) -> None:
+    """What msgspec does not know of a kind's fields."""
+    for name, schema in properties.items():
+        properties[name] = _flat(schema)
+        schema.pop("default", None)  # null means the default too
+    for name in kind.fields_of(msgspec.inspect.RawType):
+        properties[name] = {"type": "object", "description": "at most 64 KiB and 4096 values, nested at most 20 deep"}
+    for name in kind.fields_of(msgspec.inspect.DateTimeType):
+        # msgspec leaves the format out where a time may come without an offset.
+        zone = f"ISO 8601; without an offset it is read in {policy.time_zone}"
+        properties[name] = {"type": "string", "format": "date-time", "description": zone}
+    for name in kind.rounded:
+        properties[name] = {**properties[name], "type": "number"}
+    for name in kind.as_text:
+        properties[name] = {**properties[name], "type": ["string", "object"]}
+    if kind.name in policy.statuses:
+        properties["status"] = {"enum": list(policy.statuses[kind.name])}
+
+
 def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
     records = {
         "type": "array",
@@ -120,7 +138,7 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
         "maxItems": max_records,
         "items": {"$ref": f"#/components/schemas/{type_name}"},
     }
-    body = {"type": "object", "required": [name], "properties": {name: records}}
+    body = {"type": "object", "required": [name], "properties": {name: records}, "additionalProperties": False}
     accepted = {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}}
     return {
         "summary": f"Accept 1 to {max_records} {name}",
@@ -142,14 +160,19 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
 
 
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
-    """A choice between something and null as one schema of two types: shorter, and clear to every generator."""
+    """A choice between something and null as the former: every optional field takes null."""
     choices = schema.pop("anyOf", None)
     if choices is None:
         return schema
     some, null = choices
     if null != {"type": "null"}:
         raise TypeError(f"a choice of {choices} has no type of its own")
-    return {**some, "type": [some["type"], "null"], **schema}
+    return {**some, **schema}
+
+
+def _types(schema: dict[str, Any]) -> list[str]:
+    types = schema["type"]
+    return [types] if isinstance(types, str) else types
 
 
 def _timeout() -> dict[str, Any]:

@@ -17,15 +17,18 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
-from shared import VERSION, plain
-from shared.bodies import FieldError, InvalidBody, InvalidRecord, validate
-from shared.records import KINDS, Kind
+from shared import VERSION
+from shared.bodies import InvalidBody
+from shared.records import KINDS
+from shared.validation import FieldError, InvalidRecord, Validator
 from shared.wire import Reason
 
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 60.0
+TURN_S = 0.002
+"""How long a request may keep the loop from all others."""
 _NUMBER = re.compile(r"[+-]?(\d{1,20}\.?\d{0,20}|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 
@@ -115,18 +118,15 @@ class Batch:
 
     def __init__(
         self,
-        kind: Kind,
+        validator: Validator,
         forwarder: Forwarder,
         *,
-        max_records: int,
-        max_clock_skew_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.kind = kind
-        self.path = kind.path
+        self.kind = validator.kind
+        self.path = self.kind.path
+        self._validator = validator
         self._forwarder = forwarder
-        self._max_records = max_records
-        self._max_clock_skew_s = max_clock_skew_s
         self._wall = wall
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
@@ -136,7 +136,7 @@ class Batch:
         if request.query_string:
             want_commit, timeout_s = self._parameters(request)
         try:
-            count = self.validate(body)
+            count = self.count(body) or await self._validate(body)
         except InvalidBody as error:
             raise Problem(400, error.code, error.detail) from error
         except InvalidRecord as error:
@@ -165,20 +165,22 @@ class Batch:
             raise invalid_parameter("ack", ack, "journaled and committed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
 
-    def validate(self, body: bytes) -> int:
-        """Returns: the number of records. Raises: InvalidBody, InvalidRecord."""
-        now_s = self._wall()
-        count = plain.count(self.kind, body, int(now_s + self._max_clock_skew_s))
-        if 0 < count <= self._max_records:
-            return count
-        records = validate(
-            self.kind,
-            body,
-            now=datetime.fromtimestamp(now_s, UTC),
-            max_clock_skew_s=self._max_clock_skew_s,
-            max_records=self._max_records,
-        )
-        return len(records)
+    def count(self, body: bytes) -> int:
+        """Returns: the number of records of a valid body; 0 where that takes a closer look."""
+        return self._validator.count(body, self._wall())
+
+    async def _validate(self, body: bytes) -> int:
+        """The closer look; the loop's other tasks have their turns in between. Raises: InvalidBody, InvalidRecord."""
+        steps = self._validator.validate(body, self._wall())
+        turn_ends_at = time.monotonic() + TURN_S
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return int(end.value)
+            if time.monotonic() > turn_ends_at:
+                await asyncio.sleep(0)
+                turn_ends_at = time.monotonic() + TURN_S
 
 
 class Flush:

@@ -17,7 +17,6 @@ from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import Guard
 from ingest.request_ids import request_id
 from ingest.resources import Batch, accepted, unavailable
-from shared.bodies import InvalidBody, InvalidRecord
 
 MAX_BODY_BYTES = 256 * 1024
 _LENGTH_DIGITS = len(str(MAX_BODY_BYTES))
@@ -96,9 +95,8 @@ class Shortcut:
 
     def take(self, connection: Connection, body: bytes, keep_alive: bool, started_at: float) -> PlainBatch | None:
         """Validates and forwards. Returns: None where it needs the long way, and then nothing has been done."""
-        try:
-            count = self._batch.validate(body)
-        except (InvalidBody, InvalidRecord):
+        count = self._batch.count(body)
+        if not count:
             return None
         exchange = PlainBatch(self, connection, count, keep_alive, started_at)
         if not self._forwarder.submit_now(self._batch.kind.code, count, body, exchange.answer):

@@ -28,9 +28,11 @@ from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
 from ingest.workers import READY
 from shared import logs
-from shared.config import load_or_exit
+from shared.config import Config, load_or_exit
 from shared.process import close_to_others, keep_freed_memory
+from shared.records import SESSIONS, TASKS
 from shared.timers import logged, repeat
+from shared.validation import Policy
 from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
@@ -120,6 +122,17 @@ def connection_limit(wanted: int) -> int:
     return max(1, most)
 
 
+def policy_of(config: Config) -> Policy:
+    records = config.records
+    return Policy(
+        statuses={SESSIONS.name: records.session_statuses, TASKS.name: records.task_statuses},
+        time_zone=records.time_zone,
+        unknown_fields=records.unknown_fields,
+        max_records=config.buffer.max_batch_size,
+        max_clock_skew_s=config.service.max_clock_skew,
+    )
+
+
 def main() -> None:
     close_to_others()
     keep_freed_memory()
@@ -129,14 +142,14 @@ def main() -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     listener = socket.socket(fileno=int(sys.argv[1]))
     socket_path = Path(config.state_directory, SOCKET_NAME)
-    forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout)
+    policy = policy_of(config)
+    rules = policy.rules.encode()
+    forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout, rules=rules)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
     most = connection_limit(config.service.max_connections)
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
     leaving = asyncio.Event()
-    app, shortcuts = create_app(
-        forwarder, metrics, history, config.service, leaving, max_records=config.buffer.max_batch_size
-    )
+    app, shortcuts = create_app(forwarder, metrics, history, config.service, leaving, policy=policy)
     server = Server(
         uvicorn.Config(
             app,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,23 +14,31 @@ UTC = timezone.utc
 T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=2147483647)]
+Status = Annotated[str, Meta(min_length=1, max_length=32)]
+"""Which ones a kind may have is configured: `records.session_statuses`, `records.task_statuses`."""
+Key36 = Annotated[str, Meta(min_length=1, max_length=36)]
+Key64 = Annotated[str, Meta(min_length=1, max_length=64)]
+Str50 = Annotated[str, Meta(max_length=50)]
+Str64 = Annotated[str, Meta(max_length=64)]
+Str255 = Annotated[str, Meta(max_length=255)]
+Str512 = Annotated[str, Meta(max_length=512)]
 Text = Annotated[str, Meta(max_length=65535)]
-Str36 = Annotated[str, Meta(min_length=1, max_length=36)]
-Str50 = Annotated[str, Meta(min_length=1, max_length=50)]
-Str64 = Annotated[str, Meta(min_length=1, max_length=64)]
-Str255 = Annotated[str, Meta(min_length=1, max_length=255)]
-Str512 = Annotated[str, Meta(min_length=1, max_length=512)]
-Object: TypeAlias = dict[str, Any]
+if TYPE_CHECKING:
+    Object: TypeAlias = msgspec.Raw | None
+else:
+    Object = msgspec.Raw
+"""An object as its JSON: nobody here looks into it. msgspec reads null as one too, and knows no union with it."""
 
 
-class Session(msgspec.Struct, frozen=True, gc=False):
-    session_id: Str36
+class Session(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
+    extra: ClassVar[Object] = None
+    session_id: Key36
     filename: Str255
-    file_path: Str512
-    status: Literal["pending", "processing", "completed", "failed", "cancelled"]
-    llm_provider: Str50
-    game_info: Object | None = None
-    metadata: Object | None = None
+    file_path: Str512 = ""
+    status: Status
+    llm_provider: Str50 = ""
+    game_info: Object = None
+    metadata: Object = None
     total_tasks: Count = 0
     completed_tasks: Count = 0
     failed_tasks: Count = 0
@@ -40,16 +46,16 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     updated_at: datetime | None = None
 
 
-# Further fields are ignored all the same: a body with any is read another way (shared/bodies.py).
-class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    task_id: Str64
-    batch_id: Str64
-    session_id: Str36
-    sheet_name: Str255
-    column_name: Str255
-    row_index: Count
-    source_text: Annotated[str, Meta(min_length=1, max_length=65535)]
-    status: Literal["pending", "processing", "completed", "failed"]
+class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
+    extra: ClassVar[Object] = None
+    session_id: Key36
+    task_id: Key64
+    batch_id: Str64 = ""
+    sheet_name: Str255 = ""
+    column_name: Str255 = ""
+    row_index: Count = 0
+    source_text: Text
+    status: Status
     target_text: Text | None = None
     context: Text | None = None
     error_message: Text | None = None
@@ -58,6 +64,7 @@ class Task(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     start_time: datetime | None = None
     end_time: datetime | None = None
     duration_ms: Count | None = None
+    metadata: Object = None
     updated_at: datetime | None = None
 
 
@@ -72,17 +79,24 @@ def types_of_field(field: msgspec.structs.FieldInfo) -> tuple[msgspec.inspect.Ty
 
 class Kind(msgspec.Struct, frozen=True):
     """One kind of record. `code` stands in frames and in the journal and never changes its meaning; `key` names the
-    fields of the primary key, in its order."""
+    fields of the primary key, in its order; `rounded` integers that may be sent with a fraction, `as_text` texts that
+    may be sent as an object."""
 
     code: int
     name: str
     record: type[Record]
     key: tuple[str, ...]
     table: str
+    rounded: tuple[str, ...] = ()
+    as_text: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
         return f"/api/v1/persistence/{self.name}/batch"
+
+    @property
+    def statuses_setting(self) -> str:
+        return f"records.{self.name.removesuffix('s')}_statuses"
 
     def key_of(self, record: Record) -> tuple[str, ...]:
         return tuple(getattr(record, name) for name in self.key)
@@ -101,28 +115,10 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 SESSIONS = Kind(1, "sessions", Session, ("session_id",), "translation_sessions")
-TASKS = Kind(2, "tasks", Task, ("session_id", "task_id"), "translation_tasks")
+TASKS = Kind(2, "tasks", Task, ("session_id", "task_id"), "translation_tasks", ("duration_ms",), ("context",))
 KINDS: tuple[Kind, ...] = (SESSIONS, TASKS)
 """In the order in which a transaction writes them."""
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
-
-
-@lru_cache(maxsize=64)
-def time_zone(name: str) -> tzinfo:
-    """The zone that `records.time_zone` names: `UTC`, an offset like `+08:00`, or a name of the IANA data base.
-
-    Raises: ValueError.
-    """
-    offset = re.fullmatch(r"([+-])([01]\d|2[0-3]):([0-5]\d)", name, re.ASCII)
-    if offset:
-        ahead = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
-        return timezone(ahead if offset[1] == "+" else -ahead)
-    if name == "UTC":
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (KeyError, OSError, ValueError):  # no such name, a directory, or a path
-        raise ValueError(f"{name[:64]!r} is neither UTC, nor an offset like +08:00, nor a time zone of IANA") from None
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -144,7 +140,7 @@ class Rules(msgspec.Struct, frozen=True):
     @staticmethod
     @lru_cache(maxsize=64)
     def decode(data: bytes) -> Rules:
-        """Raises: ValueError. Whether there is such a time zone, time_zone() says."""
+        """Raises: ValueError. Whether there is such a time zone, clock.time_zone() says."""
         if not data:
             return Rules()
         return Rules(data[1:].decode(), "ignore" if data[0] & 1 else "keep")

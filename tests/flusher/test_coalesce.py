@@ -17,7 +17,7 @@ Entries = list[tuple[int, int, Sequence[Record]]]
 
 
 def task(task_id: str, updated_at: datetime | None = None, text: str = "text", session_id: str = "s") -> Task:
-    return Task(task_id, "b", session_id, "sheet", "column", 1, text, "pending", updated_at=updated_at)
+    return Task(session_id=session_id, task_id=task_id, source_text=text, status="pending", updated_at=updated_at)
 
 
 def test_the_later_updated_at_wins_whatever_the_order_of_arrival() -> None:
@@ -85,8 +85,8 @@ def test_a_refused_record_leaves_its_place_to_an_older_state_of_its_key() -> Non
 
 
 def test_sessions_are_merged_by_their_own_key() -> None:
-    one = Session("s", "f", "/f", "pending", "openai", updated_at=NOON)
-    two = Session("s", "f", "/f", "completed", "openai", updated_at=NOON)
+    one = Session(session_id="s", filename="f", status="pending", updated_at=NOON)
+    two = Session(session_id="s", filename="f", status="completed", updated_at=NOON)
 
     assert [row.record for row in coalesce([(0, ARRIVAL, [one, two])], SESSIONS)] == [two]
 

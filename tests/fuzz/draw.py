@@ -194,15 +194,15 @@ class Draw:
                 record[field.name] = self.fitting(kind, field.name)
             elif field.required:
                 record[field.name] = PLAIN[field.name]
-        if not self.byte() % 16:
-            record[self.text()] = self.value()
+        if not self.byte() % 8:
+            record[self.choose(("extra", "created_at", "colour", "日本", self.text()))] = self.value()
         return record
 
-    def fitting(self, kind: Kind, name: str) -> Any:
+    def fitting(self, kind: Kind, name: str) -> Any:  # noqa: PLR0911 -- one a type
         """A value of the field's type, which may still be out of its range."""
         if name == "status":
-            return self.choose(("pending", "processing", "completed", "failed", "cancelled", "Pending", ""))
-        if name in kind.fields_of(msgspec.inspect.DictType):
+            return self.choose(("pending", "processing", "completed", "failed", "cancelled", "skipped", "done", ""))
+        if name in kind.fields_of(msgspec.inspect.RawType):
             return self.object()
         if name in kind.fields_of(msgspec.inspect.DateTimeType):
             return self.choose(TIMES if self.byte() % 2 else TIMES[:4])
@@ -210,6 +210,8 @@ class Draw:
             return self.choose(NUMBERS) if self.byte() % 4 == 3 else self.integer(2) / 65535
         if name in kind.fields_of(msgspec.inspect.IntType):
             return self.choose(NUMBERS) if self.byte() % 2 else self.integer(4) % 2**31
+        if name in kind.as_text and self.byte() % 2:
+            return self.object()
         return self.text()
 
     def body(self) -> tuple[Kind, bytes]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import orjson
 
 from flusher.rows import Row
@@ -51,7 +52,7 @@ class Differential:
             self.compare(kind, rows)
 
     def compare(self, kind: Kind, rows: Sequence[Row]) -> None:
-        names = kind.record.__struct_fields__
+        names = (*kind.record.__struct_fields__, "extra")
         db = self.store._reach()
         db.query(f"SELECT {', '.join(names)} FROM {kind.table}")
         key_of = operator.itemgetter(*map(names.index, kind.key), 0)
@@ -70,6 +71,8 @@ class Differential:
 
 def as_stored(record: Record, name: str) -> Any:
     value = getattr(record, name)
+    if isinstance(value, msgspec.Raw):
+        return orjson.loads(memoryview(value))
     if isinstance(value, datetime):
         return utc(value)
     if isinstance(value, float) or (name == "confidence" and value is not None):

@@ -9,10 +9,11 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import orjson
 import yaml
 
@@ -22,29 +23,21 @@ from flusher.intake import Intake
 from flusher.placement import Placement
 from flusher.rows import Row
 from flusher.server import FlusherProtocol, Peers
-from shared import config, plain
-from shared.bodies import (
-    MAX_ERRORS,
-    MAX_JSON_BYTES,
-    MAX_JSON_DEPTH,
-    MAX_JSON_KEY_BYTES,
-    InvalidBody,
-    InvalidRecord,
-    _convert,
-    _decode_typed,
-    decode,
-    decode_raw,
-    validate,
-)
-from shared.records import KIND_OF_CODE, Kind, Record, Session, utc
+from shared import config
+from shared.bodies import MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH, MAX_OBJECT_VALUES, InvalidBody
+from shared.records import KIND_OF_CODE, Kind, Record, utc
+from shared.validation import MAX_ERRORS, InvalidRecord, Policy
 from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
 from tests.fuzz.draw import Draw
-from tests.support.service import values_of
+from tests.support.bodies import NOW, POLICY, check
+from tests.support.bodies import policy as policy_with
 
-NOW = datetime(2026, 11, 23, 10, 15, 30, tzinfo=timezone.utc)
 ARRIVAL = 1_764_000_000_000_000
-SKEW_S = 300.0
-MAX_RECORDS = 1000
+POLICIES = (
+    POLICY,
+    policy_with(time_zone="America/Sao_Paulo", unknown_fields="ignore"),
+    policy_with(time_zone="+08:00", unknown_fields="reject", max_records=2),
+)
 SECRET = "s3cret-that-nobody-prints"
 
 
@@ -169,12 +162,20 @@ def segment(data: bytes) -> None:
     assert len(batch.undecodable) + sum(map(len, batch.by_kind.values())) == len(contents.entries)
     for rows in batch.rows().values():
         for row in rows:
-            # Only an object that is nested too deep, which ingest refuses, has no form in SQL.
-            assert row.values or any(depth(value) > MAX_JSON_DEPTH for value in _objects(row.record))
+            # Only what ingest refuses, no object for one, has no form in SQL.
+            assert row.values or any(map(_is_no_object, (*_objects(row.record),)))
 
 
-def _objects(record: Record) -> list[Any]:
-    return [value for name in record.__struct_fields__ if isinstance(value := getattr(record, name), dict)]
+def _objects(record: Record) -> list[bytes]:
+    found = [getattr(record, name) for name in (*record.__struct_fields__, "extra")]
+    return [bytes(memoryview(value)) for value in found if isinstance(value, msgspec.Raw)]
+
+
+def _is_no_object(text: bytes) -> bool:
+    try:
+        return not isinstance(orjson.loads(text), dict)
+    except ValueError:
+        return True
 
 
 def _stretch(draw: Draw) -> bytes:
@@ -213,7 +214,9 @@ def _survey(content: bytes, contents: segments.Contents) -> None:
 
 def records(data: bytes) -> None:
     """Any body is refused with a documented error, or every record of it keeps the limits and becomes the same row."""
-    accepted(*Draw(data).body())
+    kind, body = Draw(data).body()
+    for policy in POLICIES:
+        accepted(kind, body, policy)
 
 
 _LITERAL = rb'(?:NULL|null|-?\d+(?:\.\d+)?|"(?:[^"\\]|\\\\|"")*")'
@@ -221,86 +224,87 @@ _VALUES = re.compile(rb"%b(?:,%b)*" % (_LITERAL, _LITERAL), re.DOTALL)
 """A row as SQL: literals, and nothing that lies outside of a literal."""
 
 
-def accepted(kind: Kind, body: bytes) -> list[Row]:
+def accepted(kind: Kind, body: bytes, policy: Policy = POLICY) -> list[Row]:
     """Returns: the rows that a flusher makes of the body; none where ingest refuses it."""
-    counted = plain.count(kind, body, int(NOW.timestamp() + SKEW_S))
     try:
-        validated = validate(kind, body, now=NOW, max_clock_skew_s=SKEW_S, max_records=MAX_RECORDS)
+        decoded = check(kind, body, policy)
     except InvalidBody as error:
-        assert not counted
         assert error.code in ("INVALID_JSON", "INVALID_SHAPE")
         orjson.dumps(error.detail)
         return []
     except InvalidRecord as error:
-        assert not counted or counted > MAX_RECORDS
-        assert 1 <= len(error.errors) <= MAX_ERRORS
+        assert len({one.field.partition(".")[0] for one in error.errors}) <= MAX_ERRORS
         for one in error.errors:
             assert one.field.startswith(kind.name)
             assert one.message
         orjson.dumps([[one.field, one.message] for one in error.errors])
         return []
-    assert 1 <= len(validated) <= MAX_RECORDS
-    assert counted in (0, len(validated))
-    decoded = decode(kind, body)
-    assert values_of(decoded) == values_of(validated)
-    if _decode_typed(kind, body) is not None:
-        read_by_both = _convert(kind, decode_raw(kind, body), None, small=True)
-        assert values_of(decoded) == values_of(read_by_both), "the two parsers do not agree"
-    for record in validated:
-        check_limits(kind, record)
-    batch = Batch([segments.Entry(kind.code, len(validated), ARRIVAL, body)])
+    assert 1 <= len(decoded) <= policy.max_records
+    for record in decoded:
+        check_limits(kind, record, policy)
+    batch = Batch([segments.Entry(kind.code, len(decoded), ARRIVAL, body, policy.rules.encode())])
     assert not batch.undecodable
     rows: list[Row] = list(batch.rows()[kind])
-    by_key = {kind.key_of(record) for record in validated}
+    by_key = {kind.key_of(record) for record in decoded}
     assert {kind.key_of(row.record) for row in rows} == by_key
-    assert all(row.record == batch.by_kind[kind][0][2][row.index] for row in rows)
+    assert all(row.record is batch.by_kind[kind][0][2][row.index] for row in rows)
     assert all(_VALUES.fullmatch(row.values) for row in rows), "values are no literals"
     return rows
 
 
 LENGTHS = {
     "session_id": (1, 36),
-    "filename": (1, 255),
-    "file_path": (1, 512),
-    "llm_provider": (1, 50),
+    "filename": (0, 255),
+    "file_path": (0, 512),
+    "llm_provider": (0, 50),
     "task_id": (1, 64),
-    "batch_id": (1, 64),
-    "sheet_name": (1, 255),
-    "column_name": (1, 255),
-    "source_text": (1, 65535),
+    "batch_id": (0, 64),
+    "sheet_name": (0, 255),
+    "column_name": (0, 255),
+    "source_text": (0, 65535),
     "target_text": (0, 65535),
     "context": (0, 65535),
     "error_message": (0, 65535),
 }
+NULLS = {
+    *("game_info", "metadata", "extra", "target_text", "context", "error_message", "confidence", "duration_ms"),
+    *("start_time", "end_time", "updated_at"),
+}
 
 
-def check_limits(kind: Kind, record: Record) -> None:
+def check_limits(kind: Kind, record: Record, policy: Policy) -> None:
     """The record table of the contract once more, written down apart from the types."""
-    for name in kind.record.__struct_fields__:
+    for name in (*kind.record.__struct_fields__, "extra"):
         value = getattr(record, name)
+        if isinstance(value, msgspec.Raw):
+            value = orjson.loads(memoryview(value))
         if value is None:
-            assert name in ("game_info", "metadata", "target_text", "context", "error_message", "confidence") or (
-                name in ("start_time", "end_time", "duration_ms", "updated_at")
-            )
+            assert name in NULLS
         elif name == "status":
-            states = ("pending", "processing", "completed", "failed", "cancelled")
-            assert value in (states if isinstance(record, Session) else states[:4])
+            assert value in policy.statuses[kind.name]
         elif name == "confidence":
-            assert 0 <= value <= 1
+            assert 0 <= round(value, 4) <= 1
         elif name in LENGTHS:
             shortest, longest = LENGTHS[name]
             assert shortest <= len(value) <= longest
             value.encode()
         elif isinstance(value, datetime):
             assert 1000 <= utc(value).year <= 9999
-            assert name != "updated_at" or utc(value) <= utc(NOW + timedelta(seconds=SKEW_S))
+            assert name != "updated_at" or utc(value) <= utc(NOW + timedelta(seconds=policy.max_clock_skew_s))
         elif isinstance(value, dict):
-            assert depth(value) <= MAX_JSON_DEPTH
-            assert len(orjson.dumps(value)) <= MAX_JSON_BYTES
-            assert all(len(key.encode()) <= MAX_JSON_KEY_BYTES for key in value)
+            assert name != "extra" or policy.unknown_fields == "keep"
+            assert depth(value) <= MAX_OBJECT_DEPTH + (name == "extra")
+            assert nodes(value) <= MAX_OBJECT_VALUES
+            assert len(orjson.dumps(value)) <= MAX_OBJECT_BYTES
         else:
             assert type(value) is int
             assert 0 <= value <= 2147483647
+
+
+def nodes(value: Any) -> int:
+    """Values in an object or list, at every depth."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(1 + nodes(child) for child in children)
 
 
 def depth(value: Any) -> int:

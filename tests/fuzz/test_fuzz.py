@@ -89,7 +89,7 @@ def test_the_database_would_be_caught_changing_a_value(
     ("right", "wrong"),
     [
         ('b"%.4f"', 'b"%.2f"'),
-        ("orjson.dumps(value)", "orjson.dumps({})"),
+        ("orjson.dumps(parsed)", "orjson.dumps({})"),
         ('if b"\\\\" in found:\n        found, end_of_row', "if False:\n        found, end_of_row"),
         ("utc(value) if isinstance(value, datetime)", "value.replace(tzinfo=None) if isinstance(value, datetime)"),
     ],
@@ -107,7 +107,7 @@ def test_the_differential_notices_an_encoder_that_is_wrong(
 
     def try_many() -> None:
         for _ in range(2000):
-            differential(chance.randbytes(chance.randrange(60)))
+            differential(chance.randbytes(chance.randrange(300)))
 
     with pytest.raises(AssertionError, match=r"is stored for|are no literals"):
         try_many()

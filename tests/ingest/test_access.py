@@ -16,6 +16,7 @@ from ingest.forwarder import Forwarder
 from ingest.history import History
 from ingest.metrics import RequestMetrics
 from shared.config import Service
+from shared.validation import Policy
 from tests.support.guarded import BATCH, GONE, LOCAL, OTHER, ROUTES, STRANGER, Exchange, Guarded, part, scope_of
 
 # ---- protected mode
@@ -197,7 +198,7 @@ def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
         (Service(auth_token="x"), STRANGER, 200),
     ):
         app, _ = create_app(
-            forwarder, RequestMetrics(tmp_path), History(tmp_path), service, asyncio.Event(), max_records=10
+            forwarder, RequestMetrics(tmp_path), History(tmp_path), service, asyncio.Event(), policy=Policy()
         )
         exchange = Exchange([part(b"")])
         asyncio.run(app(scope_of("/", "GET", client, {}), exchange.receive, exchange.send))

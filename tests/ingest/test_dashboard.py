@@ -17,6 +17,7 @@ from ingest.history import History, Point
 from ingest.metrics import RequestMetrics
 from shared import VERSION
 from shared.config import Service
+from shared.validation import Policy
 
 PAGE, POLICY = page()
 TEXT = PAGE.decode()
@@ -54,7 +55,7 @@ def get(app: App, path: str, query: bytes = b"") -> tuple[int, dict[str, str], b
 def app(tmp_path: Path) -> App:
     forwarder = Forwarder(str(tmp_path / "none"), ack_timeout_s=1)
     return create_app(
-        forwarder, RequestMetrics(tmp_path), History(tmp_path / "history"), Service(), asyncio.Event(), max_records=10
+        forwarder, RequestMetrics(tmp_path), History(tmp_path / "history"), Service(), asyncio.Event(), policy=Policy()
     )[0]
 
 

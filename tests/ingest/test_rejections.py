@@ -7,25 +7,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
-import orjson
 import pytest
 
 from ingest.rejections import Rejections
 from ingest.resources import Problem
-from shared.bodies import InvalidRecord, validate
 from shared.records import TASKS
+from shared.validation import InvalidRecord
+from tests.support.bodies import body_of, policy, validate
 from tests.support.guarded import BATCH, OTHER, STRANGER, Guarded, part
 from tests.support.service import task
-
-NOW = datetime(2026, 11, 23, 10, 15, 30, tzinfo=timezone.utc)
 
 
 def reasons_of(items: list[Any], max_records: int = 1000) -> dict[str, int]:
     with pytest.raises(InvalidRecord) as raised:
-        validate(TASKS, orjson.dumps({"tasks": items}), now=NOW, max_clock_skew_s=300, max_records=max_records)
+        validate(TASKS, body_of(TASKS, *items), policy(max_records=max_records))
     return raised.value.reasons()
 
 
@@ -77,7 +74,7 @@ def test_nothing_that_a_caller_chooses_stands_in_a_reason(item: Any) -> None:
     """A reason is a label of a metric: there are only so many."""
     body = json.dumps({"tasks": [item, task(status=HOSTILE)]}).encode()
     with pytest.raises(InvalidRecord) as raised:
-        validate(TASKS, body, now=NOW, max_clock_skew_s=300, max_records=10)
+        validate(TASKS, body, policy(max_records=10))
     fields = "|".join(TASKS.record.__struct_fields__)
     for reason in raised.value.reasons():
         assert re.fullmatch(rf"tasks(\.({fields}|extra))?( [a-z ]{{1,30}})?", reason), reason

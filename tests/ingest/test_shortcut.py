@@ -24,6 +24,7 @@ from ingest.protocol import Protocol
 from ingest.resources import Batch
 from ingest.shortcut import MAX_BODY_BYTES, Shortcut
 from shared.records import TASKS
+from shared.validation import Policy, Validator
 from shared.wire import Reason
 from tests.support.service import task
 
@@ -71,7 +72,7 @@ def guard(
 
 
 def shortcut(forwarder: FakeForwarder, keeper: Guard) -> Shortcut:
-    batch = Batch(TASKS, cast(Forwarder, forwarder), max_records=10, max_clock_skew_s=300)
+    batch = Batch(Validator(TASKS, Policy(max_records=10)), cast(Forwarder, forwarder))
     return Shortcut(batch, keeper, cast(Forwarder, forwarder))
 
 

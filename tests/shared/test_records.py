@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from shared.records import KIND_OF_CODE, KINDS, SESSIONS, TASKS, UTC, V1_RULES, Rules, time_zone, utc
+from shared.records import KIND_OF_CODE, KINDS, SESSIONS, TASKS, UTC, V1_RULES, Rules, utc
 
 
 def test_codes_of_kinds_never_change() -> None:
@@ -46,16 +46,3 @@ def test_rules_are_these_bytes(rules: Rules, data: bytes) -> None:
 
 def test_version_1_read_times_as_utc_and_dropped_unknown_fields() -> None:
     assert Rules.decode(V1_RULES) == Rules("UTC", "ignore")
-
-
-@pytest.mark.parametrize(
-    ("name", "hours"), [("UTC", 0), ("+08:00", 8), ("-03:30", -3.5), ("Asia/Shanghai", 8), ("America/Sao_Paulo", -3)]
-)
-def test_a_time_zone_has_a_name_or_an_offset(name: str, hours: float) -> None:
-    assert time_zone(name).utcoffset(datetime(2026, 1, 1)) == timedelta(hours=hours)
-
-
-@pytest.mark.parametrize("name", ["", "+8", "+24:00", "+08:60", "Asia", "Asia/", "../etc/passwd", "/etc/passwd", "x\0"])
-def test_other_names_of_time_zones_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="neither UTC, nor an offset"):
-        time_zone(name)

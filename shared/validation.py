@@ -1,0 +1,337 @@
+"""What a body must pass before it is forwarded, and what is wrong with one that does not.
+
+count() says of most bodies that they are valid, without an object for anything in them (fast_validator.cpp). validate()
+looks at every other, and words what is wrong. Its work has a bound that is checked before the work: children() measures
+a record before any of it is parsed, one record is parsed at a time, and between two the caller may do other things.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from math import inf
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import msgspec
+import orjson
+from msgspec import inspect
+
+from shared.bodies import (
+    IGNORED,
+    MAX_OBJECT_BYTES,
+    MAX_OBJECT_DEPTH,
+    MAX_OBJECT_VALUES,
+    InvalidBody,
+    Reader,
+)
+from shared.fast_validator import FastValidator, children
+from shared.records import UTC, Kind, Rules, types_of_field
+
+MAX_ERRORS = 100
+"""Records whose faults are named."""
+_SHORT_BODY_BYTES = 64 * 1024
+"""Of a body that may be parsed whole, to say where it stops being JSON."""
+_MAX_FIELDS = 64
+_EXACT = 2.0**53
+"""Integers below it are their own doubles."""
+_NAMES = {dict: "object", list: "array", str: "str", int: "int", float: "float", bool: "bool", type(None): "null"}
+_BRACE, _BRACKET = b"{["
+_MAX_MEMBERS = MAX_OBJECT_VALUES + _MAX_FIELDS
+_NO_JSON = (b"NaN", b"Infinity", b"-Infinity")
+
+_Field = tuple[str, str, bool, float, float, tuple[str, ...]]
+_NULL: tuple[str, float, float, tuple[str, ...]] = ("null", 0, 0, ())
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One fault. `reason` is for counting: KIND, KIND.FIELD, or one of these and a kind of fault after a blank, like
+    `tasks.updated_at in the future`. The set of reasons is fixed: nothing that a caller chooses stands in one."""
+
+    field: str
+    message: str
+    reason: str
+
+
+class InvalidRecord(Exception):
+    """At least one record is invalid. `errors` names every fault of the first MAX_ERRORS; `records` came in all."""
+
+    def __init__(self, errors: list[FieldError], records: int) -> None:
+        super().__init__(f"{len(errors)} invalid")
+        self.errors = errors
+        self.records = records
+
+    def reasons(self) -> dict[str, int]:
+        """How many of the records are refused for which reason: an invalid one for its first fault, the others, which
+        share its request, as `KIND beside an invalid one`. The sum is `records`."""
+        first = {error.field.partition("]")[0]: error.reason for error in reversed(self.errors)}
+        kind = self.errors[0].reason.partition(".")[0].partition(" ")[0]
+        found = Counter(first.values())
+        if "[" not in self.errors[0].field:  # of the request as a whole
+            return {self.errors[0].reason: max(1, self.records)}
+        found[f"{kind} beside an invalid one"] = self.records - found.total()
+        return dict(+found)
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The settings that decide what is valid. `statuses`: by name of a kind; others keep those of their type."""
+
+    statuses: Mapping[str, Sequence[str]] = {}
+    time_zone: str = "UTC"
+    unknown_fields: str = "keep"
+    max_records: int = 1000
+    max_clock_skew_s: float = 300
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.time_zone, "ignore" if self.unknown_fields == "ignore" else "keep")
+
+
+class Validator:
+    """Of one kind's bodies. Args: ignored(name): told of each field that is not kept (unknown_fields: ignore)."""
+
+    def __init__(self, kind: Kind, policy: Policy, ignored: Callable[[str], None] = lambda _name: None) -> None:
+        self.kind = kind
+        self._policy = policy
+        self._ignored = ignored
+        self._reader = Reader(kind, policy.rules)
+        self._fields = {field.name: field for field in msgspec.structs.fields(kind.record)}
+        self._statuses = tuple(policy.statuses.get(kind.name, ()))
+        self._objects = kind.fields_of(inspect.RawType)
+        self._times = kind.fields_of(inspect.DateTimeType)
+        self._offset = (0, 0)
+        self._fast = _fast_validator(kind, self._statuses, keep_unknown=policy.unknown_fields == "keep")
+
+    def count(self, body: bytes, now_s: float) -> int:
+        """Returns: how many records the body holds, if validate() would take them all; 0 where only that can tell.
+
+        Args: now_s: since 1970 UTC.
+        """
+        if self._fast is None:
+            return 0
+        latest_s = int(now_s + self._policy.max_clock_skew_s)
+        records = self._fast.count(body, latest_s, latest_s + self._least_offset_s(latest_s))
+        return records if records <= self._policy.max_records else 0
+
+    def validate(self, body: bytes, now_s: float) -> Generator[None, None, int]:
+        """Goes on for some milliseconds between two yields. Returns: the number of records.
+
+        Raises: InvalidBody, InvalidRecord.
+        """
+        latest = datetime.fromtimestamp(now_s, UTC) + timedelta(seconds=self._policy.max_clock_skew_s)
+        kind, most = self.kind.name, self._policy.max_records
+        try:
+            count, members = children(body, 0, len(body), 2)
+            yield
+            key, start, end, *_ = members[0] if members else (None, 0, 0)
+            if count != 1 or key is None or _parsed(key, "a name") != kind or body[start] != _BRACKET:
+                raise self._wrong_shape(body)
+            count, items = children(body, start, end, most)
+        except ValueError as error:
+            raise self._wrong_shape(body, str(error)) from None
+        yield
+        if not 1 <= count <= most:
+            message = f"takes 1 to {most} records, {count} were sent"
+            raise InvalidRecord([FieldError(kind, message, f"{kind} of a wrong number")], count)
+        errors: list[FieldError] = []
+        invalid = 0
+        for index, (_, start, end, values, *_) in enumerate(items):
+            found = self._faults(body, (start, end, values), f"{kind}[{index}]", latest)
+            errors += found
+            invalid += bool(found)
+            if invalid == MAX_ERRORS:
+                break
+            yield
+        if errors:
+            raise InvalidRecord(errors, count)
+        return count
+
+    def _wrong_shape(self, body: bytes, why: str = "") -> InvalidBody:
+        if len(body) <= _SHORT_BODY_BYTES:
+            _parsed(body, "the body")
+        elif why:
+            return InvalidBody(f"the body is not JSON: {why}", code="INVALID_JSON")
+        shape = f'{{"{self.kind.name}": [...]}}'
+        return InvalidBody(f"the body must be {shape}, with no second key", code="INVALID_SHAPE")
+
+    def _faults(self, body: bytes, span: tuple[int, int, int], where: str, latest: datetime) -> list[FieldError]:
+        """Every fault of one record. Raises: InvalidBody where it is no JSON."""
+        kind = self.kind.name
+        start, end, values = span
+        if body[start] != _BRACE:
+            item = _parsed(body[start:end], where) if values <= MAX_OBJECT_VALUES else []
+            return [FieldError(where, f"Expected `object`, got `{_NAMES[type(item)]}`", kind)]
+        try:
+            count, members = children(body, start, end, _MAX_MEMBERS)
+        except ValueError as error:
+            raise InvalidBody(f"{where} is not JSON: {error}", code="INVALID_JSON") from None
+        if count > _MAX_MEMBERS:
+            return [FieldError(where, f"has {count} fields, {_MAX_MEMBERS} are allowed", f"{kind} too large")]
+        item, errors, faulty = self._members(body, members, where)
+        record = None
+        if not errors:
+            with suppress(msgspec.ValidationError):
+                record = self._reader.read(item)
+        else:
+            self._reader.set_extra(item)
+            self._reader.relax(item)
+        fields = record if record is not None else self._convert_each(item, where, faulty, errors)
+        return errors + self._beyond_limits(fields, where, latest)
+
+    def _members(
+        self, body: bytes, members: Sequence[tuple[Any, ...]], where: str
+    ) -> tuple[dict[str, Any], list[FieldError], set[str]]:
+        """The fields of a record, but for those too large to be parsed and those that stand there twice; the faults of
+        these, and their names."""
+        item: dict[str, Any] = {}
+        errors: list[FieldError] = []
+        faulty: set[str] = set()
+        unknown = 0
+        for key, start, end, values, depth, beyond in members:
+            name = _parsed(key, where)
+            fault, kind_of_fault = self._fault_of_member(name, values, depth, beyond=beyond)
+            if name in item or name in faulty:
+                fault, kind_of_fault = "is sent twice", " twice"
+            elif not fault and name not in self._fields and name != IGNORED:
+                unknown += 1 + values
+                if self._policy.unknown_fields == "ignore":
+                    self._ignored(name)
+            if fault:
+                faulty.add(name)
+                item.pop(name, None)
+                reason = f"{self.kind.name}.{name}" if name in self._fields else f"{self.kind.name} unknown field"
+                if len(errors) < MAX_ERRORS:
+                    errors.append(FieldError(f"{where}.{name[:64]}", fault, reason + kind_of_fault))
+            elif unknown <= MAX_OBJECT_VALUES:
+                item[name] = _parsed(body[start:end], f"{where}.{name[:64]}")
+        if unknown > MAX_OBJECT_VALUES:
+            fault = f"its unknown fields hold {unknown} values together, {MAX_OBJECT_VALUES} are allowed"
+            errors.append(FieldError(where, fault, f"{self.kind.name} unknown field too large"))
+        return item, errors, faulty
+
+    def _fault_of_member(self, name: str, values: int, depth: int, *, beyond: bool) -> tuple[str, str]:
+        """What can be said before a value is parsed, and of which kind that is."""
+        if depth > MAX_OBJECT_DEPTH:
+            return f"is nested over {MAX_OBJECT_DEPTH} deep", " too large"
+        if values > MAX_OBJECT_VALUES:
+            return f"holds {values} values, {MAX_OBJECT_VALUES} are allowed", " too large"
+        if beyond:
+            return "holds an integer beyond 64 bits", ""
+        if self._policy.unknown_fields == "reject" and name not in self._fields and name != IGNORED:
+            return f"is no field of {self.kind.name} (records.unknown_fields: reject)", ""
+        return "", ""
+
+    def _convert_each(
+        self, item: dict[str, Any], where: str, faulty: Container[str], errors: list[FieldError]
+    ) -> SimpleNamespace:
+        """The fields that are right, each by itself, so that every one that is not is named."""
+        right = SimpleNamespace(**dict.fromkeys(self._fields), extra=item.get("extra"))
+        for name, field in self._fields.items():
+            if name in faulty or (name not in item and not field.required):
+                continue
+            message = "is required"
+            if name in item:
+                try:
+                    setattr(right, name, msgspec.convert(item[name], field.type))
+                    continue
+                except msgspec.ValidationError as error:
+                    choices = get_args(field.type) if str(error).startswith("Invalid enum value") else ()
+                    message = f"must be one of {', '.join(choices)}" if choices else str(error)
+                    message = message.replace("`raw`", "`object | null`" if not field.required else "`object`")
+            errors.append(FieldError(f"{where}.{name}", message, f"{self.kind.name}.{name}"))
+        return right
+
+    def _beyond_limits(self, record: Any, where: str, latest: datetime) -> list[FieldError]:
+        """What no type can say: configured statuses, the clock of the sender, sizes of objects."""
+        kind = self.kind.name
+        errors: list[FieldError] = []
+        if self._statuses and record.status is not None and record.status not in self._statuses:
+            message = f"must be one of {', '.join(self._statuses)} ({self.kind.statuses_setting})"
+            errors.append(FieldError(f"{where}.status", message, f"{kind}.status"))
+        for name in self._times:
+            time: datetime | None = getattr(record, name)
+            if time is None:
+                continue
+            try:
+                in_utc = self._reader.in_utc(time)
+            except ValueError as error:
+                errors.append(FieldError(f"{where}.{name}", str(error), f"{kind}.{name}"))
+                continue
+            if name == "updated_at" and in_utc > latest:
+                message = f"lies in the future: {latest.isoformat()} is the latest allowed (service.max_clock_skew)"
+                if time.tzinfo is None:
+                    message += f"; it has no offset and was read in {self._policy.time_zone} (records.time_zone)"
+                errors.append(FieldError(f"{where}.{name}", message, f"{kind}.{name} in the future"))
+        for name in (*self._objects, "extra"):
+            value: msgspec.Raw | None = getattr(record, name)
+            if value is not None and memoryview(value).nbytes > MAX_OBJECT_BYTES:
+                path, what = (where, "its unknown fields take") if name == "extra" else (f"{where}.{name}", "takes")
+                reason = f"{kind} unknown field" if name == "extra" else f"{kind}.{name}"
+                message = f"{what} over {MAX_OBJECT_BYTES} bytes as JSON"
+                errors.append(FieldError(path, message, f"{reason} too large"))
+        return errors
+
+    def _least_offset_s(self, latest_s: int) -> int:
+        """The zone's offset; while a day has not passed since it grew, the one before: a time that local clocks have
+        skipped counts from there."""
+        if self._reader.zone is UTC:
+            return 0
+        if self._offset[0] != latest_s:
+            offsets = [
+                datetime.fromtimestamp(at, self._reader.zone).utcoffset() for at in (latest_s, latest_s - 24 * 3600)
+            ]
+            self._offset = latest_s, min(int(offset.total_seconds()) for offset in offsets if offset is not None)
+        return self._offset[1]
+
+
+def _parsed(text: bytes, where: str) -> Any:
+    """Raises: InvalidBody."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        constant = text.strip() if text.strip() in _NO_JSON else b""
+        what = f"{constant.decode()}, which JSON has not: send null" if constant else f"not JSON: {error}"
+        raise InvalidBody(f"{where} is {what}", code="INVALID_JSON") from None
+
+
+def _fast_validator(kind: Kind, statuses: tuple[str, ...], *, keep_unknown: bool) -> FastValidator | None:
+    """A limit that it does not know makes a field one for the slow path; it is never skipped."""
+    fields = msgspec.structs.fields(kind.record)
+    config = kind.record.__struct_config__
+    special = config.array_like or config.tag is not None or hasattr(kind.record, "__post_init__")
+    if special or len(fields) >= _MAX_FIELDS:
+        return None
+    described = [_described(kind, field, statuses) for field in fields]
+    return FastValidator(kind.name, (*described, (IGNORED, "any", False, 0, 0, ())), keep_unknown)
+
+
+def _described(kind: Kind, field: msgspec.structs.FieldInfo, statuses: tuple[str, ...]) -> _Field:
+    types = [info for info in types_of_field(field) if not isinstance(info, inspect.NoneType)]
+    type_, least, most, choices = _limits(types[0]) if len(types) == 1 else _NULL
+    if type_ == "text" and field.name == "status" and statuses:
+        type_, choices = "choice", statuses
+    if field.name in kind.as_text:
+        type_ = f"{type_}_or_object"
+    if field.name in kind.rounded:
+        type_ = "rounded"
+    return field.encode_name, type_, field.required, least, most, choices
+
+
+def _limits(info: Any) -> tuple[str, float, float, tuple[str, ...]]:
+    """Type, least, most, choices."""
+    if isinstance(info, inspect.StrType) and info.pattern is None and (info.min_length or 0) <= 1:
+        return "text", info.min_length or 0, inf if info.max_length is None else info.max_length, ()
+    if isinstance(info, inspect.IntType | inspect.FloatType):
+        least, most = info.ge, info.le
+        if info.gt is info.lt is info.multiple_of is None:
+            if isinstance(info, inspect.FloatType):
+                return "number", -inf if least is None else least, inf if most is None else most, ()
+            if least is not None and most is not None and -_EXACT < least <= most < _EXACT:
+                return "integer", least, most, ()
+    if isinstance(info, inspect.DateTimeType) and info.tz is None:
+        return "time", 0, 0, ()
+    if isinstance(info, inspect.LiteralType) and all(type(value) is str for value in info.values):
+        return "choice", 0, 0, tuple(map(str, info.values))
+    return ("object", 0, 0, ()) if isinstance(info, inspect.RawType) else _NULL
