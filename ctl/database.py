@@ -1,7 +1,8 @@
-"""`db init` and `db check`: making the tables, and finding out whether every host of the database takes our writes."""
+"""`db init`, `db check`, `db upgrade`: the tables made and changed; whether every host takes our writes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -21,14 +22,16 @@ from ctl.output import (
     emit,
     finish,
     json_option,
+    plural,
     printable,
     styled,
     table,
 )
+from flusher import tables
 from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Row, with_values
-from flusher.schema import FILE, create, open_store
+from flusher.schema import alter, create, keyless, look, missing, open_store, refusal
 from flusher.store import Store, StoreError
 from shared.config import Database
 from shared.records import KINDS, Kind, Record
@@ -41,6 +44,7 @@ EXAMPLES: dict[type, Any] = {
     msgspec.inspect.RawType: msgspec.Raw(b"{}"),
 }
 """What a required field may be, by its type."""
+UPGRADE_S = 7 * 24 * 3600
 
 
 class HostView(msgspec.Struct, frozen=True):
@@ -69,8 +73,7 @@ def init(as_json: bool) -> None:
     try:
         create(store, database.database)
     except StoreError as error:
-        stop = Stop if error.error_class is ErrorClass.RECONNECT else Wrong
-        raise stop(f"the tables cannot be made as {database.user!r} at {store.host}: {error.public}") from error
+        raise stopped(store, database, error) from error
     finally:
         store.close()
     names = [kind.table for kind in KINDS]
@@ -88,8 +91,7 @@ def check_database(as_json: bool) -> None:
     Each host of database.host is looked at. Exit status: 0 all right, 1 something is wrong, 2 no host is reached.
     """
     database = configuration().database
-    hosts = ("",) if database.socket else database.host
-    views = [look_at(msgspec.structs.replace(database, host=(host,)) if host else database) for host in hosts]
+    views = list(map(look_at, single(database)))
     if any(view.reached and not view.read_only for view in views):
         views = [standing_by(view) for view in views]
     if as_json:
@@ -103,6 +105,94 @@ def check_database(as_json: bool) -> None:
     finish(ExitStatus.WRONG if wrong else ExitStatus.ALL_RIGHT)
 
 
+@db.command()
+@click.option("--yes", is_flag=True, help="Apply the statements without asking.")
+def upgrade(yes: bool) -> None:
+    """Makes ours what an earlier version, or an earlier service with the same columns, has left; rows are kept.
+
+    Shows the statements and applies them after a yes. Each is done or not done as a whole; run it again after an
+    interruption. Tables of another program are left alone.
+
+    Exit status: 0 the tables are ours, 1 they are not, 2 the server is not reached.
+    """
+    database = configuration().database
+    store, facts = writable(database)
+    try:
+        faults = tables.faults(facts) if facts else []
+        refuse(faults, keyless(store, facts) if facts else {})
+        makes = missing(facts, database.database)
+        alters = tables.statements(faults, database.database)
+        for line in "\n".join([*(f"{one};" for one in makes), *alters]).splitlines():
+            click.echo(printable(line))
+        if (makes or alters) and not yes and not click.confirm(f"Apply to {database.database} at {store.host}?"):
+            raise Wrong("nothing was changed")
+        if makes:
+            store.execute(makes, database=facts is not None)
+        left = apply(store, database.database)
+    except StoreError as error:
+        raise stopped(store, database, error) from error
+    finally:
+        store.close()
+    if left:
+        raise Wrong(
+            "\n".join(f"{fault.what} {fault.detail}: {tables.statement(fault, database.database)}" for fault in left)
+        )
+    click.echo("the tables are ours")
+
+
+def apply(store: Store, database: str) -> list[tables.Fault]:
+    """Alters the tables, looking anew after each statement. Returns: the faults that stay. Raises: StoreError."""
+    done = ""
+    while True:
+        faults = tables.faults(store.describe())
+        statement = next(iter(tables.statements(faults, database)), done)
+        if statement == done:
+            return [fault for fault in faults if not fault.harmless]
+        click.echo(f"altering {statement.split()[2]} ...")
+        alter(store, statement)
+        done = statement
+
+
+def refuse(faults: Sequence[tables.Fault], keyless: dict[str, int]) -> None:
+    """Raises: Wrong where no statement of ours may touch the tables."""
+    for fault in faults:
+        if fault.foreign:
+            raise Wrong(f"{fault.what} {fault.detail}; nothing was changed; {fault.remedy}")
+    for name, count in keyless.items():
+        raise Wrong(
+            f"{plural(count, 'row')} of {name} with NULL in the key (session_id, task_id); nothing was changed; give"
+            " them a value or delete them"
+        )
+
+
+def single(database: Database) -> list[Database]:
+    """The configuration for each host alone."""
+    return [database] if database.socket else [msgspec.structs.replace(database, host=(one,)) for one in database.host]
+
+
+def writable(database: Database) -> tuple[Store, Facts | None]:
+    """The first host that takes writes, and what is there. Raises: Stop."""
+    failed: Stop | None = None
+    for one in single(database):
+        # An ALTER TABLE takes as long as it takes, and goes on in the server if we leave.
+        store = open_store(msgspec.structs.replace(one, read_timeout=UPGRADE_S))
+        try:
+            facts = look(store)
+            if facts is None or facts.settings["read_only"] in ("0", "OFF"):
+                return store, facts
+            failed = failed or Wrong(f"{store.host} takes no writes (read_only)")
+        except StoreError as error:
+            failed = failed or stopped(store, one, error)
+        store.close()
+    assert failed is not None
+    raise failed
+
+
+def stopped(store: Store, database: Database, error: StoreError) -> Stop:
+    stop = Stop if error.error_class is ErrorClass.RECONNECT else Wrong
+    return stop(f"the tables cannot be made or changed as {refusal(store, database, error)}")
+
+
 def look_at(database: Database) -> HostView:
     """Args: database: with one host, or a socket."""
     store = open_store(database)
@@ -114,13 +204,11 @@ def look_at(database: Database) -> HostView:
         return HostView(store.host, error.error_class is not ErrorClass.RECONNECT, read_only=False, findings=[finding])
     try:
         findings = [Finding("ok", "connection", f"as {facts.user}")]
-        schema = FILE.read_text(encoding="utf-8")
-        findings += check(facts, schema, database.database, recycle_s=database.pool_recycle)
+        faults = tables.faults(facts)
+        findings += check(facts, faults, database.database, recycle_s=database.pool_recycle)
         read_only = any(finding.what == "read_only" and finding.state != "ok" for finding in findings)
-        if not read_only:
-            findings += [
-                rehearsed(store, facts, kind, database.database) for kind in KINDS if can_rehearse(facts, kind)
-            ]
+        if not read_only and all(fault.harmless for fault in faults):
+            findings += [rehearsed(store, facts, kind, database.database) for kind in KINDS]
         return HostView(store.host, reached=True, read_only=read_only, findings=findings)
     finally:
         store.close()
@@ -133,12 +221,6 @@ def standing_by(view: HostView) -> HostView:
         for finding in view.findings
     ]
     return msgspec.structs.replace(view, findings=findings)
-
-
-def can_rehearse(facts: Facts, kind: Kind) -> bool:
-    """Only where a rollback undoes it."""
-    found = facts.tables.get(kind.table)
-    return found is not None and found.engine.lower() == "innodb"
 
 
 def sample(kind: Kind, key: str) -> Record:

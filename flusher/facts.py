@@ -1,4 +1,4 @@
-"""What a database says of itself, as data: the store asks with the questions here, `ctl db check` judges."""
+"""What a database says of itself, as data: the store asks the questions here, tables.py and `ctl db check` judge."""
 
 from __future__ import annotations
 
@@ -9,38 +9,70 @@ from typing import Any
 from flusher.mysql_errors import Flavour
 from shared.records import KINDS
 
-SETTINGS = ("sql_mode", "max_allowed_packet", "read_only", "wait_timeout")
-OURS = f"TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({', '.join(repr(kind.table) for kind in KINDS)})"
-_TABLES = f"SELECT TABLE_NAME, COALESCE(ENGINE, '') FROM information_schema.TABLES WHERE {OURS}"  # noqa: S608
+SESSION = {
+    "sql_mode": "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION",
+    "time_zone": "+00:00",
+}
+"""What every session of ours is set to, or values would be cut, rounded or moved."""
+SETTINGS = (*SESSION, "max_allowed_packet", "read_only", "wait_timeout")
+# Plain SELECTs without GROUP_CONCAT, CARDINALITY or a sum: no setting of the session and no cached statistics change
+# what they answer. Of triggers only those show that the user may see (TRIGGER).
+_NAMES = ", ".join(repr(kind.table) for kind in KINDS)
+_OURS = f"TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({_NAMES})"
+_TABLES = f"SELECT TABLE_NAME, COALESCE(ENGINE, ''), TABLE_COMMENT FROM information_schema.TABLES WHERE {_OURS}"  # noqa: S608
 _COLUMNS = (
-    "SELECT TABLE_NAME, COLUMN_NAME, LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES',"  # noqa: S608 -- constants from KINDS
-    " COLUMN_DEFAULT IS NOT NULL OR LOWER(EXTRA) LIKE '%auto_increment%' OR LOWER(EXTRA) LIKE '%generated%',"
-    f" CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLUMNS WHERE {OURS} ORDER BY ORDINAL_POSITION"
+    "SELECT TABLE_NAME, COLUMN_NAME, LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES', COLUMN_DEFAULT IS NOT NULL,"  # noqa: S608
+    f" LOWER(EXTRA), CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLUMNS WHERE {_OURS}"
+    " ORDER BY ORDINAL_POSITION"
 )
 _INDEXES = (
-    "SELECT TABLE_NAME, INDEX_NAME, MAX(NON_UNIQUE) = 0, GROUP_CONCAT(COLUMN_NAME ORDER BY SEQ_IN_INDEX)"  # noqa: S608
-    f" FROM information_schema.STATISTICS WHERE {OURS} GROUP BY TABLE_NAME, INDEX_NAME"
+    "SELECT TABLE_NAME, INDEX_NAME, NON_UNIQUE = 0, COLUMN_NAME, SUB_PART"  # noqa: S608
+    f" FROM information_schema.STATISTICS WHERE {_OURS} ORDER BY INDEX_NAME, SEQ_IN_INDEX"
 )
 _FOREIGN_KEYS = (
     "SELECT TABLE_NAME, CONSTRAINT_NAME FROM information_schema.TABLE_CONSTRAINTS"  # noqa: S608
-    f" WHERE {OURS} AND CONSTRAINT_TYPE = 'FOREIGN KEY'"
+    f" WHERE {_OURS} AND CONSTRAINT_TYPE = 'FOREIGN KEY'"
+)
+_TRIGGERS = (
+    "SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT FROM information_schema.TRIGGERS"  # noqa: S608
+    f" WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE IN ({_NAMES}) AND ACTION_TIMING = 'BEFORE'"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`type` as information_schema writes it, in lower case; `character_set` and `collation` None for other types."""
+    """`type` and `extra` as information_schema writes them, in lower case; `character_set` and `collation` None for
+    other types than texts."""
 
     name: str
     type: str
     nullable: bool
-    fills_itself: bool
+    has_default: bool
+    extra: str
     character_set: str | None
     collation: str | None
+
+    @property
+    def counts_itself(self) -> bool:
+        return "auto_increment" in self.extra
+
+    @property
+    def changes_itself(self) -> bool:
+        return "on update" in self.extra
+
+    @property
+    def is_generated(self) -> bool:
+        return "virtual generated" in self.extra or "stored generated" in self.extra
+
+    @property
+    def fills_itself(self) -> bool:
+        return bool(self.has_default) or self.counts_itself or self.is_generated
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """A column of which only a prefix is in the index is written "name(length)"."""
+
     name: str
     unique: bool
     columns: tuple[str, ...]
@@ -48,10 +80,14 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """`triggers`: name and body of those that may change a row before it is stored."""
+
     engine: str
+    comment: str
     columns: dict[str, Column]
     indexes: dict[str, Index]
     foreign_keys: tuple[str, ...]
+    triggers: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +105,24 @@ class Facts:
 def gather(select: Callable[[str], list[tuple[Any, ...]]], host: str, flavour: Flavour, version: str) -> Facts:
     """Args: select: runs one question and gives its rows. Blocks, and raises, as that does."""
     (settings,) = select(f"SELECT CURRENT_USER(), {', '.join(f'@@{name}' for name in SETTINGS)}")
-    engines = dict(select(_TABLES))
     columns = [(table, Column(*values)) for table, *values in select(_COLUMNS)]
-    indexes = select(_INDEXES)
+    indexes: dict[tuple[str, str, bool], list[str]] = {}
+    for table, name, unique, column, prefix in select(_INDEXES):
+        part = f"{column}({prefix})" if prefix else column or "an expression"
+        indexes.setdefault((table, name, bool(unique)), []).append(part)
     foreign_keys = select(_FOREIGN_KEYS)
+    triggers = select(_TRIGGERS)
     tables = {
         table: Table(
             engine=engine,
+            comment=comment,
             columns={column.name: column for of, column in columns if of == table},
             indexes={
-                name: Index(name, bool(unique), tuple(parts.split(",")))
-                for of, name, unique, parts in indexes
-                if of == table
+                name: Index(name, unique, tuple(parts)) for (of, name, unique), parts in indexes.items() if of == table
             },
             foreign_keys=tuple(name for of, name in foreign_keys if of == table),
+            triggers=tuple((name, body) for of, name, body in triggers if of == table),
         )
-        for table, engine in engines.items()
+        for table, engine, comment in select(_TABLES)
     }
     return Facts(host, flavour, version, settings[0], dict(zip(SETTINGS, map(str, settings[1:]), strict=True)), tables)

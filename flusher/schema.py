@@ -1,27 +1,95 @@
-"""`python -m flusher.schema [--wait SECONDS]`: applies sql/schema.sql to the configured database. Idempotent."""
+"""The tables: made where they are missing, changed where they are of an earlier version, never otherwise.
+
+`python -m flusher.schema [--wait SECONDS]` makes what is missing and says whether the tables are ours.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
+from flusher import tables
+from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
 from flusher.store import Store, StoreError, schema_statements
+from flusher.tables import FILE
 from flusher.writer import server_of
 from shared.config import Database, load_or_exit
 from shared.process import close_to_others
+from shared.records import KINDS
 
-FILE = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
+NO_DATABASE = 1049
+ALGORITHMS = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE", "")
+"""Of an ALTER TABLE, the lightest first; the last copies the table where it must, and holds writes up meanwhile."""
+NOT_BY_THIS_ALGORITHM = {1845, 1846, 4092}
+DONE_ALREADY = {1060, 1061, 1068, 1091}
+"""A statement whose client was killed may go on in the server, and be done before the next try of it."""
 
 
 def open_store(database: Database) -> Store:
     return Store(server_of(database))
 
 
-def create(store: Store, database: str) -> None:
-    """Makes the database and the tables that are missing. Blocks. Raises: StoreError."""
-    store.execute(schema_statements(FILE.read_text(encoding="utf-8"), database))
+def create(store: Store, database: str) -> Facts:
+    """Makes the database and the tables that are missing, with no right to CREATE where none is. Blocks.
+
+    Returns: what is there now. Raises: StoreError.
+    """
+    facts = look(store)
+    made = missing(facts, database)
+    if made:
+        store.execute(made, database=facts is not None)
+        facts = store.describe()
+    assert facts is not None
+    return facts
+
+
+def look(store: Store) -> Facts | None:
+    """None: the database is not there. Blocks. Raises: StoreError."""
+    try:
+        return store.describe()
+    except StoreError as error:
+        if error.number != NO_DATABASE:
+            raise
+        return None
+
+
+def missing(facts: Facts | None, database: str) -> list[str]:
+    """The statements of sql/schema.sql for what is not there."""
+    made = schema_statements(FILE.read_text(encoding="utf-8"), database)
+    if facts is None:
+        return made
+    names = [f" {kind.table} (" for kind in KINDS if kind.table not in facts.tables]
+    return [one for one in made if one.startswith("USE") or any(name in one for name in names)] if names else []
+
+
+def keyless(store: Store, facts: Facts) -> dict[str, int]:
+    """How many rows of a table have no value in a column of its key, and so no place in it. Raises: StoreError."""
+    found: dict[str, int] = {}
+    for kind in KINDS:
+        table = facts.tables.get(kind.table)
+        nullable = [name for name in kind.key if table and name in table.columns and table.columns[name].nullable]
+        if nullable:
+            condition = " OR ".join(f"{name} IS NULL" for name in nullable)
+            ((count,),) = store.select(f"SELECT COUNT(*) FROM {kind.table} WHERE {condition}")  # noqa: S608 -- constants
+            found |= {kind.table: count} if count else {}
+    return found
+
+
+def alter(store: Store, statement: str) -> None:
+    """An ALTER TABLE by the lightest algorithm that the server has for it, whole or not at all. Blocks.
+
+    Raises: StoreError.
+    """
+    for algorithm in ALGORITHMS:
+        try:
+            store.execute([statement.rstrip(";") + algorithm])
+            return
+        except StoreError as error:
+            if error.number in DONE_ALREADY:
+                return
+            if error.number not in NOT_BY_THIS_ALGORITHM:
+                raise
 
 
 def main() -> None:
@@ -32,15 +100,23 @@ def main() -> None:
     give_up_at = time.monotonic() + wait_s
     while True:
         try:
-            create(store, config.database.database)
+            facts = create(store, config.database.database)
         except StoreError as error:
             if error.error_class is ErrorClass.RECONNECT and time.monotonic() < give_up_at:
                 time.sleep(0.1)
                 continue
-            database = config.database
-            user = f"{database.user!r} at {store.host}"
-            sys.exit(f"database: the tables cannot be made as {user}: {error.public}")
+            sys.exit(f"database: the tables cannot be made as {refusal(store, config.database, error)}")
+        wrong = [fault for fault in tables.faults(facts) if not fault.harmless]
+        print(f"nothing is written: {tables.summary(wrong)}" if wrong else "the tables are ours")
         return
+
+
+def refusal(store: Store, database: Database, error: StoreError) -> str:
+    """As whom and where something was refused, why, and what to do."""
+    remedy = tables.remedy_of(
+        error.number, error.error_class, database.database, f"{database.user}@%", tables.ALL_RIGHTS
+    )
+    return f"{database.user!r} at {store.host}: {error.public}" + (f"; {remedy}" if remedy else "")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 
 import MySQLdb
 
-from flusher.facts import OURS, Facts, gather
+from flusher import tables
+from flusher.facts import SESSION, Facts, gather
 from flusher.mysql_errors import ErrorClass, Flavour, classify
 from flusher.rows import Rows
 from flusher.upsert import MAX_STATEMENT_BYTES, statements
@@ -33,16 +34,17 @@ RETURN_S = 30.0
 """How often a store that had to move on looks whether the first host takes writes again."""
 RETURN_CONNECT_S = 1
 
-SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
+TABLES_NOT_OURS = -2
+"""The number of an error that is no server's."""
+LOOK_AGAIN_S = 30.0
+"""How often the tables are compared with sql/schema.sql while a connection lasts: somebody may alter them."""
+
+_SESSION = ", ".join(f"{name}='{value}'" for name, value in SESSION.items())
 
 AS_BYTES = "SET SESSION session_track_system_variables='', character_set_client=binary, character_set_connection=binary"
 """Texts are sent as the bytes that the columns hold, and are checked when they are stored. MariaDB converts each text
 that it is told to be utf8mb4, to give it a name: an eighth of an upsert. Not for MySQL, whose JSON takes no bytes. The
 client library is not told (session_track), since Python knows no encoding "binary"."""
-_CHARACTER_SETS = (
-    f"SELECT DISTINCT CHARACTER_SET_NAME FROM information_schema.COLUMNS WHERE {OURS}"  # noqa: S608 -- constants from KINDS
-    " AND CHARACTER_SET_NAME IS NOT NULL"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,17 @@ class StoreError(Exception):
         return f"error {self.number} ({self.error_class.value}): {self.detail}"
 
 
+class TablesNotOurs(StoreError):
+    """The tables would store a wrong or merged value: nothing is written before an operator has mended them."""
+
+    def __init__(self, faults: Sequence[tables.Fault]) -> None:
+        super().__init__(ErrorClass.SCHEMA, TABLES_NOT_OURS, f"nothing is written: {tables.summary(faults)}")
+
+    @property
+    def public(self) -> str:
+        return self.detail
+
+
 class Store:
     """One connection, made when needed."""
 
@@ -98,6 +111,8 @@ class Store:
         self._host = 0
         self._db: Any = None
         self._connected_at = 0.0
+        self._looked_at: float | None = None
+        """When the tables were found to be ours, over the present connection."""
         self._asked_at = 0.0
         self._looked_back_at = 0.0
         self._flavour = Flavour.MARIADB
@@ -122,6 +137,7 @@ class Store:
         """
         db = self._reach()
         try:
+            self._look_at_tables(db)
             for statement in self._fitting(rows, ready):
                 self._query(db, statement)
             self._asked_at = self._clock()
@@ -137,40 +153,70 @@ class Store:
             raise self._failed(error) from error
 
     def ping(self) -> None:
-        """Finds out whether the database answers and takes writes. Blocks. Raises: StoreError."""
+        """Finds out whether the database answers and its tables are ours. Blocks. Raises: StoreError."""
         db = self._reach()
         try:
             self._asked_at = self._clock()
             db.ping()
+            self._look_at_tables(db)
         except MySQLdb.Error as error:
             raise self._failed(error) from error
 
-    def execute(self, statements: Sequence[str]) -> None:
-        """Runs statements of ours (the schema). Blocks. Raises: StoreError."""
-        db = self._reach(database=False)
+    def execute(self, statements: Sequence[str], *, database: bool = True) -> None:
+        """Runs statements of ours (the schema). Blocks. Raises: StoreError.
+
+        Args: database: whether it is there already; else they make and USE it.
+        """
+        db = self._reach(database=database)
         try:
             for statement in statements:
                 self._query(db, statement.encode())
         except MySQLdb.Error as error:
             raise self._failed(error) from error
 
-    def describe(self) -> Facts:
-        """The server and our tables, as far as our user may see them. Blocks. Raises: StoreError."""
+    def select(self, statement: str) -> list[tuple[Any, ...]]:
+        """The rows of a question of ours. Blocks. Raises: StoreError."""
         db = self._reach()
         try:
-            found = gather(partial(_select, db), self.host, self._flavour, self.version)
+            found = _select(db, statement)
             db.rollback()
         except MySQLdb.Error as error:
             raise self._failed(error) from error
         return found
 
+    def describe(self) -> Facts:
+        """The server and our tables, as far as our user may see them. Blocks. Raises: StoreError."""
+        db = self._reach()
+        try:
+            return self._facts(db)
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+
     def close(self) -> None:
-        db, self._db = self._db, None
+        db, self._db, self._looked_at = self._db, None, None
         if db is not None:
             try:
                 db.close()
             except MySQLdb.Error:
                 pass  # it is gone already
+
+    def _facts(self, db: Any) -> Facts:
+        found = gather(partial(_select, db), self.host, self._flavour, self.version)
+        db.rollback()
+        return found
+
+    def _look_at_tables(self, db: Any) -> None:
+        """Invariant 8. Raises: TablesNotOurs, MySQLdb.Error."""
+        now = self._clock()
+        if self._looked_at is not None and now - self._looked_at < LOOK_AGAIN_S:
+            return
+        faults = [fault for fault in tables.faults(self._facts(db)) if not fault.harmless]
+        if faults:
+            self.close()
+            raise TablesNotOurs(faults)
+        if self._looked_at is None and self._flavour is Flavour.MARIADB:
+            db.query(AS_BYTES)
+        self._looked_at = now
 
     def _reach(self, *, database: bool = True) -> Any:
         """A connection. Raises: StoreError, of which no row is the cause."""
@@ -254,14 +300,9 @@ class Store:
         try:
             self.version = db.get_server_info()
             self._flavour = Flavour.MARIADB if "mariadb" in self.version.lower() else Flavour.MYSQL
-            db.query(
-                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00',"
-                f" innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S}"
-            )
+            db.query(f"SET SESSION {_SESSION}, innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S}")
             db.query("SELECT @@max_allowed_packet")
             self._max_packet_bytes = int(db.store_result().fetch_row()[0][0])
-            if database and self._flavour is Flavour.MARIADB and _select(db, _CHARACTER_SETS) == [("utf8mb4",)]:
-                db.query(AS_BYTES)
         except BaseException:
             db.close()
             raise

@@ -269,12 +269,14 @@ class Ready:
         self._leaving = leaving
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        ready = False
         reason: str | None = "stopping"
         if not self._leaving.is_set():
             document = await self._health.document()
-            reason = document["reason"] if document["status"] == "unhealthy" else None
-        response.status = 503 if reason else 200
-        response.data = orjson.dumps({"ready": not reason, "reason": reason})
+            ready = document["status"] != "unhealthy"
+            reason = document["reason"] if not ready or document["database_state"] != "unknown" else None
+        response.status = 200 if ready else 503
+        response.data = orjson.dumps({"ready": ready, "reason": reason})
 
 
 class Metrics:

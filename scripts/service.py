@@ -379,7 +379,7 @@ class Start:
         status = self._finish_helper(120)
         if status != 0:
             raise Failed(last_line(log) or f"flusher.schema ended with status {status}")
-        self._steps.done("database and tables are ready")
+        self._steps.done(f"database: {last_line(log)}")
 
     def _finish_helper(self, timeout_s: float) -> int | None:
         """Returns: its status, None where it still runs. Raises: Stopped, Failed."""

@@ -57,6 +57,8 @@ RUN_BY = {
     ".venv/bin/supervisord -c supervisord.conf": "tests/deploy/test_deployment.py",
     "./scripts/ctl.sh deadletters replay --all": "tests/deploy/test_deployment.py",
     "mkdir -p services/persistence": "tests/support/backend.py",
+    "./scripts/stop.sh": "tests/system/test_scripts.py",
+    "./scripts/ctl.sh db check": "tests/ctl/test_upgrade.py",
     "./scripts/cluster.sh up": "tests/system/test_cluster.py",
     "python scripts/simulate.py": "tests/test_simulate.py",
     "python scripts/simulate.py --check docs/outage.json": "tests/test_simulate.py",

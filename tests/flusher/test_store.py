@@ -436,7 +436,8 @@ def test_the_largest_objects_fit_the_servers_default_packet_although_every_byte_
     assert stored(mariadb, database, SESSIONS) == {"s": sent}
 
 
-def test_a_missing_table_is_the_operators_business(store: Store, mariadb: MariaDB, database: str) -> None:
+def test_a_table_that_goes_missing_is_the_operators_business(store: Store, mariadb: MariaDB, database: str) -> None:
+    store.ping()
     mariadb.execute("DROP TABLE translation_tasks", (), database)
 
     with pytest.raises(StoreError) as caught:
@@ -725,7 +726,7 @@ def test_what_mariadb_12_says_of_read_only_is_understood(
 
     def as_mariadb_12(db: Any, statement: str) -> list[tuple[Any, ...]]:
         rows = select(db, statement)
-        if "@@read_only" not in statement:
+        if not statement.startswith("SELECT @@read_only"):
             return rows
         return [({0: "OFF", 1: "ON"}[first], *rest) for first, *rest in rows]
 
@@ -786,19 +787,6 @@ def test_the_session_is_strict_whatever_the_servers_own_mode(mariadb: MariaDB, d
     assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1406)
 
 
-def test_a_column_in_another_character_set_gets_texts_not_bytes(store: Store, mariadb: MariaDB, database: str) -> None:
-    mariadb.execute("ALTER TABLE translation_tasks MODIFY context MEDIUMTEXT CHARACTER SET latin1", (), database)
-
-    store.write(rows_of(task("fits", context="café")))
-    with pytest.raises(StoreError) as caught:
-        store.write(rows_of(task("does not", context="你好")))
-
-    (found,) = stored(mariadb, database, TASKS).values()
-    assert isinstance(found, Task)
-    assert found.context == "café"
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1366)
-
-
 def test_bytes_that_are_no_text_are_refused(mariadb: MariaDB, database: str) -> None:
     connections: list[Any] = []
     store = Store(mariadb.server(database), connect=remembering(connections))
@@ -823,7 +811,8 @@ def test_the_schema_is_idempotent_and_takes_any_database_name(mariadb: MariaDB) 
     name = "we`ird name"
     try:
         for _ in range(2):
-            Store(mariadb.server(name)).execute(schema_statements(FILE.read_text(encoding="utf-8"), name))
+            statements = schema_statements(FILE.read_text(encoding="utf-8"), name)
+            Store(mariadb.server(name)).execute(statements, database=False)
         tables = mariadb.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = %s", (name,))
     finally:
         mariadb.execute("DROP DATABASE IF EXISTS `we``ird name`")

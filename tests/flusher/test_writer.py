@@ -168,6 +168,7 @@ def test_a_dead_letter_replayed_after_the_cause_is_gone_is_written_unless_someth
 
 
 def test_the_column_is_named_when_the_server_names_it(place: Place) -> None:
+    place.store.ping()
     place.execute("ALTER TABLE translation_tasks MODIFY batch_id VARCHAR(3) NOT NULL")
     body = task_body(task("a"), task("b", batch_id="long"), task("c"))
 
@@ -360,6 +361,8 @@ def test_a_segment_that_cannot_be_read_is_a_failure_of_storage(place: Place, tmp
 def test_a_fault_of_the_table_writes_nothing_and_dead_letters_nothing(
     place: Place, statement: str, number: int
 ) -> None:
+    """A fault that comes up right after the tables were found to be ours."""
+    place.store.ping()
     place.execute(statement)
 
     answer = is_failed(place.write(place.segment(task_body(task("a")))))
@@ -425,6 +428,7 @@ def test_a_fault_in_the_middle_of_a_bisection_keeps_the_whole_segment(place: Pla
 
 
 def test_no_record_content_is_in_what_may_be_logged(place: Place) -> None:
+    place.store.ping()
     place.execute("ALTER TABLE translation_tasks MODIFY task_id INT NOT NULL")
     path = place.segment(task_body(*[task(f"secret{number}") for number in range(10)]), count=10)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
+from tests.support.tables import FIRST_USER, VERSION_1
 
 StartService = Callable[..., Service]
 
@@ -83,7 +85,31 @@ def test_a_dropped_table_stops_writing_until_it_is_back(
         database_name,
         break_it=lambda: run("RENAME TABLE translation_tasks TO away", (), database_name),
         mend_it=lambda: run("RENAME TABLE away TO translation_tasks", (), database_name),
-        shown="1146",
+        shown="translation_tasks",
+    )
+
+
+@pytest.mark.parametrize("tables", [VERSION_1, FIRST_USER], ids=["version 1", "user"])
+def test_tables_of_another_time_get_nothing_until_they_are_upgraded(
+    start_service: StartService, own_mariadb: MariaDB, database_name: str, tables: tuple[str, ...]
+) -> None:
+    for statement in ("DROP TABLE translation_tasks, translation_sessions", *tables):
+        own_mariadb.execute(statement, (), database_name)
+    service = start_service(own_mariadb, database_name, DB_USER="app")
+    wait_until(lambda: degraded_by(service, "./scripts/ctl.sh db upgrade"), what="seen before the first record")
+    assert "must be (session_id, task_id)" in ctl(service, "db", "check", DB_USER="root").out
+    assert "nothing is written" in service.get("/ready").json["reason"]
+    assert service.get("/ready").json["ready"] is True
+    status = ctl(service, "status")
+    assert status.status == 1
+    assert "nothing is written" in status.out
+    check_kept_shown_and_healed(
+        service,
+        own_mariadb,
+        database_name,
+        break_it=lambda: None,
+        mend_it=lambda: ctl(service, "db", "upgrade", "--yes", DB_USER="root"),
+        shown="nothing is written",
     )
 
 
