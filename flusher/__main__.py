@@ -149,7 +149,7 @@ async def serve(config: Config, lock_fd: int) -> None:
         listen=listener.listen,
         stop=stop.set,
     )
-    await watch.keep_socket()
+    await watch.start()
     background = [
         loop.create_task(repeat("a look at what is ours", EVERY_S, watch.look)),
         loop.create_task(survey_leftovers(leftovers, backlog)),

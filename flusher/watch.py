@@ -18,6 +18,7 @@ from flusher.dead_letters import FILE_NAME, Count
 from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.journal import Journal
+from flusher.segments import advice
 from flusher.stats import Figures
 from flusher.writers import Writers
 from shared.process import lock
@@ -41,6 +42,13 @@ def socket_path(state_directory: Path) -> Path:
     path.parent.chmod(0o700)
     path.unlink(missing_ok=True)
     return path
+
+
+def reason(error: OSError) -> str:
+    """The file, what is wrong with it, and what to do."""
+    if error.filename is None:
+        return str(error.strerror)
+    return f"{error.filename}: {error.strerror}; {advice(error, Path(error.filename))}"
 
 
 class Watch:
@@ -72,20 +80,28 @@ class Watch:
         self._skipped = 0
         self._said: dict[str, str] = {}
 
+    async def start(self) -> None:
+        """Listens for the first time. Raises: SystemExit."""
+        try:
+            await self._keep_socket()
+        except OSError as error:
+            sys.exit(f"flusher: {reason(error)}")
+
     async def look(self) -> None:
         for what, step in (
             ("the journal", self._look_at_journal),
             ("the lock", self._keep_lock),
-            ("the socket", self.keep_socket),
+            ("the socket", self._keep_socket),
             ("the dead letters", self._count_letters),
         ):
             try:
                 await step()
                 self._said.pop(what, None)
             except OSError as error:
-                if self._said.get(what) != str(error):
-                    self._said[what] = str(error)
-                    log.error("%s: %s", what, error)
+                why = reason(error)
+                if self._said.get(what) != why:
+                    self._said[what] = why
+                    log.error("%s: %s", what, why)
 
     async def _look_at_journal(self) -> None:
         self._flush.look_after_active()
@@ -109,7 +125,7 @@ class Watch:
         self._lock_fd = lock_fd
         log.error("%s was removed or replaced by somebody; it is locked anew", path)
 
-    async def keep_socket(self) -> None:
+    async def _keep_socket(self) -> None:
         """Listens, where nobody finds us any more. Raises: OSError."""
         path = self._state_directory / SOCKET_NAME
         known = self._socket

@@ -96,6 +96,10 @@ class Writer:
             file = Path(error.filename or path)
             why = f"{file}: {error.strerror}; {segments.advice(error, file)}"
             return self._at_fault(ErrorClass.STORAGE, error.errno or -1, why)
+        except MemoryError:
+            self._store.close()
+            why = f"{path}: not enough memory for a writer: raise its limit (ulimit -v, the unit's MemoryMax)"
+            return self._at_fault(ErrorClass.STORAGE, -1, why)
         except Exception as error:  # noqa: BLE001
             # It would end every writer that takes this segment. Its text may have record content, its place has none.
             frames = reversed(traceback.extract_tb(error.__traceback__))
