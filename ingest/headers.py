@@ -24,7 +24,7 @@ _SINGLE_FIELDS = (
 )
 
 _HOST_BYTES = 300
-_HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,255}|\[[0-9A-Fa-f:.]{1,45}\])(?::[0-9]{0,5})?")
 
 
 def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:

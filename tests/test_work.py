@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.service import ROOT
 
-LONGEST = 200
+LONGEST = 1000
 parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 

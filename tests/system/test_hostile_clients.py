@@ -72,7 +72,7 @@ def test_good_clients_go_on_beside_a_crowd_of_bad_ones_and_nothing_stays_of_it(
     assert worker_of(service) == worker
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if "lists" not in name])
+@pytest.mark.parametrize("name", ATTACKS)
 def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Service, name: str) -> None:
     """In CPU time, which a busy machine does not change; `python -m tests.system.hostile.heavy` measures latencies."""
     beside = Beside(service, ATTACKS[name], seconds=60, most=5)
