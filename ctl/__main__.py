@@ -1,36 +1,12 @@
-"""Composition root of the command line. `./scripts/ctl.sh --help` lists the commands."""
+"""Composition root of the command line: Ctrl-C ends it at any moment, while it loads its modules, too."""
 
 from __future__ import annotations
 
-import click
+import signal
 
-from ctl.config import config
-from ctl.database import db
-from ctl.journal import journal
-from ctl.letters import deadletters
-from ctl.status import flush, status
-from ctl.top import top
-from shared import VERSION
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would raise it, and may lose it in an import
 
+from ctl.commands import cli  # noqa: E402
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="Persistence Service")
-def cli() -> None:
-    """Looks at Persistence Service and keeps it going.
-
-    Configuration and token are those of the service: config/config.yaml and the environment.
-
-    Exit status of every command: 0 all right, 1 something is wrong, 2 usage, or what was asked is not reached.
-    """
-
-
-for command in (status, top, flush, config, journal, deadletters, db):
-    cli.add_command(command)
-
-
-def main() -> None:
-    cli(prog_name="ctl.sh")
-
-
-if __name__ == "__main__":
-    main()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli(prog_name="ctl.sh")

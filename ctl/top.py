@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -26,6 +28,7 @@ from ctl.node import Node, NotReached, node_of, url_option
 from ctl.output import console, emit, json_option, pairs, plural, printable, styled
 from ctl.status import backlog
 
+T = TypeVar("T")
 HISTORY = 60
 ERRORS_SHOWN = 5
 _BARS = "▁▂▃▄▅▆▇█"
@@ -176,6 +179,31 @@ def _state(stats: dict[str, Any], rates: Rates | None) -> list[tuple[str, str | 
     ]
 
 
+class CtrlC:
+    """Ctrl-C ends what waits, and is remembered meanwhile: it is never lost (Python drops an exception that a signal
+    raises in a callback of its own), and never cuts a drawing in two, which would leave the screen as it is."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._raises = False
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._pressed = True
+        if self._raises:
+            raise KeyboardInterrupt
+
+    def ends(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Makes the call. Raises: KeyboardInterrupt."""
+        self._raises = True
+        try:
+            if self._pressed:
+                raise KeyboardInterrupt
+            return call(*arguments)
+        finally:
+            self._raises = False
+
+
 def waited(seconds: float) -> bool:
     """Waits where no key can be pressed."""
     time.sleep(seconds)
@@ -219,18 +247,27 @@ def top(interval_s: float, once: bool, url: str | None, as_json: bool) -> None:
 
     Exit status: 0; 2 nobody answers or lets us in at the first look.
     """
+    ctrl_c = CtrlC()
     node = node_of(url)
-    first = look(node)
+    ask = partial(ctrl_c.ends, look, node)
     try:
+        first = ask()
         if once:
-            time.sleep(interval_s)
-            show(node, first, look(node), History(), as_json=as_json)
+            ctrl_c.ends(waited, interval_s)
+            show(node, first, ask(), History(), as_json=as_json)
         elif as_json or not console().is_terminal:
             history = History()
-            for before, after in pairs_of(node, first, interval_s, waited, history):
+            for before, after in pairs_of(ask, first, partial(ctrl_c.ends, waited, interval_s), history):
                 show(node, before, after, history, as_json=as_json)
         else:
-            live(node, first, interval_s)
+            history = History()
+            history.add(None, first.stats)
+            screen = Live(frame(node, first, None, history), screen=True, auto_refresh=False)
+            with quit_key() as pressed, screen:
+                for before, after in pairs_of(ask, first, partial(ctrl_c.ends, pressed, interval_s), history):
+                    current = rates(before, after)
+                    history.add(current, after.stats)
+                    screen.update(frame(node, after, current, history), refresh=True)
     except KeyboardInterrupt:
         pass  # the way to end it
 
@@ -242,13 +279,13 @@ def look(node: Node) -> Sample:
 
 
 def pairs_of(
-    node: Node, first: Sample, interval_s: float, wait: Callable[[float], bool], history: History
+    ask: Callable[[], Sample], first: Sample, wait: Callable[[], bool], history: History
 ) -> Iterator[tuple[Sample, Sample]]:
     """Each sample with the one before it, until wait() says that it is enough. One that fails is an error shown."""
     before = first
-    while not wait(interval_s):
+    while not wait():
         try:
-            after = look(node)
+            after = ask()
         except NotReached as error:
             history.error(error.message)
             gone = {"status": "unreachable", "reason": error.message, "version": before.health["version"]}
@@ -266,19 +303,3 @@ def show(node: Node, before: Sample, after: Sample, history: History, *, as_json
         emit({"url": node.url, "rates": msgspec.to_builtins(current), "health": after.health, "stats": after.stats})
     else:
         console().print(frame(node, after, current, history))
-
-
-def live(node: Node, first: Sample, interval_s: float) -> None:
-    history = History()
-    history.add(None, first.stats)
-    screen = Live(frame(node, first, None, history), screen=True, auto_refresh=False)
-    with quit_key() as pressed:
-        try:
-            # Not as a context manager: Ctrl-C in the middle of its start would leave the screen as it is.
-            screen.start(refresh=True)
-            for before, after in pairs_of(node, first, interval_s, pressed, history):
-                current = rates(before, after)
-                history.add(current, after.stats)
-                screen.update(frame(node, after, current, history), refresh=True)
-        finally:
-            screen.stop()

@@ -144,11 +144,22 @@ def supervisord_of(state: Path) -> int | None:
 
 
 def programs_of(state: Path) -> dict[str, str]:
-    """By name its state in supervisord's words; nothing where supervisord does not answer."""
+    """By name its state in supervisord's words; nothing where supervisord does not answer, or stops them all."""
     try:
         return {program["name"]: program["statename"] for program in rpc(state).supervisor.getAllProcessInfo()}
     except (OSError, xmlrpc.client.Error):
         return {}
+
+
+def is_started(state: Path) -> bool:
+    """Whether flusher and ingest have been started. One that does not answer may have them, and is not ours to end."""
+    try:
+        rpc(state).supervisor.getState()
+    except OSError:
+        return True
+    except xmlrpc.client.Fault:
+        return False  # it stops them all
+    return "STOPPED" not in {programs_of(state).get(name, "STOPPED") for name in ("flusher", "ingest")}
 
 
 def rpc(state: Path) -> Any:
@@ -181,14 +192,13 @@ def stop_supervisord(state: Path, pid: int, *, kill_database_after_s: float = ST
     Args: kill_database_after_s: a mariadbd that SIGTERM meets in its first tenth of a second never ends (10.11: it
         waits for a thread that has gone), and nothing but SIGKILL ends it; its files are made for that.
     """
-    database = [child for child in children(pid) if Path(f"/proc/{child}/comm").read_text() == "mariadbd\n"]
     os.kill(pid, signal.SIGTERM)
     started_at = time.monotonic()
     while runs(pid):
         time.sleep(0.05)
         waited_s = time.monotonic() - started_at
-        if waited_s > kill_database_after_s and database:
-            os.kill(database.pop(), signal.SIGKILL)
+        if waited_s > kill_database_after_s and (database := mariadbd_of(pid)):
+            os.kill(database, signal.SIGKILL)
         if waited_s > STOP_S:
             raise Failed(f"supervisord (process {pid}) does not end; kill -9 {pid} ends it, and loses nothing")
     (state / "supervisord.conf").unlink(missing_ok=True)
@@ -202,11 +212,14 @@ def runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def children(pid: int) -> list[int]:
+def mariadbd_of(supervisord: int) -> int | None:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        for child in Path(f"/proc/{supervisord}/task/{supervisord}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text() == "mariadbd\n":
+                return int(child)
     except OSError:
-        return []
+        pass  # it has just ended
+    return None
 
 
 def starter_of(state: Path) -> int | None:
@@ -282,7 +295,7 @@ class Start:
         """What a run.sh or a supervisord that was killed has left."""
         pid = supervisord_of(self._state)
         if pid is not None:
-            if "STOPPED" not in {programs_of(self._state).get(name) for name in ("flusher", "ingest")}:
+            if is_started(self._state):
                 raise Failed(f"already running with PERSISTENCE_STATE_DIR={self._state}; ./scripts/stop.sh stops it")
             self._steps.begins("ending what an earlier start has left")
             stop_supervisord(self._state, pid, kill_database_after_s=3)

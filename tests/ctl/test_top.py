@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ctl.top import Sample, rates, spark
+from ctl.top import CtrlC, Sample, rates, spark
 from tests.support.ctl import Terminal, ctl
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
@@ -98,9 +102,36 @@ def test_live_it_shows_backlog_errors_and_an_outage_until_q_is_pressed(
     assert terminal.end() == 0
 
 
-def test_ctrl_c_ends_it_with_status_0_and_gives_the_screen_back(service: Service) -> None:
-    terminal = Terminal(service, "top")
-    terminal.read_until("backlog")
-    terminal.interrupt()
-    assert terminal.end() == 0
-    assert terminal.seen.count("\x1b[?1049h") == terminal.seen.count("\x1b[?1049l") == 1
+@pytest.mark.parametrize("shown", ["", "\x1b[?1049h", "backlog", "rows/s"])
+def test_ctrl_c_ends_it_at_any_moment_and_gives_the_screen_back(shown: str, service: Service) -> None:
+    """From the first instructions to the drawing of a frame. Until its handler is there the signal itself ends it."""
+    for delay_s in (0, 0.03, 0.1, 0.3):
+        terminal = Terminal(service, "top", "--interval=0.1")
+        terminal.read_until(shown)
+        time.sleep(delay_s)
+        terminal.interrupt()
+        assert terminal.end(10) in ({0} if shown else {0, 1, 130, -signal.SIGINT})
+        assert terminal.seen.count("\x1b[?1049h") == terminal.seen.count("\x1b[?1049l")
+
+
+def test_ctrl_c_in_the_middle_of_a_look_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops what a signal raises in a weak reference's callback: the next wait ends all the same."""
+    before = signal.getsignal(signal.SIGINT)
+    ctrl_c = CtrlC()
+
+    class Thing:
+        pass
+
+    def look() -> None:
+        thing = Thing()
+        callback = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing, callback
+
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    try:
+        ctrl_c.ends(look)
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c.ends(time.sleep, 60)
+    finally:
+        signal.signal(signal.SIGINT, before)
