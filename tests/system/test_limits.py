@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -153,7 +153,8 @@ def limited(pid: int, what: int, value: int) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.prlimit(pid, what, before)
+        with suppress(ProcessLookupError):  # it was killed meanwhile
+            resource.prlimit(pid, what, before)
 
 
 def test_without_descriptors_nothing_is_lost_and_all_goes_on_with_them(
