@@ -95,6 +95,51 @@ def test_a_segment_cut_anywhere_keeps_every_whole_entry_before_the_cut(cut: int)
     assert contents.entries == whole
     assert (contents.version is None) == (cut < SEGMENT_HEADER_BYTES)
     check_every_byte_is_accounted_for(contents)
+    assert contents.torn == contents.damaged_bytes
+
+
+@pytest.mark.parametrize("behind", [b"\0", bytes(4096)])
+def test_zeros_behind_the_last_entry_are_a_torn_tail(behind: bytes) -> None:
+    contents = parse(segment_bytes(ENTRIES) + behind)
+    assert (contents.entries, contents.torn) == (ENTRIES, len(behind))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        segment_bytes(ENTRIES)[:-1] + b"x",
+        segment_bytes(ENTRIES) + b"rubbish of any length",
+        segment_bytes(ENTRIES)[:-5] + entry_bytes(ENTRIES[0]),
+        segment_bytes(ENTRIES) + b"\xff\xa7" + bytes(40),
+        segment_bytes(ENTRIES) + b"\xff\xa7\x02" + b"\xff" * 40,
+        b"x" + segment_bytes([])[1:],
+        segment_header(version=9) + bytes(30),
+    ],
+    ids=["last byte", "rubbish", "inside", "no length", "impossible length", "header", "another version"],
+)
+def test_what_no_append_that_was_cut_off_leaves_behind_is_damage(damaged: bytes) -> None:
+    contents = parse(damaged)
+    assert contents.damaged_bytes > 0
+    assert contents.torn == 0
+
+
+def test_a_length_in_its_higher_bytes_that_the_disk_has_spoilt_is_damage() -> None:
+    data = bytearray(segment_bytes(ENTRIES[:1]))
+    data[SEGMENT_HEADER_BYTES + 19] = 0x80  # 2 GiB are no entry's
+    assert parse(bytes(data)).torn == 0
+
+
+@pytest.mark.parametrize("size", range(SEGMENT_HEADER_BYTES, len(segment_bytes(ENTRIES)) + 1))
+def test_read_up_to_a_size_sees_nothing_behind_it_and_misses_what_is_not_there(tmp_path: Path, size: int) -> None:
+    whole = segment_bytes(ENTRIES)
+    path = tmp_path / "segment"
+    path.write_bytes(whole)
+    assert segments.read(path, size).entries == parse(whole[:size]).entries
+    path.write_bytes(whole[:size])
+    short = segments.read(path, len(whole))
+    assert short.entries == parse(whole[:size]).entries
+    assert short.damaged_bytes == len(whole) - size + parse(whole[:size]).damaged_bytes
+    assert short.torn == 0
 
 
 @pytest.mark.parametrize("position", range(len(segment_bytes(ENTRIES))))

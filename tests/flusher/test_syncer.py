@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -207,6 +209,29 @@ def test_after_a_failed_sync_what_nobody_was_promised_is_cut_off_and_refused(tmp
         assert bodies_in(tmp_path) == [b"kept"]
         assert sum(node.backlog.records().values()) == 1
         assert sum(node.figures.records_in.values()) == 1
+
+    run(test, tmp_path, Fsync.ALWAYS)
+
+
+def test_what_was_refused_is_neither_read_nor_copied_although_it_cannot_be_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def test(node: Node) -> None:
+        node.submit(b"kept")
+        await node.until(node.acked)
+        node.disk.broken = True
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "ftruncate", refuse)
+            patch.setattr("flusher.syncer.rewrite", refuse)
+            node.submit(b"refused")
+            await node.until(node.rejected)
+            assert bodies_in(tmp_path) == [b"kept", b"refused"]
+            assert (await node.ask_flush()).pending == 0
+        assert node.writers.written_bodies == [b"kept"]
+        assert node.journal.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.segment"))
 
     run(test, tmp_path, Fsync.ALWAYS)
 
@@ -454,15 +479,16 @@ def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
     opened.active.close()
 
 
-def test_close_syncs_what_is_left_and_closes_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fsync", "syncs"), [(Fsync.INTERVAL, 1), (Fsync.NEVER, 0)])
+def test_close_syncs_what_the_policy_wants_and_closes_the_files(tmp_path: Path, fsync: Fsync, syncs: int) -> None:
     async def test() -> None:
-        node = Node(tmp_path, fsync=Fsync.INTERVAL)
+        node = Node(tmp_path, fsync=fsync)
         node.submit(b"body")
         assert node.journal.active is not None
         fd = node.journal.active.fd
         await node.close()
 
-        assert node.disk.synced_fds == [fd]
+        assert node.disk.synced_fds == [fd] * syncs
         assert node.journal.active.fd == -1
 
     asyncio.run(test())
