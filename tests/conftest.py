@@ -8,8 +8,37 @@ from typing import Any
 
 import pytest
 
+from tests.support import mysql
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service
+
+SERVERS = {"mariadb": MariaDB, "mysql": mysql.MySQL}
+OF_A_DATABASE = {"mariadb", "own_mariadb", "new_database"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", choices=SERVERS, default="mariadb", help="runs the tests of a database, on this one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(database): the test is about this server alone")
+    if config.option.database == "mysql":
+        try:
+            mysql.program()
+        except OSError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Takes out the tests that are about another server; with --database=mysql those that need none, too."""
+    chosen, others = [], []
+    for item in items:
+        only = item.get_closest_marker("only")
+        needed = config.option.database == "mariadb" or OF_A_DATABASE & set(getattr(item, "fixturenames", ()))
+        right = only is None or only.args == (config.option.database,)
+        (chosen if needed and right else others).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture
@@ -21,19 +50,26 @@ def short_path() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def mariadb() -> Iterator[MariaDB]:
-    """The server that tests share; those that stop or reconfigure one take own_mariadb."""
-    yield from _mariadb()
+def new_database(request: pytest.FixtureRequest) -> type[MariaDB]:
+    """The server that --database names, to be started with options of one's own."""
+    return SERVERS[request.config.option.database]
+
+
+@pytest.fixture(scope="session")
+def mariadb(new_database: type[MariaDB]) -> Iterator[MariaDB]:
+    """The server that tests share, a MySQL with --database=mysql; those that stop or reconfigure one take
+    own_mariadb."""
+    yield from _started(new_database)
 
 
 @pytest.fixture
-def own_mariadb() -> Iterator[MariaDB]:
-    yield from _mariadb()
+def own_mariadb(new_database: type[MariaDB]) -> Iterator[MariaDB]:
+    yield from _started(new_database)
 
 
-def _mariadb() -> Iterator[MariaDB]:
+def _started(new_database: type[MariaDB]) -> Iterator[MariaDB]:
     directory = Path(tempfile.mkdtemp(prefix="db-", dir="/tmp"))
-    server = MariaDB(directory)
+    server = new_database(directory)
     server.install()
     server.start()
     yield server

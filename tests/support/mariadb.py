@@ -73,8 +73,7 @@ class MariaDB:
     def _popen(self, options: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
-                shutil.which("mariadbd") or "/usr/sbin/mariadbd",
-                "--no-defaults",
+                *self._server(),
                 f"--user={getpass.getuser()}",
                 f"--datadir={self.directory / 'data'}",
                 f"--socket={self.socket}",
@@ -90,6 +89,9 @@ class MariaDB:
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
+
+    def _server(self) -> list[str]:
+        return [shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults"]
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         assert self.process is not None

@@ -1,0 +1,41 @@
+"""The real MySQL that scripts/mysql.sh fetches, private like the MariaDB whose place it takes."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from tests.support.mariadb import MariaDB
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mysql.sh"
+
+
+@cache
+def program() -> Path:
+    """The server; fetched when it is missing. Raises: OSError with the script's one line where it can't be had."""
+    done = subprocess.run([SCRIPT], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    return Path(done.stdout.strip(), "mysqld")
+
+
+class MySQL(MariaDB):
+    def install(self) -> None:
+        installed = subprocess.run(
+            [
+                *self._server(),
+                "--initialize-insecure",
+                f"--user={getpass.getuser()}",
+                f"--datadir={self.directory / 'data'}",
+                f"--tmpdir={self._tmpdir()}",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert installed.returncode == 0, installed.stdout
+
+    def _server(self) -> list[str]:
+        return [str(program()), "--performance-schema=OFF"]
