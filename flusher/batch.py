@@ -12,7 +12,7 @@ import msgspec
 from flusher import segments
 from flusher.coalesce import MAX_ARRIVAL, coalesce
 from flusher.rows import Row, Rows, with_values
-from flusher.upsert import statements
+from flusher.upsert import Insert, inserts
 from shared.bodies import InvalidBody, decode, decode_raw
 from shared.records import KIND_OF_CODE, KINDS, Kind, Record
 
@@ -54,11 +54,11 @@ class Batch:
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """What is to be written first of a batch: its rows, and their statements, None where a row has no form in SQL."""
+    """What is to be written first of a batch: its rows, and their inserts, None where a row has no form in SQL."""
 
     batch: Batch
     rows: Rows
-    statements: Sequence[bytes] | None
+    inserts: Sequence[Insert] | None
 
 
 def prepare(path: Path, size: int | None) -> Prepared:
@@ -67,6 +67,6 @@ def prepare(path: Path, size: int | None) -> Prepared:
     batch = Batch(contents.entries, contents.damaged_bytes, contents.floor)
     rows = batch.rows()
     try:
-        return Prepared(batch, rows, statements(rows))
+        return Prepared(batch, rows, inserts(rows))
     except ValueError:
         return Prepared(batch, rows, None)

@@ -1,8 +1,8 @@
 """What an error of the database means for a batch: number -> class, as data.
 
 Exception classes don't tell (1366, 1054 and 2006 are all OperationalError), so the number decides, together with the
-server's flavour: 4031 is an idle timeout on MySQL and a trigger's error on MariaDB. Numbers: MySQL 8.4 and MariaDB
-error references; what an operator does about each stands in docs/DEPLOYMENT.md.
+server's flavour: 4031 is an idle timeout on MySQL and a trigger's error on MariaDB. Numbers: the lists that MySQL 9.7
+and MariaDB 10.11 come with (errmsg.sys); what an operator does about each stands in docs/DEPLOYMENT.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ErrorClass(str, Enum):
     READ_ONLY = "read_only"
     """This host does not take writes (now): the next host."""
     TOO_BIG = "too_big"
-    """The statement is over a limit of the server: halve it."""
+    """Over a limit of size or memory of the server: halve it. A single row waits until the limit is raised."""
     DATA = "data"
     """A row is refused for what is in it: find it, write the others."""
     SCHEMA = "schema"
@@ -46,25 +46,34 @@ def _numbers(text: str) -> set[int]:
 
 
 _BOTH = {
-    ErrorClass.RETRY: "1205 1213 1020 1099 1180 1206 1223 1297 1317 1412 1613 1614 1615 1689 3101 3572",
-    ErrorClass.RECONNECT: "0 2000-2006 2011-2014 2027 2055 5013 5014 1040 1047 1053 1129 1152 1156-1161 1184 1203"
-    " 1226 3168 3169",
-    ErrorClass.READ_ONLY: "1290 1792 1836 3100",
-    ErrorClass.TOO_BIG: "1153 1301 2020",
-    ErrorClass.DATA: "1048 1062 1118 1169 1216 1264 1265 1292 1300 1365 1366 1367 1406 1411 1416 1441 1452 1525 1526"
-    " 1644 1690 1748 3140 3141 3156-3158 3819 3854",
-    ErrorClass.SCHEMA: "1044-1046 1049 1051 1054 1058 1064 1103 1109 1115 1130 1131 1133 1136 1142 1143 1146 1148 1149"
-    " 1193 1227 1231 1235 1241 1251 1267 1273 1286 1298 1305 1356 1364 1370 1442 1449 1467 1524 1698 1820 1862 2007"
-    " 2019 2026 2047 2049 2054 2059 2061 3098 3118 3144 3159 3750",
-    ErrorClass.STORAGE: "1015 1016 1021 1026 1030 1034 1037 1038 1041 1114 1194 1195 1712 1812 1815 1877 1878 1932",
+    ErrorClass.RETRY: "1020 1099 1180 1205 1213 1223 1297 1317 1412 1613-1615 1637 1689 3101 3177 3572",
+    ErrorClass.RECONNECT: "0 2000-2006 2011-2014 2027 2055 5013 5014 1040 1042 1043 1047 1053 1129 1135 1152 1154-1161"
+    " 1184 1203 1226 1835 3168 3169",
+    ErrorClass.READ_ONLY: "1036 1290 1792 1836 1874 3032 3100",
+    ErrorClass.TOO_BIG: "1037 1038 1041 1119 1153 1162 1197 1206 1301 1436 1705 1713 2020 3015 3044",
+    ErrorClass.DATA: "1022 1048 1062 1118 1169 1216 1264 1265 1292 1300 1365-1367 1369 1406 1411 1416 1441 1452 1525"
+    " 1526 1586 1644 1690 1748 3140 3141 3151 3156-3158 3673 3751 3752 3819 3854 3903-3907",
+    ErrorClass.SCHEMA: "1044-1046 1049 1051 1054 1058 1064 1103 1104 1109 1115 1130 1131 1133 1136 1142 1143 1146 1148"
+    " 1149 1193 1227-1229 1231 1232 1235 1238 1241 1251 1267 1273 1286 1288 1298 1305 1348 1356 1364 1370 1442 1449"
+    " 1467 1471 1524 1621 1661-1667 1698 1785 1820 1862 1873 2007 2019 2026 2047 2049 2054 2059 2061 3098 3105 3118"
+    " 3144 3159 3161 3164 3503 3552 3554 3750 3879 3955",
+    ErrorClass.STORAGE: "1004 1012 1013 1015-1018 1021 1024 1026 1030 1032-1035 1114 1194 1195 1534 1593 1598 1707 1712"
+    " 1810-1812 1815 1817 1877 1878 1932 3000 3019 3675",
 }
 _ONLY = {
-    Flavour.MYSQL: {ErrorClass.RETRY: "3024", ErrorClass.RECONNECT: "4031"},
+    Flavour.MYSQL: {
+        ErrorClass.RETRY: "3024 3781 3797 3798 4094",
+        ErrorClass.RECONNECT: "3782 4031 6141",
+        ErrorClass.READ_ONLY: "3783 3796 3799 3989",
+        ErrorClass.TOO_BIG: "3150 3170 3186 3231 3985 4081 4082",
+        ErrorClass.SCHEMA: "6038 6126 6127",
+    },
     Flavour.MARIADB: {
-        ErrorClass.RETRY: "1969",
+        ErrorClass.RETRY: "1964 1969 4145",
         ErrorClass.RECONNECT: "1927",
         ErrorClass.DATA: "4025",
-        ErrorClass.SCHEMA: "4151 4166",
+        ErrorClass.SCHEMA: "4150 4151 4166",
+        ErrorClass.STORAGE: "4139",
     },
 }
 
@@ -78,6 +87,10 @@ CLASS_OF: dict[tuple[Flavour, int], ErrorClass] = {
 
 ALARMING = {ErrorClass.SCHEMA, ErrorClass.STORAGE, ErrorClass.UNKNOWN, ErrorClass.READ_ONLY}
 """Classes that do not pass by themselves: an operator is told at once."""
+OF_THE_SESSION = {1969, 3024}
+"""Limits that a session takes over from the server when it begins: a new one may have another."""
+LOGIN_REFUSED = {1045, 1698}
+"""Each is counted by a server that locks an account after some: asked rarely."""
 ALARMING_NUMBERS = {1129}
 """Retried like its class, but only an operator can lift it (FLUSH HOSTS)."""
 

@@ -10,22 +10,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import MySQLdb
 
 from flusher import tables
 from flusher.facts import SESSION, Facts, gather
-from flusher.mysql_errors import ErrorClass, Flavour, classify
+from flusher.hanging import hung_up_after
+from flusher.mysql_errors import LOGIN_REFUSED, OF_THE_SESSION, ErrorClass, Flavour, classify
 from flusher.rows import Rows
-from flusher.upsert import MAX_STATEMENT_BYTES, statements
+from flusher.upsert import MAX_STATEMENT_BYTES, Form, Insert, form_of, inserts
+from shared.config import address
 from shared.records import KINDS
 
 LOCK_WAIT_S = 10
 MIN_PACKET_BYTES = 16 * 1024 * 1024
-"""What every accepted record fits in. A server that allows less is misconfigured; its rows are not at fault."""
+"""What every accepted record fits in."""
 
-_KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.TOO_BIG, ErrorClass.DATA}
+_KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.DATA}
 """After anything else a new connection is made: rights and settings that were mended show only there."""
 
 OUTSIDE_CLUSTER = 1047
@@ -33,14 +36,22 @@ OUTSIDE_CLUSTER = 1047
 RETURN_S = 30.0
 """How often a store that had to move on looks whether the first host takes writes again."""
 RETURN_CONNECT_S = 1
+LOGIN_AGAIN_S, LOGIN_AGAIN_AT_MOST_S = 60.0, 600.0
+"""After a refused login: MySQL's FAILED_LOGIN_ATTEMPTS would lock the account, and the right password out with it."""
 
 TABLES_NOT_OURS = -2
 """The number of an error that is no server's."""
 LOOK_AGAIN_S = 30.0
 """How often the tables are compared with sql/schema.sql while a connection lasts: somebody may alter them."""
 
-_SESSION = ", ".join(f"{name}='{value}'" for name, value in SESSION.items())
-
+_SESSION = ", ".join(
+    (
+        *(f"{name}='{value}'" for name, value in SESSION.items()),
+        f"innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S}",
+        f"completion_type='NO_CHAIN', sql_select_limit={2**64 - 1}, sql_big_selects=1",
+    )
+)
+"""Whatever settings of the server our statements depend on."""
 AS_BYTES = "SET SESSION session_track_system_variables='', character_set_client=binary, character_set_connection=binary"
 """Texts are sent as the bytes that the columns hold, and are checked when they are stored. MariaDB converts each text
 that it is told to be utf8mb4, to give it a name: an eighth of an upsert. Not for MySQL, whose JSON takes no bytes. The
@@ -116,7 +127,10 @@ class Store:
         self._asked_at = 0.0
         self._looked_back_at = 0.0
         self._flavour = Flavour.MARIADB
+        self._form = Form.VALUES
         self._max_packet_bytes = 0
+        self._refused: dict[int, tuple[float, float, tuple[Any, ...]]] = {}
+        """Logins by host: when it is asked again, how long that takes the next time, and what it said."""
         self.statements = 0
         self.version = ""
 
@@ -128,26 +142,29 @@ class Store:
     def connected(self) -> bool:
         return self._db is not None
 
-    def write(self, rows: Rows, ready: Sequence[bytes] | None = None, *, rehearse: bool = False) -> None:
+    def write(self, rows: Rows, ready: Sequence[Insert] | None = None, *, rehearse: bool = False) -> None:
         """Upserts rows in one transaction: sessions first, then tasks. Blocks. A rehearsal is rolled back.
 
-        Args: ready: the rows' statements, where somebody has made them already.
+        Args: ready: the rows' inserts, where somebody has made them already.
         Raises: StoreError; then nothing of it is in the database, except after a connection lost at COMMIT, when
         nobody knows. Writing it again is harmless either way.
         """
         db = self._reach()
         try:
-            self._look_at_tables(db)
-            for statement in self._fitting(rows, ready):
-                self._query(db, statement)
-            self._asked_at = self._clock()
-            self.statements += 1
-            if rehearse:
-                db.rollback()
-            else:
-                db.commit()
+            with hung_up_after(self._server.read_timeout_s, self._peer):
+                self._look_at_tables(db)
+            fitting = self._fitting(rows, ready)
+            with hung_up_after(self._server.read_timeout_s * (len(fitting) + 1), self._peer):
+                for insert in fitting:
+                    self._query(db, insert.statement(self._form))
+                self._asked_at = self._clock()
+                self.statements += 1
+                if rehearse:
+                    db.rollback()
+                else:
+                    db.commit()
         except StoreError:
-            self._rollback()
+            self.close()  # a limit that was raised shows only in a new connection
             raise
         except (MySQLdb.Error, ValueError, TypeError, OverflowError) as error:
             raise self._failed(error) from error
@@ -223,7 +240,10 @@ class Store:
         try:
             return self._connection(database=database)
         except MySQLdb.Error as error:
-            raise self._failed(error) from error
+            failed = self._failed(error)
+            if failed.error_class in (ErrorClass.DATA, ErrorClass.TOO_BIG):
+                failed.error_class = ErrorClass.STORAGE
+            raise failed from error
         except (ValueError, TypeError, OverflowError) as error:
             self.close()
             raise StoreError(ErrorClass.UNKNOWN, -1, f"no connection can be made: {error}") from error
@@ -253,28 +273,50 @@ class Store:
 
     def _look_back(self, *, database: bool) -> None:
         """Goes back to the first host if it takes writes; else all stays as it is."""
-        before = (self._host, self.version, self._flavour, self._max_packet_bytes)
+        before = (self._host, self.version, self._flavour, self._form, self._max_packet_bytes)
         self._host = 0
         try:
             db = self._open(database=database, connect_timeout_s=RETURN_CONNECT_S)
         except MySQLdb.Error:
             db = None
-        if db is not None and _takes_writes(db):
-            self.close()
-            self._db = db
-            self._connected_at = self._clock()
-            return
         if db is not None:
+            with hung_up_after(RETURN_CONNECT_S, self._peer):
+                takes_writes = _takes_writes(db)
+            if takes_writes:
+                self.close()
+                self._db = db
+                self._connected_at = self._clock()
+                return
             db.close()
-        self._host, self.version, self._flavour, self._max_packet_bytes = before
+        self._host, self.version, self._flavour, self._form, self._max_packet_bytes = before
         self._looked_back_at = self._clock()
 
+    @property
+    def _peer(self) -> str | int:
+        return self._server.socket or address(self._server.hosts[self._host], self._server.port)[1]
+
     def _open(self, *, database: bool, connect_timeout_s: int | None = None) -> Any:
+        """A connection to the present host, ready for use, within twice the connect timeout."""
+        again_at, wait_s, said = self._refused.get(self._host, (0.0, LOGIN_AGAIN_S, ()))
+        if said and self._clock() < again_at:
+            raise MySQLdb.OperationalError(*said)
+        timeout_s = connect_timeout_s or self._server.connect_timeout_s
+        try:
+            with hung_up_after(2 * timeout_s, self._peer):
+                db = self._enter(timeout_s, database=database)
+        except MySQLdb.Error as error:
+            if LOGIN_REFUSED.intersection(error.args[:1]):
+                self._refused[self._host] = self._clock() + wait_s, min(2 * wait_s, LOGIN_AGAIN_AT_MOST_S), error.args
+            raise
+        self._refused.pop(self._host, None)
+        return db
+
+    def _enter(self, connect_timeout_s: int, *, database: bool) -> Any:
         server = self._server
         options: dict[str, Any] = {
             "user": server.user,
             "passwd": server.password,
-            "connect_timeout": connect_timeout_s or server.connect_timeout_s,
+            "connect_timeout": connect_timeout_s,
             "read_timeout": server.read_timeout_s,
             "write_timeout": server.write_timeout_s,
             "charset": "utf8mb4",
@@ -287,20 +329,20 @@ class Store:
         if server.socket:
             options["unix_socket"] = server.socket
         else:
-            host = server.hosts[self._host]
+            host, options["port"] = address(server.hosts[self._host], server.port)
             # The client library would take "localhost" for a socket of its own choice.
             options["host"] = "127.0.0.1" if host == "localhost" else host
-            options["port"] = server.port
         if server.ssl_mode:
             options["ssl_mode"] = server.ssl_mode
         ssl = {"ca": server.ssl_ca, "cert": server.ssl_cert, "key": server.ssl_key}
         if any(ssl.values()):
-            options["ssl"] = {name: value for name, value in ssl.items() if value}
+            options["ssl"] = {name: _readable(f"ssl_{name}", value) for name, value in ssl.items() if value}
         db = self._connect(**options)
         try:
             self.version = db.get_server_info()
             self._flavour = Flavour.MARIADB if "mariadb" in self.version.lower() else Flavour.MYSQL
-            db.query(f"SET SESSION {_SESSION}, innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S}")
+            self._form = form_of(self._flavour, self.version)
+            db.query(f"SET SESSION {_SESSION}")
             db.query("SELECT @@max_allowed_packet")
             self._max_packet_bytes = int(db.store_result().fetch_row()[0][0])
         except BaseException:
@@ -313,27 +355,26 @@ class Store:
         self._asked_at = self._clock()
         db.query(statement)
 
-    def _fitting(self, rows: Rows, ready: Sequence[bytes] | None) -> Sequence[bytes]:
-        """The rows' statements, each within the server's packet. Raises: StoreError for a row that is not."""
+    def _fitting(self, rows: Rows, ready: Sequence[Insert] | None) -> Sequence[Insert]:
+        """The rows' inserts, each within the server's packet. Raises: StoreError for a row that is not."""
         # The packet holds the statement and one byte of command; leave some room for either.
         packet = self._max_packet_bytes - 1024
-        if ready is None or max(map(len, ready), default=0) > packet:
-            ready = statements(rows, min(packet, MAX_STATEMENT_BYTES))
-        longest = max(map(len, ready), default=0)
+        if ready is None or max((insert.size for insert in ready), default=0) > packet:
+            ready = inserts(rows, min(packet, MAX_STATEMENT_BYTES))
+        longest = max((insert.size for insert in ready), default=0)
         if longest > packet:
-            misconfigured = packet < MIN_PACKET_BYTES - 1024
             raise StoreError(
-                ErrorClass.SCHEMA if misconfigured else ErrorClass.TOO_BIG,
+                ErrorClass.TOO_BIG,
                 1153,
                 f"a row makes a statement of {longest} bytes, over the server's max_allowed_packet of"
-                f" {self._max_packet_bytes} bytes; set it to {MIN_PACKET_BYTES} or more",
+                f" {self._max_packet_bytes} bytes; set it to {max(MIN_PACKET_BYTES, 2 * longest)} or more",
             )
         return ready
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
         silent = self._db is not None and self._clock() - self._asked_at >= self._server.read_timeout_s
-        if error_class in _KEEPS_CONNECTION:
+        if error_class in _KEEPS_CONNECTION and number not in OF_THE_SESSION:
             self._rollback()
         else:
             self.close()
@@ -348,6 +389,15 @@ class Store:
                 self._db.rollback()
             except MySQLdb.Error:
                 self.close()
+
+
+def _readable(setting: str, path: str) -> str:
+    """Raises: MySQLdb.Error, which names the file; the client library's does not."""
+    try:
+        with Path(path).open("rb"):
+            return path
+    except OSError as error:
+        raise MySQLdb.OperationalError(2026, f"database.{setting} = {path}: {error.strerror}") from error
 
 
 def _takes_writes(db: Any) -> bool:

@@ -40,6 +40,7 @@ from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
 from flusher.rows import Row, Rows
 from flusher.store import Server, Store, StoreError
+from flusher.upsert import Insert
 from shared import logs
 from shared.config import Database, load_or_exit
 from shared.process import close_to_others
@@ -64,8 +65,8 @@ class Refused(msgspec.Struct, frozen=True):
     error: StoreError
 
 
-class MostRefused(StoreError):
-    """So many of a batch's rows are refused that they are not dead letters: the operator must look at the table."""
+class NotTheRows(StoreError):
+    """Rows of this batch are refused, and are no dead letters: the operator must look at the table or the server."""
 
 
 class Writer:
@@ -127,7 +128,7 @@ class Writer:
         return Alive(self._store.host, self._store.version)
 
     def _failed(self, error: StoreError) -> Failed:
-        of_segment = isinstance(error, MostRefused)
+        of_segment = isinstance(error, NotTheRows)
         return Failed(error.error_class, error.number, error.public, of_segment, self._store.connected)
 
     def _at_fault(self, error_class: ErrorClass, number: int, message: str) -> Failed:
@@ -139,7 +140,7 @@ class Writer:
         written = dict.fromkeys(KINDS, 0)
         refused: list[Refused] = []
         positions: set[tuple[int, int]] = set()
-        batch, rows, ready = prepared.batch, prepared.rows, prepared.statements
+        batch, rows, ready = prepared.batch, prepared.rows, prepared.inserts
         while any(rows.values()):
             found = self._bisect(prepared, rows, ready)
             ready = None
@@ -156,16 +157,18 @@ class Writer:
             }
         return written, refused
 
-    def _bisect(self, prepared: Prepared, rows: Rows, ready: Sequence[bytes] | None) -> list[Refused]:
+    def _bisect(self, prepared: Prepared, rows: Rows, ready: Sequence[Insert] | None) -> list[Refused]:
         """One transaction; where a row is refused, one for each half, down to the row (log2 steps for one bad row).
 
         Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's,
-        MostRefused, for which replayed dead letters do not count: they may well be refused again.
+        NotTheRows where most are refused, for which replayed dead letters do not count: they may well be refused
+        again; and where a single row is over a limit of the server's, after the others were written.
         """
         batch = prepared.batch
         total: int | None = None
         new = 0
         refused: list[Refused] = []
+        over_limit: list[StoreError] = []
         todo = [rows]
         while todo:
             part = todo.pop()
@@ -179,17 +182,24 @@ class Writer:
                 if second:
                     todo += [second, first]
                     continue
+                if error.error_class is ErrorClass.TOO_BIG:
+                    over_limit.append(error)
+                    if len(over_limit) >= SCHEMA_FAULT_ROWS:
+                        break
+                    continue
                 refused += [Refused(kind, row, error) for kind, kind_rows in first.items() for row in kind_rows]
                 new += batch.count_new(first)
                 if total is None:
                     total = batch.count_new(prepared.rows)
                 if total >= SCHEMA_FAULT_ROWS and new * 2 > total:
-                    raise MostRefused(
+                    raise NotTheRows(
                         ErrorClass.SCHEMA,
                         error.number,
                         f"over half of a batch of {total} rows is refused with error {error.number}:"
                         " the table is at fault, not the rows",
                     ) from error
+        if over_limit:
+            raise NotTheRows(ErrorClass.SCHEMA, over_limit[0].number, over_limit[0].detail) from over_limit[0]
         return refused
 
     def _letters(self, batch: Batch, refused: Sequence[Refused]) -> list[DeadLetter]:

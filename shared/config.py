@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -214,6 +215,13 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
             field: _converted(key, values[key], fields[field], sources[key], wrong) for field, key in mine.items()
         }
         sections[name] = type_(**{field: value for field, value in converted.items() if value is not _WRONG})
+    for host in sections["database"].host:
+        try:
+            address(host, 3306)
+        except ValueError as error:
+            wrong.append(
+                f"{sources['database.host']}: database.host = {shown(list(sections['database'].host))}: {error}"
+            )
     try:
         sections["service"] = _with_tokens_of_the_file(sections["service"])
     except ConfigError as error:
@@ -310,7 +318,21 @@ def _verified(database: Database) -> Database:
 
 def is_local(database: Database) -> bool:
     """Whether nothing between us and the database leaves this machine."""
-    return database.socket is not None or all(map(is_loopback, database.host))
+    return database.socket is not None or all(is_loopback(address(host, database.port)[0]) for host in database.host)
+
+
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+))(?::(\d{1,5}))?|([0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,})")
+
+
+def address(host: str, port: int) -> tuple[str, int]:
+    """An entry of database.host: "db:3307" -> ("db", 3307), "[::1]" and "::1" -> ("::1", port). Raises: ValueError."""
+    found = _ADDRESS.fullmatch(host)
+    number = int(found[3] or port) if found else 0
+    if found is None or not 0 < number < 65536:
+        raise ValueError(
+            "must be a name or an address, with a :PORT of 1 to 65535 or none, as in db, db:3307, [::1]:3307"
+        )
+    return found[1] or found[2] or found[4], number
 
 
 def is_loopback(host: str) -> bool:

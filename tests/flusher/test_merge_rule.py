@@ -188,7 +188,7 @@ def test_through_segments_and_restarted_writers_the_tables_end_as_the_models(
         segment = journal.seal()
         segment.close()
         store = Store(mariadb.server(database))
-        assert isinstance(Writer(store, tmp_path / "dead", 1).write(segment.path, prepare(segment.path)), Written)
+        assert isinstance(Writer(store, tmp_path / "dead", 1).write(segment.path, prepare(segment.path, None)), Written)
         store.close()
         segment.path.unlink()
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flusher import rows
+from flusher.mysql_errors import Flavour
 from flusher.rows import TOGETHER, Row, with_values
-from flusher.upsert import UPSERTS, statements
+from flusher.upsert import HEADS, UPDATES, Form, form_of, inserts
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Count, Kind, Record
 from tests.flusher.test_store import hostile, rows_of, session, task
 
@@ -109,25 +110,45 @@ def test_one_row_without_a_form_in_sql_takes_none_from_the_others(at: int) -> No
     assert [index for index, values in enumerate(found) if not values] == [at]
     assert found[at - 1] == values_of(SESSIONS, [some[at - 1]])[0]
     with pytest.raises(ValueError, match="no form in SQL"):
-        statements({SESSIONS: some})
+        inserts({SESSIONS: some})
 
 
 @pytest.mark.parametrize("limit", [1, 700, 2000, 10_000, 100_000])
 def test_statements_keep_the_limit_and_every_row_in_its_order(limit: int) -> None:
     some = rows_of(*[task(f"{index:04}", source_text="x" * (index % 90)) for index in range(100)])[TASKS]
-    made = statements({TASKS: some}, limit)
-    head, tail = UPSERTS[TASKS].head + b"(", b")" + UPSERTS[TASKS].tail
+    made = inserts({TASKS: some}, limit)
+    head, tail = HEADS[TASKS], b")" + UPDATES[Form.ALIAS][TASKS]
     held = []
-    for statement in made:
+    for insert in made:
+        statement = insert.statement(Form.ALIAS)
+        assert insert.size == max(len(statement), len(insert.statement(Form.VALUES)))
         assert statement.startswith(head)
         assert statement.endswith(tail)
         held.append(statement.removeprefix(head).removesuffix(tail).split(b"),("))
-        assert len(statement) <= limit or len(held[-1]) == 1
+        assert insert.size <= limit or len(held[-1]) == 1
     assert [values for part in held for values in part] == [one.values for one in some]
 
 
 def test_a_statement_may_be_as_large_as_the_limit() -> None:
     both = rows_of(task("a"), task("b"))
-    (whole,) = statements(both)
-    assert statements(both, len(whole)) == [whole]
-    assert len(statements(both, len(whole) - 1)) == 2
+    (whole,) = inserts(both)
+    assert inserts(both, whole.size) == [whole]
+    assert len(inserts(both, whole.size - 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "form"),
+    [
+        (Flavour.MYSQL, "9.7.4-2", Form.ALIAS),
+        (Flavour.MYSQL, "8.0.20", Form.ALIAS),
+        (Flavour.MYSQL, "8.0.19", Form.VALUES),
+        (Flavour.MYSQL, "8.0.34-google", Form.ALIAS),
+        (Flavour.MYSQL, "8.0.11-TiDB-v8.5.0", Form.VALUES),
+        (Flavour.MYSQL, "8.0.30-Vitess", Form.VALUES),
+        (Flavour.MYSQL, "unknown", Form.VALUES),
+        (Flavour.MARIADB, "10.11.19-MariaDB-0+deb12u1", Form.VALUES),
+        (Flavour.MARIADB, "5.5.5-10.6.12-MariaDB", Form.VALUES),
+    ],
+)
+def test_the_form_of_the_upsert_follows_from_the_servers_version(flavour: Flavour, version: str, form: Form) -> None:
+    assert form_of(flavour, version) is form

@@ -18,7 +18,7 @@ from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.coalesce import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
 from flusher.journal import Journal
-from flusher.mysql_errors import ErrorClass
+from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.rows import Rows
 from flusher.segments import Entry
 from flusher.store import Store, StoreError
@@ -144,11 +144,16 @@ def test_one_poison_row_of_a_thousand_becomes_a_dead_letter_and_the_others_are_w
     assert (answer.records, answer.coalesced, answer.dead_lettered) == (1000, 0, 1)
     assert answer.dead_arrivals == {ARRIVAL: 1}
     assert answer.last_error is not None
-    assert "4025" in answer.last_error
+    assert str(place.mariadb.check_failed) in answer.last_error
     assert place.execute("SELECT COUNT(*) FROM translation_tasks") == [(999,)]
     assert answer.statements < 50  # some for each of log2(1000) steps, not for each row
     (letter,) = place.letters()
-    assert (letter.kind, letter.key, letter.error_code, letter.arrival) == ("tasks", ("s1", "0617"), 4025, ARRIVAL)
+    assert (letter.kind, letter.key, letter.error_code, letter.arrival) == (
+        "tasks",
+        ("s1", "0617"),
+        place.mariadb.check_failed,
+        ARRIVAL,
+    )
     assert "poison" in letter.error
     assert letter.record == tasks[617]
 
@@ -200,7 +205,8 @@ def test_when_most_of_a_batch_is_refused_the_table_is_at_fault_and_nothing_is_de
 
     answer = is_failed(place.write(path))
 
-    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.SCHEMA, 4025, True)
+    number = place.mariadb.check_failed
+    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.SCHEMA, number, True)
     assert place.letters() == []
     assert path.exists()
     place.accept_again()
@@ -401,6 +407,23 @@ def test_a_batch_too_big_is_halved_until_it_fits_and_nothing_is_dead_lettered(pl
     assert place.store.committed == [f"{number:02}" for number in range(20)]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("over", "tried"), [(1, 11), (15, 25)])
+def test_a_single_row_over_a_limit_waits_and_is_no_dead_letter(place: Place, over: int, tried: int) -> None:
+    """The others are written; where it is not one row but many, the limit stays and not each is tried."""
+    keys = [f"{number:02}" for number in range(20)]
+    place.store = ScriptedStore(  # type: ignore[assignment]
+        lambda some: StoreError(ErrorClass.TOO_BIG, 1197, "the limit") if set(some) & set(keys[:over]) else None
+    )
+
+    answer = is_failed(place.write(place.segment(task_body(*map(task, keys)), count=20)))
+
+    assert (answer.error_class, answer.number, answer.of_segment) == (ErrorClass.SCHEMA, 1197, True)
+    assert answer.message.endswith("the limit")
+    assert place.store.statements <= tried
+    assert place.store.committed == (keys[over:] if over == 1 else [])  # type: ignore[attr-defined]
+    assert not place.dead_letters.exists()
+
+
 @pytest.mark.parametrize("error_class", [one for one in ErrorClass if one not in (ErrorClass.DATA, ErrorClass.TOO_BIG)])
 def test_only_a_fault_of_the_rows_is_bisected(place: Place, error_class: ErrorClass) -> None:
     place.store = ScriptedStore(lambda keys: StoreError(error_class, 9, "detail"))  # type: ignore[assignment]
@@ -443,7 +466,7 @@ def test_ping_says_which_server_answers_or_why_none_does(place: Place) -> None:
     away = Writer(Store(place.mariadb.server("gone")), place.dead_letters, MAX_BYTES).ping()
 
     assert isinstance(alive, Alive)
-    assert "MariaDB" in alive.version
+    assert ("MariaDB" in alive.version) is (place.mariadb.flavour is Flavour.MARIADB)
     assert isinstance(away, Failed)
     assert away.number == 1049
 

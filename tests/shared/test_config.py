@@ -18,6 +18,8 @@ from shared.config import (
     SECTIONS,
     Config,
     ConfigError,
+    address,
+    is_local,
     load,
     load_with_sources,
     local_url,
@@ -176,6 +178,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("database.host", [], "length >= 1"),
     ("database.host", ["a", ""], "length >= 1"),
     ("database.host", 5, "array"),
+    *(("database.host", ["a", host], "[::1]:3307") for host in ("db:0", "db:65536", "db:x", "[::1", "db:1:x", "a b")),
     ("database.port", 0, ">= 1"),
     ("database.socket", "", "length >= 1"),
     ("database.user", "", "length >= 1"),
@@ -715,3 +718,20 @@ def test_a_ca_for_another_machine_means_that_its_name_is_checked_too(
     database: dict[str, Any], mode: str | None, tmp_path: Path
 ) -> None:
     assert load(write(tmp_path, {"database": database}), {}).database.ssl_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("db", ("db", 3306)),
+        ("db:3307", ("db", 3307)),
+        ("192.0.2.1:65535", ("192.0.2.1", 65535)),
+        ("::1", ("::1", 3306)),
+        ("[::1]", ("::1", 3306)),
+        ("[2001:db8::2]:3307", ("2001:db8::2", 3307)),
+    ],
+)
+def test_a_host_of_the_database_may_have_a_port_of_its_own(host: str, found: tuple[str, int]) -> None:
+    database = load("/dev/null", {"DB_HOST": f"{host}, other"}).database
+    assert [address(one, database.port) for one in database.host] == [found, ("other", 3306)]
+    assert is_local(load("/dev/null", {"DB_HOST": host}).database) is (found[0] == "::1")

@@ -7,6 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from flusher.mysql_errors import Flavour
 from tests.support.mariadb import MariaDB
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mysql.sh"
@@ -22,6 +23,9 @@ def program() -> Path:
 
 
 class MySQL(MariaDB):
+    flavour = Flavour.MYSQL
+    check_failed = 3819
+
     def install(self) -> None:
         installed = subprocess.run(
             [
@@ -38,4 +42,4 @@ class MySQL(MariaDB):
         assert installed.returncode == 0, installed.stdout
 
     def _server(self) -> list[str]:
-        return [str(program()), "--performance-schema=OFF"]
+        return [str(program()), "--performance-schema=OFF", "--skip-log-bin"]
