@@ -8,33 +8,24 @@ the same limit. The body is then handed on in the scope, so that nothing behind 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ingest.access import Access
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
 from ingest.headers import JSON_TYPE, check_form, is_host, is_json
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
+from ingest.unpacking import MEMBER_WORK, PIECE_BYTES, SMALL_BODY_BYTES, gunzip, too_large
 
 MAX_READING_BYTES = 128 * 1024 * 1024
 """Bodies of all requests that are being read or answered in this process, as far as they have come."""
-SMALL_BODY_BYTES = 64 * 1024
-"""A body that is no larger always has room: who holds the rest does not lock out everybody."""
 MAX_SHORTCUT_BYTES = 32 * 1024 * 1024
-"""Bodies over that which are on the short way (ingest/shortcut.py), as they were announced; more take the long way."""
+"""Bodies over SMALL_BODY_BYTES on the short way (ingest/shortcut.py), as announced; more take the long way."""
 UNKNOWN_ROUTE = "other"
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 _GZIP = (b"gzip", b"x-gzip")
 _ENCODINGS = (b"identity", *_GZIP)
-MAX_PACKED = 100
-"""Bytes that a packed one may stand for where the body is not small: tasks that repeat each other reach 60."""
-_PACKED_PIECE_BYTES = 4 * 1024
-"""zlib copies what is behind a member; a piece holds 200 members at most."""
-_PIECE_BYTES = 256 * 1024
-_MEMBER_WORK = 512
-"""Bytes that take as long to unpack as a member without any."""
 
 
 class ClientGone(Exception):
@@ -184,7 +175,7 @@ class Guard:
         length = headers.get(b"content-length")
         declared = int(length) if length is not None else None  # the HTTP parser lets only digits through
         if declared is not None and declared > self._max_body_bytes:
-            raise _too_large(self._max_body_bytes)
+            raise too_large(self._max_body_bytes)
         return encoding.strip().lower() in _GZIP, declared
 
     def _check_room(self, size: int, to_come: int = 0) -> None:
@@ -211,7 +202,7 @@ class Guard:
                 size += len(part)
                 self._reading_bytes += len(part)
                 if size > self._max_body_bytes:
-                    raise _too_large(self._max_body_bytes)
+                    raise too_large(self._max_body_bytes)
                 self._check_room(size)
                 if not message.get("more_body"):
                     break
@@ -232,8 +223,8 @@ class Guard:
                 unpacked += piece
                 self._reading_bytes += len(piece)
                 self._check_room(len(unpacked))
-                work += len(piece) + _MEMBER_WORK
-                if work > _PIECE_BYTES:
+                work += len(piece) + MEMBER_WORK
+                if work > PIECE_BYTES:
                     work = 0
                     await asyncio.sleep(0)  # the loop's other tasks have their turn
         except BaseException:
@@ -242,44 +233,9 @@ class Guard:
         return bytes(unpacked)
 
 
-def _too_large(max_bytes: int) -> Problem:
-    return Problem(
-        413, "BODY_TOO_LARGE", f"a body may have {max_bytes} bytes, sent and unpacked (service.max_body_bytes)"
-    )
-
-
 async def _nothing_left() -> Message:
     """What Falcon receives: it asks for the first message of the body even where nobody reads it."""
     return {"type": "http.request", "body": b"", "more_body": False}
-
-
-def gunzip(body: bytes, max_bytes: int) -> Iterator[bytes]:
-    """Unpacks gzip of any number of members (RFC 1952, 2.2) in pieces, each in under 1 ms.
-
-    Args: max_bytes: of all pieces together. Raises: Problem, at the first byte over a limit.
-    """
-    most = min(max_bytes, max(SMALL_BODY_BYTES, MAX_PACKED * len(body)))
-    unpacker = zlib.decompressobj(wbits=31)
-    size = 0
-    try:
-        for start in range(0, len(body), _PACKED_PIECE_BYTES):
-            packed = body[start : start + _PACKED_PIECE_BYTES]
-            while packed:
-                if unpacker.eof:
-                    unpacker = zlib.decompressobj(wbits=31)
-                piece = unpacker.decompress(packed, _PIECE_BYTES)
-                packed = unpacker.unused_data or unpacker.unconsumed_tail
-                size += len(piece)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                if size > most:
-                    detail = f"unpacked, the body has over {MAX_PACKED} times its {len(body)} bytes: send it unpacked"
-                    raise Problem(413, "BODY_TOO_PACKED", detail)
-                yield piece
-    except zlib.error:
-        raise Problem(400, "INVALID_GZIP", "the body is not gzip") from None
-    if not unpacker.eof:
-        raise Problem(400, "BODY_CUT_SHORT", "the gzip stream does not end where the body ends")
 
 
 async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:

@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from ingest import guard
-from ingest.guard import MAX_PACKED, gunzip
 from ingest.headers import is_json
 from ingest.resources import Problem
+from ingest.unpacking import MAX_PACKED, SMALL_BODY_BYTES, gunzip
 from tests.support.guarded import BATCH, GONE, LOCAL, OTHER, Exchange, Guarded, part, scope_of
 from tests.support.service import task
 
@@ -115,7 +115,7 @@ def test_a_refusal_without_a_body_keeps_the_connection() -> None:
 # ---- room for all bodies at once
 
 
-SMALL = guard.SMALL_BODY_BYTES
+SMALL = SMALL_BODY_BYTES
 
 
 def test_bodies_under_way_have_a_bound_together_and_room_comes_back() -> None:

@@ -19,10 +19,11 @@ from uvicorn.server import ServerState
 
 from ingest.cycle import NO_OTHER_SITE
 from ingest.forwarder import Forwarder, Rejected
-from ingest.guard import MAX_SHORTCUT_BYTES, SMALL_BODY_BYTES, Guard
+from ingest.guard import MAX_SHORTCUT_BYTES, Guard
 from ingest.protocol import Protocol
 from ingest.resources import Batch
 from ingest.shortcut import MAX_BODY_BYTES, Shortcut
+from ingest.unpacking import SMALL_BODY_BYTES
 from shared.records import TASKS
 from shared.validation import Policy, Validator
 from shared.wire import Reason
