@@ -252,13 +252,14 @@ class History:
                     path.unlink()
 
     def read(self, after: float, now: float) -> list[bytes]:
-        """The points of the window that are younger than `after`, oldest first, as JSON. Raises: OSError."""
+        """The points of the window that are younger than `after`, oldest first, as JSON; none of a file that cannot be
+        read, of which the recorder tells."""
         after = max(after, now - WINDOW_S)
         found = []
         for path in (self._file(now - WINDOW_S), self._file(now)):
             try:
                 lines = path.read_bytes().split(b"\n")[:-1]
-            except FileNotFoundError:
+            except OSError:
                 continue
             found += [line for line in lines if after < _at(line) <= now]
         return found
@@ -277,7 +278,10 @@ def _at(line: bytes) -> float:
     """When a point was recorded; 0 for a line that is none, as a power cut may leave it."""
     if not line.startswith(_AT) or not line.endswith(b"}") or b"\0" in line:
         return 0.0
-    return float(line[len(_AT) : line.index(b",")])
+    try:
+        return float(line[len(_AT) : line.index(b",")])
+    except ValueError:
+        return 0.0
 
 
 class Recorder:

@@ -120,10 +120,8 @@ def node_counts(directory: Path, own: Mapping[str, Counts] = MappingProxyType({}
     """
     live = {}
     for path in directory.glob("*.json"):
-        try:
+        with suppress(OSError, msgspec.DecodeError):  # it was folded just now, or somebody has touched it
             live[path.name] = msgspec.json.decode(path.read_bytes(), type=Counts)
-        except FileNotFoundError:
-            pass  # it was folded just now
     live |= own
     ended = _ended(directory)
     return _sum([ended.counts, *(counts for name, counts in live.items() if name not in ended.names)])
@@ -133,7 +131,9 @@ def fold(directory: Path, pid: int) -> None:
     """Adds the counts of a worker that has ended to those of its predecessors. Raises: OSError."""
     for path in directory.glob(f"{pid}-*.json"):
         ended = _ended(directory)
-        counts = msgspec.json.decode(path.read_bytes(), type=Counts)
+        counts = Counts()
+        with suppress(msgspec.DecodeError):
+            counts = msgspec.json.decode(path.read_bytes(), type=Counts)
         counts.connections = 0
         ended = Ended(_sum([ended.counts, counts]), [*ended.names, path.name][-_NAMES_KEPT:])
         _write(directory / _ENDED, msgspec.json.encode(ended))
@@ -143,13 +143,17 @@ def fold(directory: Path, pid: int) -> None:
 def _ended(directory: Path) -> Ended:
     try:
         return msgspec.json.decode((directory / _ENDED).read_bytes(), type=Ended)
-    except FileNotFoundError:
+    except (OSError, msgspec.DecodeError):  # there is none yet, or somebody has touched it
         return Ended()
 
 
 def _write(path: Path, data: bytes) -> None:
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
+    try:
+        fresh.write_bytes(data)
+    except FileNotFoundError:  # somebody has removed the directory
+        path.parent.mkdir(mode=0o700, parents=True)
+        fresh.write_bytes(data)
     fresh.replace(path)
 
 
