@@ -104,8 +104,7 @@ class Galera:
         for statement in (
             *schema_statements(SCHEMA_FILE.read_text(encoding="utf-8"), DATABASE),
             f"CREATE USER {USER} IDENTIFIED BY '{PASSWORD}'",
-            # CREATE, because run.sh applies the schema at every start.
-            f"GRANT SELECT, INSERT, UPDATE, CREATE ON {DATABASE}.* TO {USER}",
+            f"GRANT SELECT, INSERT, UPDATE ON {DATABASE}.* TO {USER}",
         ):
             db.query(statement)
         db.close()

@@ -24,6 +24,8 @@ from tests.support.tables import FIRST_USER, FOREIGN, VERSION_1
 DROP = "DROP TABLE IF EXISTS translation_tasks, translation_sessions"
 TEN = "SELECT 0 AS n " + " ".join(f"UNION SELECT {digit}" for digit in range(1, 10))
 
+NUMBER = "a.n + 10 * b.n + 100 * c.n + 1000 * d.n + 10000 * e.n"
+
 
 @pytest.fixture
 def node(short_path: Path, mariadb: MariaDB, database: str) -> Service:
@@ -31,7 +33,7 @@ def node(short_path: Path, mariadb: MariaDB, database: str) -> Service:
 
 
 def make(mariadb: MariaDB, database: str, tables: Sequence[str], rows: int = 10) -> None:
-    """The tables with two sessions and `rows` tasks, a multiple of 10, of 2026-01-01 12:00."""
+    """The tables with two sessions and `rows` tasks of 2026-01-01 12:00."""
     db = mariadb.connect(database)
     for statement in (DROP, *tables):
         db.query(statement)
@@ -46,9 +48,9 @@ def make(mariadb: MariaDB, database: str, tables: Sequence[str], rows: int = 10)
             "INSERT INTO translation_tasks (task_id, batch_id, session_id, sheet_name, column_name, row_index,"
             f" source_text, status, updated_at{', reviewer' if reviewer else ''}) WITH ten AS ({TEN}) SELECT"
             " CONCAT('TASK_', a.n, b.n, c.n, d.n, e.n), 'b', CONCAT('s', a.n % 2), '', 'A',"
-            " a.n + 10 * b.n + 100 * c.n + 1000 * d.n + 10000 * e.n, '你好🙂', 'pending',"
+            f" {NUMBER}, '你好🙂', 'pending',"
             f" '2026-01-01 12:00:00'{reviewer}"
-            f" FROM ten a, ten b, ten c, ten d, ten e LIMIT {rows}"
+            f" FROM ten a, ten b, ten c, ten d, ten e WHERE {NUMBER} < {rows}"
         )
     db.close()
 
