@@ -47,7 +47,7 @@ class Access:
                 "without a token only callers on the same machine are answered: set service.auth_token"
                 " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
             )
-        if scope["path"] not in OPEN_PATHS and not is_ours(headers.get(b"host", b""), self._allowed_hosts):
+        if scope["path"] not in OPEN_PATHS and not self._is_ours(headers.get(b"host", b"")):
             raise Problem(
                 403,
                 "HOST_NOT_ALLOWED",
@@ -61,7 +61,11 @@ class Access:
         """Whether check() would pass a request that brings a Host and nothing that only browsers send."""
         if self._tokens is not None:
             return has_token(headers.get(b"authorization", b""), self._tokens)
-        return (not self._protected or is_local(client)) and is_ours(headers[b"host"], self._allowed_hosts)
+        return (not self._protected or is_local(client)) and self._is_ours(headers[b"host"])
+
+    def _is_ours(self, host: bytes) -> bool:
+        name = ownable(host)
+        return name is None or name in self._allowed_hosts
 
 
 def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
@@ -100,16 +104,16 @@ def is_cross_site(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
 
 
 @lru_cache(maxsize=128)
-def is_ours(host: bytes, allowed_hosts: frozenset[str]) -> bool:
-    """Whether no stranger can make this Host point here: an IP address, a name without a dot, or one that is allowed;
-    the port does not count."""
+def ownable(host: bytes) -> str | None:
+    """The name in a Host, in lower case, that its owner can make point here; None of an IP address or a name without a
+    dot, which nobody can own."""
     text = host.decode("latin-1").lower()
     name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return not text.startswith("[") and ("." not in name or name in allowed_hosts)
-    return True
+        return name if "." in name or text.startswith("[") else None
+    return None
 
 
 @lru_cache(maxsize=1024)

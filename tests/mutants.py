@@ -321,7 +321,7 @@ BREAKS = (
         "access",
         "the fast path admits under any name",
         "ingest/access.py",
-        'is_local(client)) and is_ours(headers[b"host"], self._allowed_hosts)',
+        'is_local(client)) and self._is_ours(headers[b"host"])',
         "is_local(client))",
         ("tests/ingest/test_shortcut.py",),
     ),
