@@ -17,6 +17,9 @@ from flusher.backlog import Backlog
 from shared.timers import logged
 from shared.wire import Committed, encode
 
+MAX_FLUSH_CALLERS = 1000
+"""More do not wait: they are told at once what is pending. What was accepted is flushed for the others anyway."""
+
 
 @dataclass(slots=True)
 class FlushResult:
@@ -57,6 +60,8 @@ class Callers:
     def wait_for_flush(self, upto: int, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Calls `done` once nothing up to that segment waits any more, and after `timeout_s` in any case."""
         caller = _FlushCaller(upto, self._clock(), done)
+        if len(self._of_flushes) >= MAX_FLUSH_CALLERS:
+            timeout_s = 0.0
         caller.timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up, caller)
         self._of_flushes.append(caller)
 

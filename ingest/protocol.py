@@ -155,6 +155,7 @@ class Protocol(asyncio.Protocol):
         """Of data that is nothing but a part of a header."""
         # The one that is being answered, and those behind it
         self._cycle: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
         self._pipeline: deque[Cycle] = deque()
         self._last: Refusal | None = None
         """The last answer, once there is one; nothing is parsed any more."""
@@ -199,6 +200,8 @@ class Protocol(asyncio.Protocol):
         if cycle is not None:
             cycle.disconnect()
             self._observed(cycle)
+            if self._task is not None and not cycle.more_body:
+                self._task.cancel()  # whatever it waits for, nobody waits for it
         self._pipeline.clear()  # nobody has looked at these
         self.resume_writing()
 
@@ -420,7 +423,7 @@ class Protocol(asyncio.Protocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._cycle = cycle
-        task = self._loop.create_task(cycle.run(self._app))
+        task = self._task = self._loop.create_task(cycle.run(self._app))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 

@@ -9,6 +9,7 @@ import pytest
 
 from flusher import segments, stats
 from flusher.__main__ import open_journal
+from flusher.callers import MAX_FLUSH_CALLERS
 from flusher.mysql_errors import ErrorClass
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.state import Acceptance
@@ -290,6 +291,22 @@ def test_callers_who_wait_for_a_commit_cost_nothing_over_an_outage(tmp_path: Pat
         assert kept == {}
 
     run(test, tmp_path, max_bytes=1 << 30)
+
+
+def test_callers_of_a_flush_over_the_bound_are_told_at_once(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+        node.submit(b"body")
+        waiting = [node.ask_flush() for _ in range(MAX_FLUSH_CALLERS)]
+        assert (await node.ask_flush()).pending == 1
+        assert len(node.flush._callers._of_flushes) == MAX_FLUSH_CALLERS
+        node.writers.answer = written
+        assert (await node.ask_flush()).pending == 1
+        node.clock.now += 60
+        node.flush.consider()
+        await asyncio.gather(*waiting)
+
+    run(test, tmp_path)
 
 
 def test_accepting_goes_on_while_the_database_refuses_everything(tmp_path: Path) -> None:
