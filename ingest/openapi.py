@@ -195,10 +195,10 @@ def _errors(*statuses: int) -> dict[str, Any]:
 _MEANING = {
     400: "Not JSON, wrong shape, body cut short, or a parameter out of range",
     401: "The token is missing",
-    403: "The token is wrong, or protected mode is on",
+    403: "The token is wrong, protected mode is on, or without a token Host or site is another",
     405: "Wrong method",
     408: "The request did not come in time",
-    413: "The body is over service.max_body_bytes",
+    413: "The body is over service.max_body_bytes, or packed over 100 to 1",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "A record is invalid; nothing of the request is stored",
     503: "Cannot accept now; see Retry-After",
