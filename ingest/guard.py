@@ -22,8 +22,6 @@ MAX_READING_BYTES = 128 * 1024 * 1024
 MAX_SHORTCUT_BYTES = 32 * 1024 * 1024
 """Bodies over SMALL_BODY_BYTES on the short way (ingest/shortcut.py), as announced; more take the long way."""
 UNKNOWN_ROUTE = "other"
-_LINGER_S = 2.0
-_LINGER_BYTES = 64 * 1024 * 1024
 _GZIP = (b"gzip", b"x-gzip")
 _ENCODINGS = (b"identity", *_GZIP)
 
@@ -100,7 +98,7 @@ class Guard:
         except Problem as problem:
             self.report(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-            await _answer(problem, receive, send, unread=has_body and not read)
+            await _answer(problem, send, unread=has_body and not read)
         except ClientGone:
             return
         finally:
@@ -238,26 +236,10 @@ async def _nothing_left() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _answer(problem: Problem, receive: Receive, send: Send, *, unread: bool) -> None:
-    """Sends a problem. Where the body is unread the connection closes, after what is under way has been let in:
-    closing with unread bytes would reset the connection, and the client would never see why."""
+async def _answer(problem: Problem, send: Send, *, unread: bool) -> None:
+    """Sends a problem. Where the body is unread the connection ends with it."""
     headers = [*JSON, (b"content-length", b"%d" % len(problem.body)), *problem.fields]
     if unread and "Connection" not in problem.headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": problem.body, "more_body": unread})
-    if unread:
-        try:
-            await asyncio.wait_for(_discard(receive), _LINGER_S)
-        except asyncio.TimeoutError:
-            pass  # long enough
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _discard(receive: Receive) -> None:
-    size = 0
-    while size < _LINGER_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            return
-        size += len(message.get("body", b""))
+    await send({"type": "http.response.body", "body": problem.body})

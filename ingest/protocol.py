@@ -8,7 +8,7 @@ as much as the rest of its parsing. A connection is always in one phase, and may
     HEADER   from a request's first byte to its header's  10 s
     BODY     from there to the end of its body            30 s
     ANSWER   until the answer is written                  no deadline here: an ack has its own
-    LINGER   the last answer is sent, what still comes is thrown away, so that the client gets to read it
+    LINGER   the last answer is sent; what still comes is thrown away unparsed, so that the client gets to read it
 
 Requests that come before the answer to an earlier one wait in `_pipeline`, and nothing more is read until they had
 their turn. What is refused here no application has seen, or not all of it: it gets the last answer of its connection,
@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import httptools
 import uvicorn
@@ -33,11 +33,14 @@ from ingest.access import OPEN_PATHS
 from ingest.cycle import NO_ROUTE, App, Cycle, Exchange
 from ingest.refusals import (
     BAD_TARGET,
+    CHUNKS,
     CUT_SHORT,
     FAILED,
     FULL,
     LARGE_HEADER,
     LONG_URL,
+    MAX_CHUNKS,
+    MAX_EXTENSION_BYTES,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_URL_BYTES,
@@ -56,6 +59,12 @@ MAX_PIPELINED = 100
 """Requests of one connection that may wait for the answers of those before them."""
 MAX_HELD_BYTES = 64 * 1024
 """Of a body that the application has not asked for yet; beyond, reading pauses."""
+MAX_IGNORED_BYTES = 64 * 1024
+"""Of a body that comes after the answer to its request, as of a GET with a body."""
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
+"""Of all answers in this process that their clients have not read."""
+UNREAD_BYTES = 16 * 1024
+"""Of one connection's answers; beyond, it is not worked for until its client has read them."""
 MAX_SURPLUS = 64
 """Connections over the limit that are still listened to, each for one request; those beyond are closed at once."""
 SURPLUS_S = 2.0
@@ -79,6 +88,10 @@ class Phase(Enum):
     BODY = 30.0
     ANSWER = float("inf")
     LINGER = 2.0
+
+
+_BETWEEN = (Phase.IDLE, Phase.FIRST)
+"""No request is being read or answered."""
 
 
 class Clock:
@@ -113,6 +126,9 @@ class Protocol(asyncio.Protocol):
     status 0 where the client left before it; reject(records): told of refused requests, each as one record, by reason.
     """
 
+    unread: ClassVar[dict[Protocol, int]] = {}
+    """Connections whose clients do not keep up, and the bytes of their answers then; later they are at most as many."""
+
     def __init__(
         self,
         config: uvicorn.Config,
@@ -142,17 +158,23 @@ class Protocol(asyncio.Protocol):
         self._parsing: Cycle | None = None
         self._shortcut: Shortcut | None = None
         """Where its body goes, if nothing is special about its header."""
-        self._announced = 0
-        """What is reserved there for the body."""
         self._body: list[bytes] = []
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
         self._started_at = 0.0
+        self._line = b""
+        """The end of a request line that has not come whole."""
+        self._end = b""
+        """The last bytes of a read: the end of a header may come in two."""
         self._header_bytes = 0
-        """Of all data that the header of a request is in."""
-        self._header_only_bytes = 0
-        """Of data that is nothing but a part of a header."""
+        self._length = 0
+        """Of the last request's body, as it was announced; it is reserved on the short way."""
+        self._to_come = 0
+        """Of a body with a length. Of a chunked one, less than nothing: the bytes that have come."""
+        self._chunks = 0
+        self._wire_bytes = 0
+        """Of a chunked body."""
         # The one that is being answered, and those behind it
         self._cycle: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -166,6 +188,7 @@ class Protocol(asyncio.Protocol):
         self._stalled_at = 0.0
         self._read_paused = False
         self._discarded = 0
+        """Bytes that were thrown away: of one body, and after the last answer."""
         self._surplus = False
         self._ended = False
         """Whether the client has said that it sends no more."""
@@ -182,6 +205,7 @@ class Protocol(asyncio.Protocol):
             "server": _address(transport.get_extra_info("sockname")),
             "client": _address(transport.get_extra_info("peername")),
         }
+        self._transport.set_write_buffer_limits(UNREAD_BYTES)
         surplus = len(self._server.connections) - self._max_connections
         if surplus > 0:
             self._surplus = True
@@ -195,7 +219,7 @@ class Protocol(asyncio.Protocol):
         del self._parser
         self._parsing = None
         if self._shortcut is not None:
-            self._shortcut.release(self._announced)
+            self._shortcut.release(self._length)
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.disconnect()
@@ -206,29 +230,99 @@ class Protocol(asyncio.Protocol):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._last is not None:
+        if self.phase is Phase.LINGER or self._last is not None:
             self._discarded += len(data)
             if self._discarded > DISCARD_BYTES:
                 self._transport.abort()
             return
-        if self.phase is Phase.HEADER:
-            self._header_bytes += len(data)
-            self._header_only_bytes += len(data)
-        else:
-            self._header_bytes = len(data)
         try:
-            while data:
-                try:
-                    self._parser.feed_data(data)
-                    break
-                except httptools.HttpParserUpgrade as upgrade:
-                    # Passed over, as RFC 9110, 7.8 allows: the connection goes on as it is.
-                    data = data[upgrade.args[0] :]
+            if self.phase in _BETWEEN and (end := self._end_of_only_header(data)):
+                self._header_bytes = end
+                self._parse(data)
+                end += self._length
+                if end < len(data) and self.phase is not Phase.BODY:
+                    self._check_line(data, end)  # of a request that has just begun behind this one
+                    self._header_bytes = len(data) - end
+            else:
+                self._feed(data)
         except httptools.HttpParserError as error:
             self._refuse(_refusal(error))
-            return
-        if self.phase is Phase.HEADER and self._header_only_bytes > MAX_HEADER_BYTES:
-            self._refuse(LONG_URL if len(self._url) > MAX_URL_BYTES else LARGE_HEADER)
+        except Refused as refused:
+            self._refuse(refused.refusal)
+
+    def _end_of_only_header(self, data: bytes) -> int:
+        """Returns: where the header in a read between two requests ends, if there is one and all of it is plain; else
+        0. What stands behind it is at most a body, not a chunked one."""
+        line = data.find(b"\r\n")
+        end = data.find(b"\r\n\r\n", line) + 4
+        plain = line > 0 and end > 3 and data[line - 9 : line - 3] == b" HTTP/" and data[0] > 32  # no CR, no LF
+        return end if plain and data.find(b"\r", end) < 0 and not self._line else 0
+
+    def _feed(self, data: bytes) -> None:
+        """Hands a read to the parser in pieces that end where a header or a body does: what begins there is looked at
+        before. Raises: Refused, HttpParserError."""
+        start, size = 0, len(data)
+        while start < size:
+            in_body = self.phase is Phase.BODY
+            chunked = in_body and self._to_come <= 0
+            begin = start
+            if not in_body and (self.phase is not Phase.HEADER or self._line):
+                begin = self._check_line(data, start)
+            end = min(size, start + self._to_come) if in_body and not chunked else self._end_of_block(data, begin)
+            if chunked:
+                self._wire_bytes += end - start
+            elif not in_body:
+                self._header_bytes += end - start
+            self._parse(data[start:end])
+            if chunked and self.phase is Phase.BODY:
+                if self._wire_bytes + self._to_come > MAX_EXTENSION_BYTES + 16 * self._chunks:
+                    raise Refused(CHUNKS)
+            elif self.phase is not Phase.HEADER:
+                self._header_bytes = 0
+            elif self._header_bytes > MAX_HEADER_BYTES:
+                raise Refused(LONG_URL if len(self._url) > MAX_URL_BYTES else LARGE_HEADER)
+            start = end
+        self._end = data[-3:] if size > 2 else (self._end + data)[-3:]
+
+    def _end_of_block(self, data: bytes, start: int) -> int:
+        """Where the next empty line ends: with it a header does, and a chunked body, since it may have no trailer."""
+        if start == 0:
+            # Its first bytes may have come with the read before.
+            found = (self._end + data[:3]).find(b"\r\n\r\n")
+            if found >= 0:
+                return found + 4 - len(self._end)
+        found = data.find(b"\r\n\r\n", start)
+        return found + 4 if found >= 0 else len(data)
+
+    def _check_line(self, data: bytes, start: int) -> int:
+        """That a request line is HTTP's, and that at most two empty lines stand before it (RFC 9112, 2.2). The
+        parser takes RTSP and ICE too, and passes over any CR and LF.
+
+        Returns: where in `data` the request begins. Raises: Refused.
+        """
+        end = data.find(b"\n", start) + 1
+        line = self._line + data[start : end or None]
+        while end and line in (b"\r\n", b"\r\n\r\n"):
+            start, end = end, data.find(b"\n", end) + 1
+            line += data[start : end or None]
+        text = line.removeprefix(b"\r\n").removeprefix(b"\r\n")
+        if text in (b"", b"\r"):
+            self._line = line
+            return len(data)
+        if text[0] in b"\r\n" or (end and text[-11:-5] != b" HTTP/"):
+            raise Refused(NOT_HTTP)
+        self._line = b"" if end else text[-16:]
+        return start
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Passed over, as RFC 9110, 7.8 allows: the connection goes on as it is.
+                data = data[upgrade.args[0] :]
+            else:
+                return
 
     def eof_received(self) -> bool:
         """A client that sends no more may still read: it gets the answers that it waits for, and learns that its
@@ -239,20 +333,36 @@ class Protocol(asyncio.Protocol):
                 self._refuse(CUT_SHORT)
             elif self.phase is Phase.HEADER:
                 self._refuse(NOT_HTTP)
-            elif self._cycle is not None:
-                self._newest(self._cycle).keep_alive = False
+            elif (newest := self._newest()) is not None:
+                newest.keep_alive = False
         return self.phase is Phase.ANSWER and self._scheme == "http"
 
     def pause_writing(self) -> None:
         self._stalled_at = Clock.now
         if self.writable is None:
             self.writable = self._loop.create_future()
+        self.unread[self] = self.unread_bytes
+        if sum(self.unread.values()) > MAX_UNREAD_BYTES:
+            bound_unread(self.unread)
 
     def resume_writing(self) -> None:
-        if self.writable is not None:
-            if not self.writable.done():
-                self.writable.set_result(None)
-            self.writable = None
+        if self.writable is None:
+            return
+        if not self.writable.done():
+            self.writable.set_result(None)
+        self.writable = None
+        self.unread.pop(self, None)
+        if self._cycle is None and self._pipeline:
+            self._start(self._pipeline.popleft())
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of answers; what the kernel has taken does not count."""
+        return self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        self.unread.pop(self, None)
+        self._transport.abort()
 
     # The parser's side
 
@@ -260,7 +370,6 @@ class Protocol(asyncio.Protocol):
         self.phase = Phase.HEADER
         self.since = Clock.now
         self._started_at = self._clock()
-        self._header_only_bytes = 0
         self._url = b""
         self._headers = []
         self._expects_continue = False
@@ -302,7 +411,7 @@ class Protocol(asyncio.Protocol):
                 and (announced := shortcut.admits(headers, self._addresses["client"]))
             ):
                 self._shortcut = shortcut
-                self._announced = announced
+                self._length = self._to_come = announced
                 self._body = []
                 return
         self._begin_cycle(path, query)
@@ -325,8 +434,11 @@ class Protocol(asyncio.Protocol):
             **self._addresses,
         }
         keep_alive = version == "1.1" and self._may_keep_alive()
+        self._chunks = self._wire_bytes = self._discarded = 0
+        # The parser lets only digits through.
+        self._length = self._to_come = next((int(value) for name, value in headers if name == b"content-length"), 0)
         self._parsing = cycle = Cycle(self, scope, keep_alive, self._expects_continue, self._started_at)
-        if self._cycle is None:
+        if self._cycle is None and self.writable is None:
             self._start(cycle)
         else:
             self._pipeline.append(cycle)
@@ -336,22 +448,34 @@ class Protocol(asyncio.Protocol):
         keep: bool = self._parser.should_keep_alive()
         return keep and not (self._stopping or self._surplus)
 
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS + -self._to_come // 1024:
+            raise Refused(CHUNKS)
+
     def on_body(self, body: bytes) -> None:
+        self._to_come -= len(body)
         if self._shortcut is not None:
             self._body.append(body)
             return
         cycle = self._parsing
-        if cycle is not None and not cycle.response_complete:
-            cycle.feed(body)
-            if cycle.held_bytes > MAX_HELD_BYTES:
-                self.pause_reading()
+        if cycle is None:
+            return
+        if cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > MAX_IGNORED_BYTES:
+                raise Refused(NOT_HTTP)
+            return
+        cycle.feed(body)
+        if cycle.held_bytes > MAX_HELD_BYTES:
+            self.pause_reading()
 
     def on_message_complete(self) -> None:
         shortcut, self._shortcut = self._shortcut, None
         if shortcut is not None:
             self.phase = Phase.ANSWER
             self.since = Clock.now
-            shortcut.release(self._announced)
+            shortcut.release(self._length)
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body = []
             self._cycle = shortcut.take(self, body, self._may_keep_alive(), self._started_at)
@@ -359,10 +483,11 @@ class Protocol(asyncio.Protocol):
                 return
             self._begin_cycle(self._url, b"")
             self.on_body(body)
+        self._to_come = 0
         if self._parsing is not None:
             self._parsing.end_of_body()
-        # Without a cycle its answer did not wait for its end.
-        self.phase = Phase.IDLE if self._cycle is None else Phase.ANSWER
+        # Without one under way its answer did not wait for its end.
+        self.phase = Phase.IDLE if self._newest() is None else Phase.ANSWER
         self.since = Clock.now
 
     def _refusal_of_header(self, path: bytes) -> Refusal | None:
@@ -402,10 +527,10 @@ class Protocol(asyncio.Protocol):
         self._observed(exchange)
         self._cycle = None
         if not exchange.keep_alive:
-            self.since = Clock.now
-            self._transport.close()
+            self._linger(unread=exchange.more_body)
         elif self._pipeline:
-            self._start(self._pipeline.popleft())
+            if self.writable is None:
+                self._start(self._pipeline.popleft())
         elif self._last is not None:
             self._send_last(self._last)
         else:
@@ -431,19 +556,20 @@ class Protocol(asyncio.Protocol):
         status = exchange.status if exchange.response_complete else 0
         self._observe(exchange.route, status, self._clock() - exchange.started_at)
 
-    def _newest(self, exchange: Exchange) -> Exchange:
-        """Of the requests under way, beginning with `exchange`."""
-        return self._pipeline[-1] if self._pipeline else exchange
+    def _newest(self) -> Exchange | None:
+        """Of the requests under way."""
+        return self._pipeline[-1] if self._pipeline else self._cycle
 
     def _refuse(self, refusal: Refusal) -> None:
         """Nothing more is parsed. The requests that were read before keep their answers."""
         self._last = refusal
-        if self._cycle is None or self._cycle.more_body:
-            self._send_last(refusal)
-            return
-        if self.phase is Phase.BODY:
+        if self._pipeline and self.phase is Phase.BODY:
             self._pipeline.pop()
-        self.phase = Phase.ANSWER
+            self.phase = Phase.HEADER
+        if not self._pipeline and (self._cycle is None or self._cycle.more_body):
+            self._send_last(refusal)
+        else:
+            self.phase = Phase.ANSWER
 
     def _send_last(self, refusal: Refusal) -> None:
         cycle, self._cycle = self._cycle, None
@@ -460,11 +586,17 @@ class Protocol(asyncio.Protocol):
         if not said:
             self._transport.write(refusal.data)
             self._reject({refusal.code: 1})
-        self.phase = Phase.LINGER
+        self._linger(unread=True)
+
+    def _linger(self, *, unread: bool) -> None:
+        """Ends the connection. Where a part of a request is `unread` its client gets to read the answer before: closing
+        now would reset the connection."""
         self.since = Clock.now
-        if self._ended:
+        if self._ended or not unread:
             self._transport.close()
             return
+        self.phase = Phase.LINGER
+        self._discarded = 0
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.resume_reading()
@@ -480,10 +612,11 @@ class Protocol(asyncio.Protocol):
         if self._stopping:
             return
         self._stopping = True
-        if self._cycle is None:
+        newest = self._newest()
+        if newest is None:
             self._loop.call_later(LINGER_S, self._close_unused)
         else:
-            self._newest(self._cycle).keep_alive = False
+            newest.keep_alive = False
 
     def _close_unused(self) -> None:
         if self.phase in (Phase.FIRST, Phase.IDLE):
@@ -534,6 +667,23 @@ def sweep(connections: Iterable[Any], now: float) -> None:
                 connection.check_deadline(now)
 
 
+def bound_unread(connections: Iterable[Protocol]) -> None:
+    """Closes those with the most unread bytes where all have over MAX_UNREAD_BYTES; and some more, so that this is not
+    done again for the next answer."""
+    sizes = sorted(((one.unread_bytes, number, one) for number, one in enumerate(connections)), reverse=True)
+    total = sum(size for size, _, _ in sizes)
+    if total <= MAX_UNREAD_BYTES:
+        return
+    closed = 0
+    for size, _, connection in sizes:
+        connection.abort()
+        closed += 1
+        total -= size
+        if total < MAX_UNREAD_BYTES * 3 // 4:
+            break
+    log.warning("too many answers are not read by their clients: the %d connections with the largest closed", closed)
+
+
 async def sweep_slowly(connections: Collection[Any]) -> None:
     """All connections in about a second; some at a time, since thousands may be over their deadline together, and
     those that are not must not wait for them."""
@@ -543,3 +693,4 @@ async def sweep_slowly(connections: Collection[Any]) -> None:
     for number in range(slices):
         sweep(waiting[number::slices], loop.time())
         await asyncio.sleep(SWEEP_S / slices)
+    bound_unread(one for one in connections if isinstance(one, Protocol))

@@ -7,6 +7,10 @@ from ingest.cycle import NO_OTHER_SITE
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
+MAX_CHUNKS = 4096
+"""Of one body, and one more for each KiB of it. A chunk costs as much as a header field, however little it brings."""
+MAX_EXTENSION_BYTES = 16 * 1024
+"""Of a chunked body: what is neither content nor 16 bytes a chunk (as in Go's net/http)."""
 
 
 class Refusal:
@@ -32,6 +36,12 @@ UPGRADE = Refusal(
     b"400 Bad Request", "INVALID_HTTP", b"a request with Upgrade must not have a body: send HTTP/1.1 as it is"
 )
 PIPELINED = Refusal(b"400 Bad Request", "TOO_MANY_PIPELINED", b"too many requests were sent ahead of their answers")
+CHUNKS = Refusal(
+    b"400 Bad Request",
+    "TOO_MANY_CHUNKS",
+    b"a body may come in %d chunks and one more for each KiB, with %d bytes of extensions: send larger chunks"
+    % (MAX_CHUNKS, MAX_EXTENSION_BYTES),
+)
 CUT_SHORT = Refusal(b"400 Bad Request", "BODY_CUT_SHORT", b"the connection ended before the body did")
 TOO_SLOW = Refusal(b"408 Request Timeout", "REQUEST_TOO_SLOW", b"the request did not come in time")
 LONG_URL = Refusal(b"414 URI Too Long", "URL_TOO_LONG", b"a URL may have %d bytes" % MAX_URL_BYTES)

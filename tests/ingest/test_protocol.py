@@ -211,6 +211,8 @@ async def ask(connect: Callable[[], Awaitable[Client]], *parts: bytes) -> list[t
     client = await connect()
     for part in parts:
         await client.send(part)
+        for _ in range(3):
+            await asyncio.sleep(0)  # or two parts would come with one read
     client.send_no_more()
     return await client.rest()
 

@@ -21,6 +21,7 @@ from ingest.cycle import NO_OTHER_SITE
 from ingest.forwarder import Forwarder, Rejected
 from ingest.guard import MAX_SHORTCUT_BYTES, Guard
 from ingest.protocol import Protocol
+from ingest.refusals import MAX_URL_BYTES
 from ingest.resources import Batch
 from ingest.shortcut import MAX_BODY_BYTES, Shortcut
 from ingest.unpacking import SMALL_BODY_BYTES
@@ -166,6 +167,19 @@ def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
         front.forwarder.done[0](ARRIVAL)
         assert (await answer(reader))[0] == 202
         assert front.forwarder.bodies == [BODY]
+
+    play(scenario)
+
+
+def test_a_large_body_does_not_make_its_header_one_to_look_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though both came with one read."""
+    monkeypatch.setattr(Protocol, "_refusal_of_header", None)
+
+    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(BODY + b" " * 2 * MAX_URL_BYTES))
+        await front.submitted()
+        front.forwarder.done[0](ARRIVAL)
+        assert (await answer(reader))[0] == 202
 
     play(scenario)
 

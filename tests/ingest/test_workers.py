@@ -92,6 +92,7 @@ def test_new_workers_that_do_not_start_leave_the_old_ones_in_place(
         monkeypatch.setattr(module, "START_S", 0.05)
     parent.workers.replace()
     parent.until(lambda: "the old ones stay" in caplog.text, "the new workers are given up")
+    monkeypatch.setattr(module, "START_S", 30.0)
     parent.code = SERVES
     assert parent.settle() == old
     parent.workers.replace()

@@ -1,0 +1,200 @@
+"""What bounds the work and the memory that one connection, and all of them together, may cause."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ingest import protocol
+from ingest.protocol import MAX_IGNORED_BYTES, UNREAD_BYTES, Phase, Protocol, sweep_slowly
+from ingest.refusals import MAX_CHUNKS, MAX_EXTENSION_BYTES
+from tests.ingest.test_protocol import CHUNKED, GET, LARGE, Client, Front, ask, get_with, play, post, unreading
+
+ONE_BYTE = b"1\r\nx\r\n"
+END = b"0\r\n\r\n"
+REFUSED = (400, b"INVALID_HTTP")
+
+# ---- where a request begins
+
+
+NO_BEGINNINGS = {
+    "RTSP": b"GET / RTSP/1.1\r\nHost: h\r\n\r\n",
+    "ICE": b"SOURCE / ICE/1.1\r\nHost: h\r\n\r\n",
+    "CR": b"\r" + GET,
+    "LF": b"\n" + GET,
+    "CR CR LF": b"\r\r\n" + GET,
+    "LF CR LF": b"\n\r\n" + GET,
+    "three empty lines": b"\r\n" * 3 + GET,
+}
+BEFORE = {
+    "nothing": (b"", []),
+    "GET": (GET, [(200, b"-")]),
+    "POST": (post(b"{}"), [(200, b"{}")]),
+    "chunks": (CHUNKED + ONE_BYTE + END, [(200, b"x")]),
+    "empty lines": (b"\r\n\r\n" + GET, [(200, b"-")]),
+}
+
+
+@pytest.mark.parametrize("before", sorted(BEFORE))
+@pytest.mark.parametrize("name", sorted(NO_BEGINNINGS))
+def test_what_no_request_begins_with_is_refused_wherever_a_read_ends(name: str, before: str) -> None:
+    """The parser itself takes all of them."""
+    ahead, answers = BEFORE[before]
+    whole = ahead + NO_BEGINNINGS[name]
+
+    async def scenario(front: Front, connect: Any) -> None:
+        assert await ask(connect, whole) == [*answers, REFUSED]
+        cuts = range(max(1, len(ahead) - 5), len(whole))
+        for at in cuts:
+            assert await ask(connect, whole[:at], whole[at:]) == [*answers, REFUSED], at
+        assert len(front.seen) == len(answers) * (len(cuts) + 1)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("request_", [GET, post(b"{}"), CHUNKED + ONE_BYTE * 3 + END])
+def test_requests_are_the_same_however_many_reads_they_come_in(request_: bytes) -> None:
+    """Empty lines before them included; one byte a read, and cut at every byte."""
+    once = [(200, {GET: b"-", post(b"{}"): b"{}"}.get(request_, b"xxx"))]
+
+    async def scenario(front: Front, connect: Any) -> None:
+        whole = request_ + b"\r\n" + request_ + b"\r\n\r\n" + request_
+        assert await ask(connect, whole) == once * 3
+        assert await ask(connect, *(bytes([byte]) for byte in whole)) == once * 3
+        for at in range(1, len(whole)):
+            assert await ask(connect, whole[:at], whole[at:]) == once * 3
+
+    play(scenario)
+
+
+# ---- chunks
+
+
+def test_a_body_may_come_in_so_many_chunks_and_one_more_for_each_kib() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        assert (await ask(connect, CHUNKED + ONE_BYTE * (MAX_CHUNKS + 3) + END))[0][0] == 200
+        assert await ask(connect, CHUNKED + ONE_BYTE * (MAX_CHUNKS + 5)) == [(400, b"TOO_MANY_CHUNKS")]
+        large = b"400\r\n%b\r\n" % (b"x" * 1024) * 900
+        assert (await ask(connect, CHUNKED + large + ONE_BYTE * (MAX_CHUNKS + 3) + END))[0][0] == 200
+        assert await ask(connect, CHUNKED + large + ONE_BYTE * (MAX_CHUNKS + 5)) == [(400, b"TOO_MANY_CHUNKS")]
+
+    play(scenario)
+
+
+def test_extensions_have_a_bound_for_the_whole_body() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        some = b"1;" + b"a" * (MAX_EXTENSION_BYTES // 2) + b"\r\nx\r\n"
+        assert await ask(connect, CHUNKED + some, END) == [(200, b"x")]
+        assert await ask(connect, CHUNKED + some, some, some, END) == [(400, b"TOO_MANY_CHUNKS")]
+        client = await connect()
+        await client.send(CHUNKED + b"1;")
+        await front.reach(Phase.BODY)
+        for _ in range(64):
+            await client.send(b"a" * 16 * 1024)
+        assert await client.rest() == [(400, b"TOO_MANY_CHUNKS")]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/echo"])
+def test_nothing_of_a_body_is_parsed_once_its_request_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown path, and a type that is not taken."""
+
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await connect()
+        await client.send(CHUNKED.replace(b"/echo", path.encode()).replace(b"json", b"xml"))
+        assert (await client.answer())[0] in (404, 415)
+        await front.reach(Phase.LINGER)
+        monkeypatch.setattr(Protocol, "_feed", None)
+        await client.send(ONE_BYTE * 10_000)
+        client.send_no_more()
+        assert await client.rest() == []
+        await front.until(lambda: not front.connections)
+        assert front.refused in ([404], [415])
+
+    play(scenario)
+
+
+def test_a_body_that_comes_after_the_answer_has_a_bound() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        for size, again in ((MAX_IGNORED_BYTES, True), (MAX_IGNORED_BYTES + 1, False)):
+            client = await connect()
+            await client.send(get_with(f"Content-Length: {size}"))
+            assert await client.answer() == (200, b"-")
+            await client.send(b"x" * size + GET)
+            client.send_no_more()
+            assert await client.rest() == [(200, b"-")] * again
+
+    play(scenario)
+
+
+# ---- answers that nobody reads
+
+
+def test_no_request_is_begun_for_a_client_that_does_not_read() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await unreading(front)
+        large = GET.replace(b"/ ", b"/large ")
+        client.sendall(large + large)
+        await front.until(lambda: bool(front.connections))
+        (connection,) = front.connections
+        await front.until(lambda: connection.writable is not None)
+        client.sendall(large)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert front.seen == ["/large"]
+        assert connection.unread_bytes < LARGE
+        # What it has asked for comes once it reads.
+        await asyncio.get_running_loop().run_in_executor(None, read_all, client, 3 * LARGE)
+        assert front.seen == ["/large"] * 3
+
+    play(scenario)
+
+
+def read_all(client: Any, size: int) -> None:
+    got = 0
+    while got < size:
+        part = client.recv(1 << 20)
+        assert part
+        got += len(part)
+
+
+def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_UNREAD_BYTES", 4 * LARGE)
+
+    async def scenario(front: Front, connect: Any) -> None:
+        small: Client = await connect()
+        for count in range(8):
+            client = await unreading(front)
+            client.sendall(GET.replace(b"/ ", b"/large "))
+            await front.until(lambda count=count: len(front.seen) == count + 1)  # type: ignore[misc]
+            await asyncio.sleep(0)
+            assert sum(one.unread_bytes for one in front.connections if not one._transport.is_closing()) < 4 * LARGE
+        assert "connections with the largest closed" in caplog.text
+        await small.send(post(b"{}"))
+        assert await small.answer() == (200, b"{}")
+
+    play(scenario)
+    assert not Protocol.unread
+
+
+def test_answers_too_small_to_stall_a_connection_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked at once a second."""
+    monkeypatch.setattr(protocol, "MAX_UNREAD_BYTES", 5 * UNREAD_BYTES)
+    monkeypatch.setattr(protocol, "SWEEP_S", 0.0)
+    monkeypatch.setattr(Protocol, "check_deadline", lambda _connection, _now: None)
+
+    async def scenario(front: Front, connect: Any) -> None:
+        clients = [await connect() for _ in range(10)]
+        await front.until(lambda: len(front.connections) == len(clients))
+        sizes = iter(range(10))
+        monkeypatch.setattr(Protocol, "unread_bytes", property(lambda _: UNREAD_BYTES - next(sizes)))
+        await sweep_slowly(front.connections)
+        await front.until(lambda: len(front.connections) < len(clients))
+        assert len(front.connections) == 3
+
+    play(scenario)
