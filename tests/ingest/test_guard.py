@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest import guard
 from ingest.headers import is_json
 from ingest.resources import Problem
 from ingest.unpacking import MAX_PACKED, SMALL_BODY_BYTES, gunzip
