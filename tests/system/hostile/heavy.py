@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.support.mariadb import MariaDB
-from tests.support.service import FLUSH, SESSIONS, TASKS, Service, session, task
+from tests.support.service import FLUSH, SESSIONS, STATS, TASKS, Service, session, task
 from tests.system.hostile.good import GoodClient, worker_of
 
 CONNECTIONS = 4
@@ -30,6 +30,11 @@ MOST_BYTES = 10 * 1024 * 1024
 def post(path: str, body: bytes, *fields: str) -> bytes:
     fields = ("Host: h", "Content-Type: application/json", f"Content-Length: {len(body)}", *fields)
     return "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", ""]).encode() + body
+
+
+def chunked(chunks: bytes) -> bytes:
+    fields = ("Host: h", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    return "\r\n".join([f"POST {TASKS} HTTP/1.1", *fields, "", ""]).encode() + chunks + b"0\r\n\r\n"
 
 
 def tasks(items: list[object]) -> bytes:
@@ -62,6 +67,11 @@ ATTACKS = {
     "packed lists": post(SESSIONS, just_below_the_ratio(lists(MOST_BYTES)), "Content-Encoding: gzip"),
     "lists": post(SESSIONS, lists(2 * 1024 * 1024)),
     "many lists": post(SESSIONS, lists(MOST_BYTES)),
+    "one-byte chunks": chunked(b"1\r\n \r\n" * 150_000),
+    "one-byte chunks to no path": chunked(b"1\r\n \r\n" * 150_000).replace(TASKS.encode(), b"/nowhere"),
+    "chunk extensions": chunked(b"1;%b\r\n \r\n" % (b"x" * 1_000_000)),
+    "metrics": b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n",
+    "stats": f"GET {STATS} HTTP/1.1\r\nHost: h\r\n\r\n".encode(),
     "invalid": tasks([task(f"t{number}", status="no such") for number in range(1000)]),
 }
 
