@@ -129,6 +129,8 @@ class Store:
         self._flavour = Flavour.MARIADB
         self._form = Form.VALUES
         self._max_packet_bytes = 0
+        self._losses = 0
+        """Connections to the present host that were lost since it last took a write."""
         self._refused: dict[int, tuple[float, float, tuple[Any, ...]]] = {}
         """Logins by host: when it is asked again, how long that takes the next time, and what it said."""
         self.statements = 0
@@ -163,6 +165,7 @@ class Store:
                     db.rollback()
                 else:
                     db.commit()
+            self._losses = 0
         except StoreError:
             self.close()  # a limit that was raised shows only in a new connection
             raise
@@ -268,6 +271,7 @@ class Store:
         return self._db
 
     def _move_on(self) -> None:
+        self._losses = 0
         self._host = (self._host + 1) % len(self._server.hosts)
         self._looked_back_at = self._clock()
 
@@ -379,7 +383,9 @@ class Store:
         else:
             self.close()
         refuses = error_class is ErrorClass.READ_ONLY or number == OUTSIDE_CLUSTER
-        if (refuses or (silent and error_class is ErrorClass.RECONNECT)) and not self._server.socket:
+        lost = error_class is ErrorClass.RECONNECT
+        self._losses += lost
+        if (refuses or (lost and (silent or self._losses > 1))) and not self._server.socket:
             self._move_on()
         return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))
 

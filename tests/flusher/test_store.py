@@ -30,7 +30,8 @@ INT_MAX = 2147483647
 def with_raw(fields: dict[str, Any]) -> dict[str, Any]:
     """Objects as records hold them."""
     return {
-        name: msgspec.Raw(orjson.dumps(value)) if isinstance(value, dict) else value for name, value in fields.items()
+        name: msgspec.Raw(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)) if isinstance(value, dict) else value
+        for name, value in fields.items()
     }
 
 
@@ -109,7 +110,8 @@ def stored(mariadb: MariaDB, database: str, kind: Kind) -> dict[Any, Record]:
         values = dict(zip(fields, row, strict=True))
         for name in objects:
             if values[name] is not None:
-                values[name] = msgspec.Raw(orjson.dumps(orjson.loads(values[name])))
+                # MySQL keeps an object's keys in an order of its own.
+                values[name] = msgspec.Raw(orjson.dumps(orjson.loads(values[name]), option=orjson.OPT_SORT_KEYS))
         if values.get("confidence") is not None:
             values["confidence"] = float(values["confidence"])
         record = kind.record(**values)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher.mysql_errors import ErrorClass
+from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.store import Store, StoreError
 from flusher.writer import server_of
 from shared.config import Database, load
@@ -39,16 +39,17 @@ class Databases:
 
 
 @pytest.fixture(scope="module")
-def databases() -> Iterator[Databases]:
+def databases(new_database: type[MariaDB]) -> Iterator[Databases]:
     directory = Path(tempfile.mkdtemp(prefix="tls-", dir="/tmp"))
     authority = Authority(directory)
     certificate, key = authority.issue("server", f"DNS:{NAME}")
+    without_tls = ("--skip-ssl",) if new_database.flavour is Flavour.MARIADB else ("--tls-version=",)
     servers = []
     ports = []
-    for name, options in (("t", (f"--ssl-cert={certificate}", f"--ssl-key={key}")), ("p", ("--skip-ssl",))):
+    for name, options in (("t", (f"--ssl-cert={certificate}", f"--ssl-key={key}")), ("p", without_tls)):
         ports.append(free_port())
         (directory / name).mkdir()
-        server = MariaDB(directory / name, *options)
+        server = new_database(directory / name, *options)
         server.install()
         server.start("--skip-networking=0", "--bind-address=127.0.0.2", f"--port={ports[-1]}")
         server.execute(f"CREATE USER persistence@'%' IDENTIFIED BY '{PASSWORD}'")
@@ -144,3 +145,32 @@ def test_an_unencrypted_way_to_another_machine_is_named_at_the_start(
     assert f"database.host = {NAME} is another machine, and what is sent there is not encrypted" in (
         service.log.read_text()
     )
+
+
+@pytest.mark.parametrize("setting", ["DB_SSL_CA", "DB_SSL_CERT", "DB_SSL_KEY"])
+def test_a_file_that_is_missing_is_named(databases: Databases, setting: str) -> None:
+    database = configured(databases, **{"DB_SSL_CA": databases.ca, setting: "/nowhere/file.pem"})  # type: ignore[dict-item]
+    with pytest.raises(StoreError) as refused:
+        ping(database)
+    key = setting.lower().replace("db_", "database.")
+    assert refused.value.public == f"error 2026 (schema): {key} = /nowhere/file.pem: No such file or directory"
+
+
+@pytest.mark.only("mysql")
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_password_of_mysql_8_is_taken_with_tls_and_by_the_servers_public_key(databases: Databases, tls: bool) -> None:
+    """caching_sha2_password asks for the password itself from whoever logs in for the first time."""
+    databases.encrypted.execute("FLUSH PRIVILEGES")  # as after a start of the server
+    assert bool(cipher(configured(databases, **({"DB_SSL_CA": databases.ca} if tls else {})))) is tls
+
+
+def test_a_server_that_wants_tls_says_so(databases: Databases) -> None:
+    databases.encrypted.execute("SET GLOBAL require_secure_transport = 1")
+    try:
+        with pytest.raises(StoreError) as refused:
+            ping(configured(databases))
+        assert cipher(configured(databases, DB_SSL_CA=databases.ca))
+    finally:
+        databases.encrypted.execute("SET GLOBAL require_secure_transport = 0")
+    number = 3159 if databases.encrypted.flavour is Flavour.MYSQL else 1045
+    assert (refused.value.error_class, refused.value.number) == (ErrorClass.SCHEMA, number)
