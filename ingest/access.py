@@ -21,7 +21,7 @@ _SAME_SITE = (b"none", b"same-origin")
 
 
 class Access:
-    """Args: auth_token: one, or several separated by spaces; allowed_hosts: names of this service, in lower case."""
+    """Args: auth_token: one, or several separated by spaces; allowed_hosts: names of this service."""
 
     def __init__(self, auth_token: str | None, *, protected_mode: bool, allowed_hosts: Collection[str]) -> None:
         self._tokens = None if auth_token is None else auth_token.encode().split()
