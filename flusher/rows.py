@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +18,7 @@ import msgspec
 import orjson
 from msgspec.inspect import DateTimeType, FloatType, IntType, LiteralType, RawType, StrType
 
-from shared.records import KINDS, Kind, Record, utc
+from shared.records import KINDS, Kind, Object, Record, utc
 
 TOGETHER = 64
 """Rows whose JSON is made in one piece. More of them are hardly faster, and their texts are in memory thrice for as
@@ -58,14 +57,14 @@ class _Columns:
 
     def __init__(self, kind: Kind) -> None:
         objects = (*kind.fields_of(RawType), "extra")
-        texts = (*kind.fields_of(StrType, LiteralType), *objects)
+        texts = kind.fields_of(StrType, LiteralType)
         floats = kind.fields_of(FloatType)
         plain = tuple(name for name in kind.fields_of(IntType, DateTimeType) if name != "updated_at")
-        self.names = (*texts, *floats, *plain, "updated_at")
+        self.names = (*texts, *objects, *floats, *plain, "updated_at")
         known = {*kind.record.__struct_fields__, "extra"}
         assert set(self.names) == known, "a field of a type that is not known here"
         self.texts_of = _values_of(texts)
-        self.objects_of = _values_of(objects)
+        self.objects_of = [attrgetter(name) for name in objects]
         self.floats_of = [attrgetter(name) for name in floats]
         self.plain_of = _values_of(plain)
         self.unusual = not plain or any(info.ge is None or info.ge < 0 for info in kind.types_of(IntType))
@@ -82,28 +81,31 @@ def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
     """Of all of them, or of none where one has a value without a form in SQL."""
     records = [row.record for row in rows]
     try:
-        texts_of_rows: Iterable[Sequence[Any]] = map(columns.texts_of, records)
-        if any(filter(None, chain.from_iterable(map(columns.objects_of, records)))):
-            texts_of_rows = [[_as_text(value) for value in values] for values in texts_of_rows]
-        texts = _texts(texts_of_rows)
+        texts = _texts(map(columns.texts_of, records))
+        objects = [_objects(list(map(object_of, records))) for object_of in columns.objects_of]
         floats = [_floats(map(float_of, records)) for float_of in columns.floats_of]
         times = map(_UPDATED_AT, rows)
         plain = _plain(list(zip(map(columns.plain_of, records), times, strict=True)), unusual=columns.unusual)
-        for row, values in zip(rows, map(b",".join, zip(texts, *floats, plain, strict=True)), strict=True):
+        for row, values in zip(rows, map(b",".join, zip(texts, *objects, *floats, plain, strict=True)), strict=True):
             row.values = values
     except (ValueError, TypeError, OverflowError):
         return False
     return True
 
 
-def _as_text(value: Any) -> Any:
-    """An object in one form, however it was sent: of equal keys only the last, which MariaDB would not see to."""
-    if type(value) is not msgspec.Raw:
-        return value
-    parsed = orjson.loads(memoryview(value))
-    if parsed is not None and type(parsed) is not dict:
+def _objects(values: Sequence[Object]) -> list[bytes]:
+    """Between single quotes, since JSON is full of double ones. Each in one form, however it was sent: of equal keys only
+    the last, which MariaDB would not see to. Raises: ValueError."""
+    return [_object(value) for value in values] if any(values) else [b"NULL"] * len(values)
+
+
+def _object(value: Object) -> bytes:
+    parsed = None if value is None else orjson.loads(memoryview(value))
+    if parsed is None:
+        return b"NULL"
+    if type(parsed) is not dict:
         raise ValueError("an object is something else")
-    return None if parsed is None else orjson.dumps(parsed).decode()
+    return b"'%b'" % orjson.dumps(parsed).replace(b"\\", b"\\\\").replace(b"'", b"''")
 
 
 def _floats(values: Iterable[float | None]) -> list[bytes]:

@@ -1,9 +1,9 @@
 """Bodies -> records. Ingest (validation.py) and writer read with the same functions, so what was accepted is written.
 
-Most bodies msgspec reads in one pass. Every other is cut into its records, which are parsed one after the other, so
-that memory holds the objects of one; numbers in strings, integral floats, other forms of ISO 8601 and objects as texts
-are converted then, null becomes the default, and fields that the kind does not have go into `extra`. Which fields are
-kept, and what a time without an offset means, is in the body's rules (records.Rules). A time that local clocks show
+Most bodies msgspec reads in one pass, those with fields that the kind does not have after these were moved into `extra`.
+Every other is cut into its records, which are parsed one after the other, so that memory holds the objects of one;
+numbers in strings, integral floats, other forms of ISO 8601 and objects as texts are converted then, and null becomes
+the default. Which fields are kept, and what a time without an offset means, is in the body's rules (records.Rules). A time that local clocks show
 twice is the earlier one, a time that they skip counts from the offset before (PEP 495, fold 0).
 """
 
@@ -22,7 +22,7 @@ import msgspec
 import orjson
 
 from shared.clock import time_zone
-from shared.fast_validator import children
+from shared.fast_validator import children, fold
 from shared.records import KIND_OF_CODE, KINDS, UTC, Kind, Record, Rules, utc
 
 MAX_OBJECT_BYTES = 64 * 1024
@@ -56,8 +56,8 @@ def decode(kind: Kind, body: bytes | memoryview, rules: bytes = b"") -> list[Rec
     a dead letter that somebody has edited, or where its time zone is not known any more.
     """
     reader = _reader(kind.code, rules)
-    records = _in_one_pass(kind, body)
-    if records is None:
+    records = _in_one_pass(kind, body) or reader.in_one_pass_folded(body)
+    if not records:
         records = [reader.read(item) for item in _items(kind, body)]
     return reader.with_times_in_utc(records)
 
@@ -103,6 +103,14 @@ class Reader:
         self._integers = frozenset(kind.fields_of(msgspec.inspect.IntType))
         self._floats = frozenset(kind.fields_of(msgspec.inspect.FloatType))
         self._defaults = frozenset(field.name for field in fields if not field.required)
+
+    def in_one_pass_folded(self, body: bytes | memoryview) -> list[Record] | None:
+        """The records of most bodies with unknown fields; None for all others."""
+        folded = fold(body, self._kind.record.__struct_fields__, self._keep)
+        try:
+            return _FOLDED[self._kind.code].decode(folded) if folded else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
 
     def read(self, item: Any) -> Record:
         """Args: item: changed, where it is a dict. Raises: msgspec.ValidationError."""
@@ -218,6 +226,10 @@ def _with_extra(record: type[Record]) -> type[Record]:
 
 STORED = {kind.code: _with_extra(kind.record) for kind in KINDS}
 """The type with a field for `extra`, which no name in a body can set."""
+_FOLDED: dict[int, msgspec.json.Decoder[list[Record]]] = {
+    code: msgspec.json.Decoder(list[stored])  # type: ignore[valid-type]
+    for code, stored in STORED.items()
+}
 _TIMES = {kind.code: kind.fields_of(msgspec.inspect.DateTimeType) for kind in KINDS}
 # With one name alone attrgetter() would return no tuple.
 _TIMES_OF = {code: attrgetter(*(names if len(names) > 1 else names * 2)) for code, names in _TIMES.items()}

@@ -9,11 +9,13 @@
 //                                        the first `most` a tuple: key (its JSON, None in a list), start, end, values
 //                                        inside, depth, whether an integer in it is beyond 64 bits.
 //                                        Raises: ValueError where text[start:end] is neither
+//     fold(body, known, keep)            the list of an accepted body, its records with their unknown fields in one
+//                                        object, "extra" (keep), or without them; None where that takes a closer look
 //
 // count() parses with simdjson: what that takes is JSON in UTF-8, to the last byte. Every "return 0" and "return false"
 // means "not sure", never "invalid": validation.py decides then, and words the error. So the one mistake that must not
-// be made is to count what it would refuse. children() only follows strings and brackets: what it finds may still be
-// no JSON. Nothing here keeps a body. The interpreter's lock is held throughout.
+// be made is to count what it would refuse. children() and fold() only follow strings and brackets: what they find may
+// still be no JSON. Nothing here keeps a body. The interpreter's lock is held throughout.
 
 #define PY_SSIZE_T_CLEAN
 #define SIMDJSON_EXCEPTIONS 0
@@ -45,8 +47,40 @@ constexpr size_t MAX_OBJECT_BYTES = 64 * 1024;   // these three as in shared/bod
 constexpr size_t MAX_OBJECT_VALUES = 4096;
 constexpr int MAX_OBJECT_DEPTH = 20;
 
+// Names of fields, found fastest in the order in which most senders keep to them.
+class Names {
+  public:
+    static constexpr size_t NONE = ~size_t{0};
+
+    void add(std::string name) {
+        shapes |= shape(name);
+        names.push_back(std::move(name));
+    }
+
+    // The number of the name; `next` is where to look first, and moves on.
+    size_t find(string_view name, size_t &next) const {
+        size_t at = next;
+        if (names[at] != name) {
+            if (!(shapes & shape(name))) return NONE;
+            do {
+                at = at + 1 == names.size() ? 0 : at + 1;
+                if (at == next) return NONE;
+            } while (names[at] != name);
+        }
+        next = at + 1 == names.size() ? 0 : at + 1;
+        return at;
+    }
+
+  private:
+    static uint64_t shape(string_view name) {
+        return name.empty() ? 0 : uint64_t{1} << ((name[name.size() / 2] * 7 + name.size()) & 63);
+    }
+
+    std::vector<std::string> names;
+    uint64_t shapes = 0; // of which every name has one
+};
+
 struct Field {
-    std::string name;
     Type type;
     bool required;
     double least; // of a text: characters
@@ -60,6 +94,7 @@ struct Latest {
 
 struct Plan {
     std::string name;
+    Names names;
     std::vector<Field> fields;
     bool keep_unknown;
     uint64_t required = 0;
@@ -214,27 +249,21 @@ bool is_value(const Field &field, element value, Latest latest) {
 bool is_record(const Plan &plan, element item, Latest latest) {
     simdjson::dom::object record;
     if (item.get_object().get(record)) return false;
-    const size_t fields = plan.fields.size();
     uint64_t seen = 0;
-    size_t next = 0; // most senders keep to one order
+    size_t next = 0;
     Budget extra;
     std::vector<string_view> unknown;
     for (const auto member : record) {
-        size_t tried = 0;
-        while (tried < fields && plan.fields[next].name != member.key) {
-            tried++;
-            next = next + 1 == fields ? 0 : next + 1;
-        }
-        if (tried == fields) {
+        const size_t number = plan.names.find(member.key, next);
+        if (number == Names::NONE) {
             if (!plan.keep_unknown || !extra.takes_text(member.key) || !extra.takes_value(member.value, 0)) return false;
             unknown.push_back(member.key);
             continue;
         }
-        const uint64_t bit = uint64_t{1} << next;
+        const uint64_t bit = uint64_t{1} << number;
         if (seen & bit) return false;
         seen |= bit;
-        if (!is_value(plan.fields[next], member.value, latest)) return false;
-        next = next + 1 == fields ? 0 : next + 1;
+        if (!is_value(plan.fields[number], member.value, latest)) return false;
     }
     std::sort(unknown.begin(), unknown.end());
     if (std::adjacent_find(unknown.begin(), unknown.end()) != unknown.end()) return false;
@@ -325,27 +354,24 @@ bool skip_value(Scanner &scanner, Child &child) {
     return false;
 }
 
-PyObject *fail(const Scanner &scanner, const char *text, const char *why) {
-    return PyErr_Format(PyExc_ValueError, "%s at byte %zd", why, static_cast<Py_ssize_t>(scanner.at - text));
-}
-
-PyObject *find_children(const char *text, Scanner scanner, Py_ssize_t most) {
+// Calls visit(key, start, end, child) for each child of the object or list at the scanner, until that returns false. A
+// key is with its quotes, and empty in a list. Returns: nullptr, scanner.at being behind it, or what is wrong there.
+template <typename Visit> const char *for_each_child(Scanner &scanner, Visit visit) {
     const char open = scanner.skip_space();
-    if (open != '[' && open != '{') return fail(scanner, text, "no object and no list");
+    if (open != '[' && open != '{') return "no object and no list";
     const bool keyed = open == '{';
     const char close = keyed ? '}' : ']';
     scanner.at++;
-    std::unique_ptr<PyObject, void (*)(PyObject *)> list(PyList_New(0), [](PyObject *object) { Py_XDECREF(object); });
-    if (list == nullptr) return nullptr;
-    Py_ssize_t count = 0;
-    for (char next = scanner.skip_space(); next != close || count > 0; next = scanner.skip_space()) {
-        const char *const key = scanner.at;
-        const char *key_end = key;
+    bool first = true;
+    for (char next = scanner.skip_space(); next != close || !first; next = scanner.skip_space()) {
+        first = false;
+        const char *key = scanner.at;
+        size_t key_size = 0;
         if (keyed) {
-            if (next != '"') return fail(scanner, text, "no name of a field");
-            if (!scanner.skip_string()) return fail(scanner, text, "a name without an end");
-            key_end = scanner.at;
-            if (scanner.skip_space() != ':') return fail(scanner, text, "no colon behind a name");
+            if (next != '"') return "no name of a field";
+            if (!scanner.skip_string()) return "a name without an end";
+            key_size = scanner.at - key;
+            if (scanner.skip_space() != ':') return "no colon behind a name";
             scanner.at++;
             scanner.skip_space();
         }
@@ -353,24 +379,75 @@ PyObject *find_children(const char *text, Scanner scanner, Py_ssize_t most) {
         Child child;
         if (!skip_value(scanner, child)) {
             scanner.at = scanner.end;
-            return fail(scanner, text, "unexpected end");
+            return "unexpected end";
         }
-        if (count++ < most) {
-            PyObject *item = Py_BuildValue("(y#nnLLN)", keyed ? key : nullptr, static_cast<Py_ssize_t>(key_end - key),
-                                           static_cast<Py_ssize_t>(start - text), static_cast<Py_ssize_t>(scanner.at - text),
-                                           child.values, child.depth, PyBool_FromLong(child.big));
-            if (item == nullptr) return nullptr;
-            const int added = PyList_Append(list.get(), item);
-            Py_DECREF(item);
-            if (added != 0) return nullptr;
-        }
+        if (!visit(string_view(key, key_size), start, scanner.at, child)) return "stopped";
         if (*scanner.at == close) break;
-        if (*scanner.at != ',') return fail(scanner, text, "a bracket that closes another");
+        if (*scanner.at != ',') return "a bracket that closes another";
         scanner.at++;
     }
     scanner.at++;
-    if (scanner.skip_space() != '\0' || scanner.at != scanner.end) return fail(scanner, text, "more behind the end");
+    scanner.skip_space();
+    return nullptr;
+}
+
+PyObject *find_children(const char *text, Scanner scanner, Py_ssize_t most) {
+    std::unique_ptr<PyObject, void (*)(PyObject *)> list(PyList_New(0), [](PyObject *object) { Py_XDECREF(object); });
+    if (list == nullptr) return nullptr;
+    Py_ssize_t count = 0;
+    const char *wrong = for_each_child(scanner, [&](string_view key, const char *start, const char *end, Child child) {
+        if (count++ >= most) return true;
+        PyObject *item = Py_BuildValue("(y#nnLLN)", key.empty() ? nullptr : key.data(), static_cast<Py_ssize_t>(key.size()),
+                                       static_cast<Py_ssize_t>(start - text), static_cast<Py_ssize_t>(end - text),
+                                       child.values, child.depth, PyBool_FromLong(child.big));
+        const bool added = item != nullptr && PyList_Append(list.get(), item) == 0;
+        Py_XDECREF(item);
+        return added;
+    });
+    if (PyErr_Occurred()) return nullptr;
+    if (!wrong && scanner.at != scanner.end) wrong = "more behind the end";
+    if (wrong) return PyErr_Format(PyExc_ValueError, "%s at byte %zd", wrong, static_cast<Py_ssize_t>(scanner.at - text));
     return Py_BuildValue("(nN)", count, list.release());
+}
+
+// Appends the record with its unknown fields in one object, `extra`. False where a name has an escape: it may be any.
+bool fold_record(Scanner &scanner, const Names &known, bool keep, std::string &folded) {
+    std::string extra;
+    size_t next = 0;
+    folded += '{';
+    const char *wrong = for_each_child(scanner, [&](string_view key, const char *start, const char *end, Child) {
+        const bool is_known = known.find(key, next) != Names::NONE;
+        if (key.empty() || key.find('\\') != string_view::npos) return false;
+        if (is_known || (keep && key != "\"created_at\"")) {
+            std::string &target = is_known ? folded : extra;
+            target.append(key).append(":").append(start, end - start).append(",");
+        }
+        return true;
+    });
+    if (!extra.empty()) {
+        extra.back() = '}';
+        folded.append("\"extra\":{").append(extra).append(",");
+    }
+    if (folded.back() == ',') folded.pop_back();
+    folded += "},";
+    return wrong == nullptr;
+}
+
+// Of a body with one key only.
+bool fold_list(Scanner scanner, const Names &known, bool keep, std::string &folded) {
+    if (scanner.skip_space() != '{') return false;
+    scanner.at++;
+    if (scanner.skip_space() != '"' || !scanner.skip_string() || scanner.skip_space() != ':') return false;
+    scanner.at++;
+    if (scanner.skip_space() != '[') return false;
+    do {
+        scanner.at++;
+        if (scanner.skip_space() != '{' || !fold_record(scanner, known, keep, folded)) return false;
+    } while (scanner.skip_space() == ',');
+    if (scanner.at == scanner.end || *scanner.at++ != ']' || scanner.skip_space() != '}') return false;
+    scanner.at++;
+    scanner.skip_space();
+    return scanner.at == scanner.end;
 }
 
 // ---- Python's side
@@ -393,6 +470,25 @@ PyObject *children(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
     return found;
 }
 
+PyObject *fold(PyObject *, PyObject *args) {
+    Py_buffer text;
+    PyObject *names;
+    int keep;
+    if (!PyArg_ParseTuple(args, "y*O!p", &text, &PyTuple_Type, &names, &keep)) return nullptr;
+    Names known;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++)
+        if (const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i))) known.add('"' + std::string(name) + '"');
+    const auto *bytes = static_cast<const char *>(text.buf);
+    std::string folded = "[";
+    Scanner scanner{bytes, bytes + text.len};
+    const bool good = fold_list(scanner, known, keep != 0, folded);
+    PyBuffer_Release(&text);
+    if (PyErr_Occurred()) return nullptr;
+    if (!good) Py_RETURN_NONE;
+    folded.back() = ']';
+    return PyBytes_FromStringAndSize(folded.data(), static_cast<Py_ssize_t>(folded.size()));
+}
+
 struct FastValidator {
     PyObject_HEAD
     Plan *plan;
@@ -413,7 +509,8 @@ bool add_field(Plan &plan, PyObject *item) {
         PyErr_Format(PyExc_ValueError, "%s: no type of a field is called %s", name, type);
         return false;
     }
-    Field field{name, static_cast<Type>(known - std::begin(TYPES)), required != 0, least, most, {}};
+    plan.names.add(name);
+    Field field{static_cast<Type>(known - std::begin(TYPES)), required != 0, least, most, {}};
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(choices); i++) {
         Py_ssize_t size;
         const char *choice = PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(choices, i), &size);
@@ -486,6 +583,7 @@ PyType_Spec validator_spec = {
 };
 PyMethodDef module_methods[] = {
     {"children", as_method(children), METH_FASTCALL, nullptr},
+    {"fold", fold, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -48,9 +48,9 @@ class Session(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
 
 class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     extra: ClassVar[Object] = None
-    session_id: Key36
     task_id: Key64
     batch_id: Str64 = ""
+    session_id: Key36
     sheet_name: Str255 = ""
     column_name: Str255 = ""
     row_index: Count = 0

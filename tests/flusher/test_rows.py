@@ -54,7 +54,7 @@ def test_rows_become_together_what_each_becomes_alone(data: st.DataObject) -> No
 
 def test_a_row_as_sql() -> None:
     record = task('quote " back \\ line \n end', confidence=0.5, row_index=7, start_time=NOON, duration_ms=3)
-    texts = b'"s","quote "" back \\\\ line \n end","b","sheet","A","text","pending",null,null,null,null,null'
+    texts = b'"s","quote "" back \\\\ line \n end","b","sheet","A","text","pending",null,null,null,NULL,NULL'
     assert values_of(TASKS, [row(record)]) == [
         b"%b,0.5000,7,0,20261124120000.000005,null,3,20261124120000.000005" % texts
     ]
@@ -63,26 +63,26 @@ def test_a_row_as_sql() -> None:
 @pytest.mark.parametrize(
     ("fields", "columns", "expected"),
     [
-        ({}, ("key", "extra"), b'"a",null,20261124120000.000005'),
-        ({"count": 7}, ("key", "extra", "count"), b'"a",null,7,20261124120000.000005'),
-        ({"small": 7}, ("key", "extra", "small"), b'"a",null,7,20261124120000.000005'),
-        ({"count": -7}, ("key", "extra", "count"), b'"a",null,-7,20261124120000.000005'),
+        ({}, ("key", "extra"), b'"a",NULL,20261124120000.000005'),
+        ({"count": 7}, ("key", "extra", "count"), b'"a",NULL,7,20261124120000.000005'),
+        ({"small": 7}, ("key", "extra", "small"), b'"a",NULL,7,20261124120000.000005'),
+        ({"count": -7}, ("key", "extra", "count"), b'"a",NULL,-7,20261124120000.000005'),
         (
             {"one": -1, "at": NOON, "two": -2},
             ("key", "extra", "one", "at", "two"),
-            b'"a",null,-1,20261124120000.000005,-2,2026',
+            b'"a",NULL,-1,20261124120000.000005,-2,2026',
         ),
-        ({"at": NOON}, ("key", "extra", "at"), b'"a",null,20261124120000.000005,20261124120000.000005'),
+        ({"at": NOON}, ("key", "extra", "at"), b'"a",NULL,20261124120000.000005,20261124120000.000005'),
         (
             {"at": NOON.replace(tzinfo=None)},
             ("key", "extra", "at"),
-            b'"a",null,20261124120000.000005,20261124120000.000005',
+            b'"a",NULL,20261124120000.000005,20261124120000.000005',
         ),
-        ({"part": 0.5}, ("key", "extra", "part"), b'"a",null,0.5000,20261124120000.000005'),
+        ({"part": 0.5}, ("key", "extra", "part"), b'"a",NULL,0.5000,20261124120000.000005'),
         (
             {"part": 0.5, "o": RAW, "text": '"'},
             ("key", "text", "o", "extra", "part"),
-            b'"a","""","{}",null,0.5000,2026',
+            b'"a","""",\'{}\',NULL,0.5000,2026',
         ),
     ],
 )

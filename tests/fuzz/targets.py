@@ -219,7 +219,7 @@ def records(data: bytes) -> None:
         accepted(kind, body, policy)
 
 
-_LITERAL = rb'(?:NULL|null|-?\d+(?:\.\d+)?|"(?:[^"\\]|\\\\|"")*")'
+_LITERAL = rb"""(?:NULL|null|-?\d+(?:\.\d+)?|"(?:[^"\\]|\\\\|"")*"|'(?:[^'\\]|\\\\|'')*')"""
 _VALUES = re.compile(rb"%b(?:,%b)*" % (_LITERAL, _LITERAL), re.DOTALL)
 """A row as SQL: literals, and nothing that lies outside of a literal."""
 
