@@ -94,8 +94,8 @@ def _set_values(columns: _Columns, rows: Sequence[Row]) -> bool:
 
 
 def _objects(values: Sequence[Object]) -> list[bytes]:
-    """Between single quotes, since JSON is full of double ones. Each in one form, however it was sent: of equal keys only
-    the last, which MariaDB would not see to. Raises: ValueError."""
+    """Between single quotes, since JSON is full of double ones. Each in one form, however it was sent: of equal keys
+    only the last, which MariaDB would not see to. Raises: ValueError."""
     return [_object(value) for value in values] if any(values) else [b"NULL"] * len(values)
 
 

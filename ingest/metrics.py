@@ -86,7 +86,7 @@ class RequestMetrics:
         name = (kind, field[:_NAME_SHOWN])
         if name not in self._ignored and len(self._ignored) < _NAMES_KEPT:
             self._ignored.add(name)
-            log.warning("%s: the field %r is ignored (records.unknown_fields: ignore)", *name)
+            log.warning("%s: the field %s is ignored (records.unknown_fields: ignore)", kind, repr(name[1]))
 
     def publish(self, connections: int | None = None) -> None:
         """Writes the file if anything has changed; whole or not at all. Blocks for well under a millisecond.

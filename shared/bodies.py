@@ -1,10 +1,11 @@
 """Bodies -> records. Ingest (validation.py) and writer read with the same functions, so what was accepted is written.
 
-Most bodies msgspec reads in one pass, those with fields that the kind does not have after these were moved into `extra`.
-Every other is cut into its records, which are parsed one after the other, so that memory holds the objects of one;
-numbers in strings, integral floats, other forms of ISO 8601 and objects as texts are converted then, and null becomes
-the default. Which fields are kept, and what a time without an offset means, is in the body's rules (records.Rules). A time that local clocks show
-twice is the earlier one, a time that they skip counts from the offset before (PEP 495, fold 0).
+Most bodies msgspec reads in one pass; fields that the kind does not have are moved into `extra` before. Every other
+body is cut into its records, which are parsed one after the other, so that memory holds the objects of one; numbers in
+strings, integral floats, other forms of ISO 8601 and objects as texts are converted then, null becomes the default.
+
+A body's rules (records.Rules) say which fields are kept, and what a time without an offset means. A time that local
+clocks show twice is the earlier one, a time that they skip counts from the offset before (PEP 495, fold 0).
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_the_real_services_422_drops_the_invalid_records_only(
         task(4),
         task("w5", updated_at="tomorrow"),
         task("w6", updated_at="2999-01-01T00:00:00Z"),
-        task("w7", source_text=""),
+        task("w7", sheet_name="x" * 256),
         task("w8", confidence=2),
         task("w9", start_time="0001-01-01T00:00:00", end_time="0001-01-01T00:00:00"),
     ]
