@@ -28,6 +28,7 @@ UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 60.0
+SHARED_S = 1.0
 LARGE_BODY_BYTES = 1024 * 1024
 """One step of a larger body may take tens of milliseconds, so only one of them has the closer look at a time."""
 TURN_S = 0.002
@@ -285,17 +286,34 @@ class Ready:
 
 
 class Metrics:
-    def __init__(self, forwarder: Forwarder, exposition: Callable[[dict[str, Any] | None], bytes]) -> None:
+    """One text for all who ask within SHARED_S: a scrape a second is plenty, and each would cost milliseconds."""
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        exposition: Callable[[dict[str, Any] | None], bytes],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._forwarder = forwarder
         self._exposition = exposition
+        self._clock = clock
+        self._text: asyncio.Task[bytes] | None = None
+        self._begun_at = 0.0
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        now = self._clock()
+        if self._text is None or now - self._begun_at >= SHARED_S:
+            self._begun_at = now
+            self._text = asyncio.ensure_future(self._compute())
+        response.content_type = CONTENT_TYPE_LATEST
+        response.data = await asyncio.shield(self._text)
+
+    async def _compute(self) -> bytes:
         try:
             stats = orjson.loads(await self._forwarder.stats())
         except FlusherUnavailable:
             stats = None
-        response.content_type = CONTENT_TYPE_LATEST
-        response.data = self._exposition(stats)
+        return self._exposition(stats)
 
 
 class OpenApi:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import math
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.metrics import RequestMetrics, fold, node_counts
+from ingest.resources import SHARED_S, Metrics
 
 STATS: dict[str, Any] = {
     "buffer": {
@@ -247,3 +250,39 @@ def test_what_is_wrong_shows_in_the_gauges(tmp_path: Path) -> None:
     assert found["persistence_database_state", (("state", "not_writable"),)] == 1
     assert found["persistence_database_state", (("state", "down"),)] == 0
     assert found["persistence_alarm", ()] == 1
+
+
+def test_a_second_has_one_computation_however_many_ask_and_whatever_it_ends_in() -> None:
+    computed = []
+    now = 0.0
+
+    class Flusher:
+        async def stats(self) -> bytes:
+            await asyncio.sleep(0)
+            return b"{}"
+
+    def exposition(_stats: object) -> bytes:
+        computed.append(now)
+        if len(computed) == 2:
+            raise OSError
+        return b"%d" % len(computed)
+
+    async def main() -> None:
+        nonlocal now
+        resource = Metrics(cast(Any, Flusher()), exposition, lambda: now)
+
+        async def get() -> bytes:
+            response = SimpleNamespace()
+            await resource.on_get(cast(Any, None), cast(Any, response))
+            return cast(bytes, response.data)
+
+        assert await asyncio.gather(*[get() for _ in range(200)]) == [b"1"] * 200
+        now = SHARED_S - 0.001
+        assert await get() == b"1"
+        now = SHARED_S
+        assert {type(one) for one in await asyncio.gather(get(), get(), return_exceptions=True)} == {OSError}
+        now = 2 * SHARED_S
+        assert await get() == b"3"
+
+    asyncio.run(main())
+    assert computed == [0.0, SHARED_S, 2 * SHARED_S]

@@ -20,6 +20,7 @@ import msgspec
 import orjson
 
 from flusher import segments
+from ingest.metrics import METRICS_DIRECTORY, node_counts
 from shared.bodies import decode
 from shared.records import Kind, Record, utc
 from tests.support.mariadb import MariaDB
@@ -210,6 +211,11 @@ class Service:
 
     def stats(self) -> Any:
         return self.get(STATS).json
+
+    def requests(self) -> dict[str, dict[int, int]]:
+        """Answered so far, by path and status: as GET /metrics says up to a second later."""
+        self.stats()  # its worker publishes what it has counted
+        return node_counts(self.directory / "run" / METRICS_DIRECTORY).requests
 
     def children(self, process: subprocess.Popen[bytes]) -> list[int]:
         """Process ids of the direct children: ingest's workers, the flusher's writers."""
