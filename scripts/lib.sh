@@ -8,6 +8,9 @@ export PERSISTENCE_STATE_DIR="${PERSISTENCE_STATE_DIR:-var}"
 case $PERSISTENCE_STATE_DIR in /*) ;; *) PERSISTENCE_STATE_DIR=$ROOT/$PERSISTENCE_STATE_DIR ;; esac
 PYTHON=$ROOT/.venv/bin/python
 STEP_AT=$(date +%s%N)
+# Without these bash forgets a signal that comes while a program ends that has not died of it.
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 die() {
     printf '%s\n' "${0##*/}: $*" >&2
@@ -39,7 +42,8 @@ long() { # long COMMAND...: runs it in a process group of its own, which ends wi
     trap 'trap "" INT TERM HUP; kill -TERM -- -$child 2>/dev/null; wait $child 2>/dev/null; exit 130' INT TERM HUP
     local status=0
     wait $child || status=$?
-    trap - INT TERM HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
     return $status
 }
 

@@ -17,4 +17,4 @@ need_python
 settings=$("$PYTHON" -m shared.config --check) || exit 1
 [ "$settings" = private=no ] || need_packages mariadb-server-core mariadb-client-core
 [ ! -O "$ROOT/var" ] || chmod 700 "$ROOT/var" # which a benchmark of an earlier version has left open
-exec "$PYTHON" -m scripts.service run "$@"
+exec "$PYTHON" -m scripts.run start "$@"

@@ -1,13 +1,12 @@
-"""Starts and stops the service in its state directory: what run.sh and stop.sh do once Python is there.
+"""Starts the service in its state directory.
 
-Rules: signals are blocked from the first line on, and pause() is the only place that takes one, so none is lost and
-none cuts a step in two. Whoever starts holds start.lock, in the foreground until the service has ended.
+Rules: signals are blocked before this is imported (run.py), and pause() is the only place that takes one, so none is
+lost and none cuts a step in two. Whoever starts holds start.lock, in the foreground until the service has ended.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shlex
 import shutil
@@ -18,14 +17,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import xmlrpc.client
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from supervisor.xmlrpc import SupervisorTransport
-
+from scripts.processes import (
+    Failed,
+    held,
+    is_started,
+    programs_of,
+    rpc,
+    stop_supervisord,
+    supervisord_of,
+)
 from shared.config import load_or_exit, load_with_sources, local_url, names_database
 from shared.exposure import local_tls
 from shared.process import end_with_parent, lock, open_own, own_state_directory
@@ -33,12 +38,10 @@ from shared.wire import SOCKET_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-STOP_S = 130.0
-"""Longest: ingest 35 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord."""
 PRIVATE_FREE_BYTES = 400 * 1024 * 1024
 """A new MariaDB takes 110 MiB and a log of 256."""
 _PROGRAM_LOG = """stdout_logfile=NONE
-stderr_logfile=%(ENV_PERSISTENCE_STATE_DIR)s/mariadb.stderr.log
+stderr_logfile=mariadb.stderr.log
 stderr_logfile_maxbytes=1MB
 stderr_logfile_backups=1
 """
@@ -46,10 +49,6 @@ stderr_logfile_backups=1
 
 class Stopped(Exception):
     """A signal asks for the end."""
-
-
-class Failed(Exception):
-    """One line: what is wrong and what to do."""
 
 
 class Steps:
@@ -82,7 +81,9 @@ def wait_for(condition: Callable[[], Any], timeout_s: float) -> Any:
     return value
 
 
-def spawn(arguments: list[str], output: IO[bytes], *, with_us: bool = True) -> subprocess.Popen[bytes]:
+def spawn(
+    arguments: list[str], output: IO[bytes], *, with_us: bool = True, cwd: Path = ROOT
+) -> subprocess.Popen[bytes]:
     """In a session of its own: Ctrl-C reaches only us.
 
     Args: with_us: whether it is killed when we are.
@@ -97,6 +98,7 @@ def spawn(arguments: list[str], output: IO[bytes], *, with_us: bool = True) -> s
 
     return subprocess.Popen(
         arguments,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -126,116 +128,6 @@ def last_line(path: Path, since: int = 0) -> str:
     return (errors or lines or [""])[-1]
 
 
-# Who is there
-
-
-def supervisord_of(state: Path) -> int | None:
-    """The process id of the supervisord that writes this state directory's log, whatever has become of its files."""
-    log = str(state / "supervisord.log")
-    for directory in Path("/proc").iterdir():
-        try:
-            if directory.name.isdigit() and b"supervisord" in (directory / "cmdline").read_bytes():
-                for fd in (directory / "fd").iterdir():
-                    if str(fd.readlink()) == log:
-                        return int(directory.name)
-        except OSError:
-            continue  # it has ended, or is another user's
-    return None
-
-
-def programs_of(state: Path) -> dict[str, str]:
-    """By name its state in supervisord's words; nothing where supervisord does not answer, or stops them all."""
-    try:
-        return {program["name"]: program["statename"] for program in rpc(state).supervisor.getAllProcessInfo()}
-    except (OSError, xmlrpc.client.Error):
-        return {}
-
-
-def is_started(state: Path) -> bool:
-    """Whether flusher and ingest have been started. One that does not answer may have them, and is not ours to end."""
-    try:
-        rpc(state).supervisor.getState()
-    except OSError:
-        return True
-    except xmlrpc.client.Fault:
-        return False  # it stops them all
-    return "STOPPED" not in {programs_of(state).get(name, "STOPPED") for name in ("flusher", "ingest")}
-
-
-def rpc(state: Path) -> Any:
-    transport: Any = SupervisorTransport(None, None, f"unix://{state / 'supervisor.sock'}")
-    return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
-
-
-def held(state: Path) -> list[str]:
-    """Our processes that still work in the state directory, by the locks that they hold."""
-    found = []
-    for name, path in (
-        ("ingest", state / "ingest.lock"),
-        ("the flusher", state / "flusher.lock"),
-        ("MariaDB", state / "mysql" / "ibdata1"),
-    ):
-        try:
-            with path.open("rb+") as file:
-                take = fcntl.lockf if name == "MariaDB" else fcntl.flock
-                take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found.append(name)
-        except OSError:
-            continue  # it has never been
-    return found
-
-
-def stop_supervisord(state: Path, pid: int, *, kill_database_after_s: float = STOP_S) -> None:
-    """Stops the programs in order, and waits. Takes no signal meanwhile.
-
-    Args: kill_database_after_s: a mariadbd that SIGTERM meets in its first tenth of a second never ends (10.11: it
-        waits for a thread that has gone), and nothing but SIGKILL ends it; its files are made for that.
-    """
-    os.kill(pid, signal.SIGTERM)
-    started_at = time.monotonic()
-    while runs(pid):
-        time.sleep(0.05)
-        waited_s = time.monotonic() - started_at
-        if waited_s > kill_database_after_s and (database := mariadbd_of(pid)):
-            os.kill(database, signal.SIGKILL)
-        if waited_s > STOP_S:
-            raise Failed(f"supervisord (process {pid}) does not end; kill -9 {pid} ends it, and loses nothing")
-    (state / "supervisord.conf").unlink(missing_ok=True)
-
-
-def runs(pid: int) -> bool:
-    try:
-        os.waitpid(pid, os.WNOHANG)  # ours is a zombie until we have asked
-    except ChildProcessError:
-        pass
-    return Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def mariadbd_of(supervisord: int) -> int | None:
-    try:
-        for child in Path(f"/proc/{supervisord}/task/{supervisord}/children").read_text().split():
-            if Path(f"/proc/{child}/comm").read_text() == "mariadbd\n":
-                return int(child)
-    except OSError:
-        pass  # it has just ended
-    return None
-
-
-def starter_of(state: Path) -> int | None:
-    """The process id of a run.sh that starts the service, or stays in the foreground."""
-    try:
-        os.close(lock(state, "start"))
-    except BlockingIOError:
-        return int((state / "start.lock").read_text() or 0) or None
-    except OSError:
-        pass  # there is no such directory
-    return None
-
-
-# Starting
-
-
 class Start:
     def __init__(self, state: Path, *, private: bool) -> None:
         self._state = state
@@ -250,6 +142,9 @@ class Start:
                 "DB_USER": "root",
                 "DB_PASSWORD": "",
                 "DB_SSL_MODE": "DISABLED",
+                # mariadbd sets a umask of its own.
+                "UMASK": "0600",
+                "UMASK_DIR": "0700",
             }
         self._config = load_or_exit()
 
@@ -338,8 +233,10 @@ class Start:
         # A name of its own: the server of an installation that was killed may live a little longer.
         new = self._state / f"mysql.new.{os.getpid()}"
         new.mkdir()
+        # mariadb-install-db is a shell script that quotes little: by this name the directory is plain, and ours alone.
+        plain = f"/proc/{os.getpid()}/fd/{os.open(self._state, os.O_DIRECTORY)}"
         user = f"--user={os.environ.get('USER') or os.geteuid()}" if os.geteuid() else "--user=root"
-        options = ["--no-defaults", user, f"--datadir={new}", f"--tmpdir={self._state / 'mysql.tmp'}"]
+        options = ["--no-defaults", user, f"--datadir={plain}/{new.name}", f"--tmpdir={plain}/mysql.tmp"]
         log = self._state / "mysql.install.log"
         with new_file(log) as output:
             command = ["mariadb-install-db", *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
@@ -351,10 +248,10 @@ class Start:
         self._steps.done(f"made a private MariaDB in {directory}")
 
     def _write_configuration(self) -> None:
-        """Our paths come to supervisord in its environment: its own file could not hold every character."""
+        """supervisord runs in the state directory, and its files have no path: it would expand some characters."""
         text = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
-        text = text.replace("%(here)s/var", "%(ENV_PERSISTENCE_STATE_DIR)s")
-        text = text.replace("%(here)s", str(ROOT).replace("%", "%%"))
+        text = text.replace("unix://%(here)s/var", f"unix://{self._state}".replace("%", "%%"))
+        text = text.replace("%(here)s/var/", "").replace("%(here)s", str(ROOT).replace("%", "%%"))
         for name in ("flusher", "ingest"):
             # They start when the tables are there; afterwards supervisord starts them itself.
             text = text.replace(f"[program:{name}]\n", f"[program:{name}]\nautostart=false\n")
@@ -380,9 +277,8 @@ class Start:
         for name in ("supervisor.sock", "supervisord.pid"):
             (self._state / name).unlink(missing_ok=True)  # of one that was killed
         with new_file(self._state / "supervisord.stderr.log") as output:
-            configuration = str(self._state / "supervisord.conf")
-            command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", configuration]
-            self._supervisord = spawn(command, output, with_us=False)
+            command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", "supervisord.conf"]
+            self._supervisord = spawn(command, output, with_us=False, cwd=self._state)
 
     def _make_tables(self) -> None:
         log = self._state / "schema.stderr.log"
@@ -475,6 +371,8 @@ def start(state: Path, *, detach: bool) -> None:
     except BlockingIOError:
         what = "already running" if programs_of(state).get("ingest") == "RUNNING" else "another run.sh is starting it"
         raise Failed(f"{what} with PERSISTENCE_STATE_DIR={state}; ./scripts/stop.sh stops it") from None
+    except OSError as error:
+        raise Failed(f"PERSISTENCE_STATE_DIR = {state}: cannot be written: {error.strerror}; name another") from None
     os.pwrite(held_lock, f"{os.getpid():<10}".encode(), 0)
     try:
         starting.run()
@@ -493,47 +391,3 @@ def start(state: Path, *, detach: bool) -> None:
     else:
         print("Ctrl-C drains and stops", flush=True)
         starting.wait()
-
-
-def stop(state: Path) -> None:
-    """Raises: Failed."""
-    steps = Steps()
-    found = False
-    if (starter := starter_of(state)) is not None:  # it ends what it has started
-        found = True
-        os.kill(starter, signal.SIGTERM)
-        while starter_of(state) == starter and runs(starter):
-            time.sleep(0.05)
-    give_up_at = time.monotonic() + STOP_S
-    while (pid := supervisord_of(state)) is not None or held(state):
-        found = True
-        if pid is not None:
-            stop_supervisord(state, pid)
-        if time.monotonic() > give_up_at:
-            raise Failed(f"{' and '.join(held(state))} in {state} does not end")
-        time.sleep(0.05)
-    if found:
-        steps.done("stopped")
-    else:
-        print(f"not running with PERSISTENCE_STATE_DIR={state}")
-
-
-def main() -> None:
-    os.umask(0o077)
-    socket.setdefaulttimeout(10)
-    state = Path(os.path.realpath(os.environ["PERSISTENCE_STATE_DIR"]))
-    os.environ["PERSISTENCE_STATE_DIR"] = str(state)
-    script = f"{sys.argv[1]}.sh"
-    try:
-        if sys.argv[1] == "stop":
-            stop(state)
-        else:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS | {signal.SIGCHLD})
-            signal.signal(signal.SIGCHLD, lambda *_: None)
-            start(state, detach=sys.argv[2:] == ["--detach"])
-    except Failed as error:
-        sys.exit(f"{script}: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,4 +9,4 @@ if [ ! -x "$PYTHON" ] || [ ! -d "$PERSISTENCE_STATE_DIR" ]; then
     echo "not running with PERSISTENCE_STATE_DIR=$PERSISTENCE_STATE_DIR"
     exit 0
 fi
-exec "$PYTHON" -m scripts.service stop
+exec "$PYTHON" -m scripts.run stop

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import mysql
+from tests.support.copies import Copy
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service
 
@@ -111,3 +112,18 @@ def start_service(short_path: Path, database: str) -> Iterator[Callable[..., Ser
 @pytest.fixture
 def service(start_service: Callable[..., Service], mariadb: MariaDB, database: str) -> Service:
     return start_service(mariadb, database)
+
+
+@pytest.fixture
+def make_copy(short_path: Path) -> Iterator[Callable[..., Copy]]:
+    """make_copy(mariadb=None, **settings) -> a Copy, not started; stopped at the end of the test."""
+    copies: list[Copy] = []
+
+    def make(mariadb: MariaDB | None = None, **settings: Any) -> Copy:
+        copies.append(Copy(short_path / str(len(copies)), mariadb, **settings))
+        copies[-1].environ["LOGGING_FILE"] = settings.get("LOGGING_FILE", str(short_path / f"{len(copies)}.log"))
+        return copies[-1]
+
+    yield make
+    for copy in copies:
+        copy.end()

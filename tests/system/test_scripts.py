@@ -6,101 +6,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.load import task_ids
+from tests.support.copies import Copy, one_line
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, TASKS, Service, processes_of, task, threads, wait_until
+from tests.support.service import TASKS, processes_of, task, threads, wait_until
 
 pytestmark = pytest.mark.timeout(200)
-
-
-class Copy(Service):
-    """One copy of the service, started and stopped by the scripts."""
-
-    def __init__(self, directory: Path, mariadb: MariaDB | None = None, **settings: object) -> None:
-        # Without a database of its own run.sh makes a private one, which `database` then stands for.
-        self.database = mariadb or MariaDB(directory / "mysql")
-        super().__init__(directory, self.database, "ai_terminal", **settings)
-        if mariadb is None:
-            self.database.socket = str(directory / "mysql" / "mysqld.sock")
-            for name in [name for name in self.environ if name.startswith("DB_")]:
-                del self.environ[name]
-
-    def script(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [f"./scripts/{name}", *arguments],
-            cwd=ROOT,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def start(self) -> None:
-        done = self.script("run.sh", "--detach")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"stop it with PERSISTENCE_STATE_DIR={self.directory} ./scripts/stop.sh" in done.stdout
-        assert f"http://127.0.0.1:{self.port}" in done.stdout
-        assert done.stderr == ""
-
-    def start_in_foreground(self) -> subprocess.Popen[bytes]:
-        """As in a terminal: in a process group of its own, which gets the signal of Ctrl-C."""
-        # A file, not a pipe: whoever reads a pipe to its end waits for every child too.
-        with self.directory.with_suffix(".out").open("wb") as output:
-            return subprocess.Popen(
-                ["./scripts/run.sh"],
-                cwd=ROOT,
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    def stop(self) -> None:
-        done = self.script("stop.sh")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert processes_of(self.directory) == {}
-
-    def ids(self) -> set[str]:
-        return task_ids(self.database, self.environ.get("DB_DATABASE", "ai_terminal"))
-
-
-@pytest.fixture
-def make_copy(short_path: Path) -> Iterator[Callable[..., Copy]]:
-    """make_copy(mariadb=None, **settings) -> a Copy, not started; stopped at the end of the test."""
-    copies: list[Copy] = []
-
-    def make(mariadb: MariaDB | None = None, **settings: Any) -> Copy:
-        copies.append(Copy(short_path / str(len(copies)), mariadb, **settings))
-        copies[-1].environ["LOGGING_FILE"] = settings.get("LOGGING_FILE", str(short_path / f"{len(copies)}.log"))
-        return copies[-1]
-
-    yield make
-    for copy in copies:
-        for process in processes_of(copy.directory):
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended with its parent
-        wait_until(lambda copy=copy: not processes_of(copy.directory))
-
-
-def one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """It failed, and said why in one line on stderr."""
-    assert done.returncode != 0
-    assert done.stderr.endswith("\n")
-    assert done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr
 
 
 def test_from_a_first_start_to_a_third_every_record_is_kept_and_nothing_is_left_running(
@@ -160,7 +76,7 @@ def test_in_the_foreground_a_signal_drains_and_stops_in_order(
     copy = make_copy(mariadb, DB_DATABASE=database)
     run = copy.start_in_foreground()
     try:
-        wait_until(lambda: run.poll() is not None or is_ready(copy), 60, "it is ready")
+        wait_until(lambda: run.poll() is not None or copy.is_ready(), 60, "it is ready")
         assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
         assert copy.ids() == set()
 
@@ -179,13 +95,6 @@ def test_in_the_foreground_a_signal_drains_and_stops_in_order(
     log = Path(copy.environ["LOGGING_FILE"]).read_text()
     # Ingest had gone before the flusher was told to stop.
     assert log.rindex("] stopped\n") < log.index("stopping: serving until")
-
-
-def is_ready(copy: Copy) -> bool:
-    try:
-        return copy.get("/ready").status == 200
-    except OSError:
-        return False
 
 
 def test_a_signal_while_it_waits_for_the_database_leaves_nothing_running(make_copy: Callable[..., Copy]) -> None:

@@ -1,0 +1,242 @@
+"""A start under whatever comes: signals, kills, a second one, a stop, leftovers, odd names and surroundings."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.copies import Copy, one_line
+from tests.support.ctl import ctl
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, TASKS, processes_of, task, wait_until
+from tests.support.strangers import STRANGER, needs_root
+
+pytestmark = pytest.mark.timeout(200)
+Make = Callable[..., Copy]
+
+
+def said(copy: Copy, text: str) -> bool:
+    return text in copy.directory.with_suffix(".out").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(number: signal.Signals, make_copy: Make) -> None:
+    """From the first instruction over the installation of the database, its start and the tables to the programs."""
+    copy = make_copy()
+    for moment_s in (0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0):
+        run = copy.start_in_foreground()
+        time.sleep(moment_s)
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)  # as a terminal does
+        else:
+            run.send_signal(number)
+        # The shell's own first moments end by the signal itself. One that is lost ends nothing for a minute.
+        assert run.wait(30) in (0, -number, 128 + number), moment_s
+        wait_until(lambda: processes_of(copy.directory) == {}, 5, f"nothing is left of {moment_s} s")
+    copy.start()
+    copy.stop()
+
+
+def test_run_sh_killed_at_each_of_its_steps_and_run_again(make_copy: Make) -> None:
+    copy = make_copy()
+    for step in ("making a private MariaDB", "starting MariaDB", "the tables are ours", "ready at"):
+        run = copy.start_in_foreground()
+        wait_until(lambda step=step: said(copy, step), 60, step)
+        run.kill()
+        run.wait(10)
+        if step == "ready at":
+            break
+    assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
+    one_line(copy.script("run.sh", "--detach"), "already running", "./scripts/stop.sh stops it")
+    copy.stop()
+    copy.start()
+    assert copy.ids() == {"t1"}
+    copy.stop()
+
+
+def test_of_two_run_sh_at_once_one_starts_and_the_other_says_so(
+    make_copy: Make, mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database)
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(lambda _: copy.script("run.sh", "--detach"), range(2)))
+    (other,) = [done for done in ended if done.returncode]
+    one_line(other, f"with PERSISTENCE_STATE_DIR={copy.directory}; ./scripts/stop.sh stops it")
+    assert copy.is_ready()
+    copy.stop()
+
+
+@pytest.mark.parametrize("step", ["making a private MariaDB", "starting MariaDB", "ready at"])
+def test_stop_sh_ends_a_start(step: str, make_copy: Make) -> None:
+    copy = make_copy()
+    run = copy.start_in_foreground()
+    wait_until(lambda: said(copy, step), 60, step)
+    copy.stop()
+    assert run.wait(10) == 0
+
+
+def test_children_of_a_killed_supervisord_leave_and_the_next_start_waits_for_them(make_copy: Make) -> None:
+    copy = make_copy()
+    for number in range(2):
+        copy.start()
+        assert copy.post(TASKS, {"tasks": [task(f"t{number}")]}).status == 202
+        os.kill(int((copy.directory / "supervisord.pid").read_text()), signal.SIGKILL)
+    copy.stop()  # waits for those that are still leaving
+    copy.start()
+    assert copy.script("flush.sh").returncode == 0
+    assert copy.ids() == {"t0", "t1"}
+    copy.stop()
+
+
+def test_a_start_in_odd_surroundings(short_path: Path, make_copy: Make) -> None:
+    """Every character that a path may hold and a shell or supervisord reads; a proxy that is none; few descriptors; a
+    umask that closes nothing. Its own stop command works as it stands."""
+    copy = make_copy()
+    copy.directory = short_path / "a %(x)s&|;'\"[1]*$b\\ é "
+    copy.environ |= {
+        "PERSISTENCE_STATE_DIR": str(copy.directory),
+        **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"), "http://127.0.0.1:1"),
+    }
+    odd = "umask 000; ulimit -n 256; ./scripts/run.sh --detach"
+    done = subprocess.run(["bash", "-c", odd], cwd=ROOT, env=copy.environ, capture_output=True, text=True, timeout=120)
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert copy.script("flush.sh").returncode == 0
+        paths = [copy.directory, *copy.directory.rglob("*")]
+        assert [path for path in paths if path.stat().st_mode & 0o077 and not path.is_socket()] == []
+        command = done.stdout.partition("stop it with ")[2]
+        environ = {name: value for name, value in copy.environ.items() if name != "PERSISTENCE_STATE_DIR"}
+        stopped = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environ, capture_output=True, timeout=120)
+        assert (stopped.returncode, processes_of(copy.directory)) == (0, {})
+    finally:
+        copy.end()
+
+
+def test_one_directory_is_one_service_and_its_settings_are_those_it_was_started_with(
+    short_path: Path, make_copy: Make, mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb)
+    file = short_path / "config.yaml"
+    file.write_text(json.dumps({"database": {"socket": mariadb.socket, "database": database}}))
+    del copy.environ["DB_SOCKET"], copy.environ["DB_DATABASE"]
+    copy.environ["PERSISTENCE_CONFIG"] = str(file)
+    copy.start()
+    assert not (copy.directory / "mysql").exists()  # the file names a database
+    link = short_path / "link"
+    link.symlink_to(copy.directory)
+    for spelling in (f"{copy.directory}/", f"{copy.directory}/../0", str(link)):
+        again = {**copy.environ, "PERSISTENCE_STATE_DIR": spelling}
+        done = subprocess.run(["./scripts/run.sh"], cwd=ROOT, env=again, capture_output=True, text=True, timeout=60)
+        one_line(done, f"already running with PERSISTENCE_STATE_DIR={copy.directory}")
+
+    # A shell that knows nothing of the file, and one that says otherwise, look where the service looks.
+    own = {"PERSISTENCE_STATE_DIR": str(link), "PERSISTENCE_CONFIG": ""}
+    assert ctl(copy, "db", "check", **own).status == 0
+    other = ctl(copy, "db", "check", **own, MYSQL_HOST="192.0.2.1")
+    assert other.status == 0
+    assert other.err.startswith("ctl: MYSQL_HOST not used: the service runs with other settings (process ")
+    assert (copy.directory / "started_with.json").stat().st_mode & 0o777 == 0o600
+
+    stop = {**copy.environ, "PERSISTENCE_STATE_DIR": f"{link}/"}
+    stopped = subprocess.run(["./scripts/stop.sh"], cwd=ROOT, env=stop, capture_output=True, text=True, timeout=60)
+    assert "stopped" in stopped.stdout
+    assert processes_of(copy.directory) == {}
+    assert not (copy.directory / "started_with.json").exists()
+
+
+# What keeps it from starting: one line each, with what to do
+
+
+def a_file_for_a_journal(copy: Copy) -> tuple[str, ...]:
+    journal = copy.directory.with_suffix(".file")
+    journal.touch()
+    copy.environ["JOURNAL_DIRECTORY"] = str(journal)
+    return f"journal.directory = {journal}", "File exists"
+
+
+def somebodys_directory(copy: Copy) -> tuple[str, ...]:
+    copy.directory.mkdir()
+    os.chown(copy.directory, pwd.getpwnam(STRANGER).pw_uid, -1)
+    return f"PERSISTENCE_STATE_DIR = {copy.directory}", "belongs to user", "chown it or name another"
+
+
+def somebodys_link(copy: Copy) -> tuple[str, ...]:
+    target = copy.directory.with_suffix(".target")
+    target.mkdir()
+    copy.directory.symlink_to(target)
+    os.chown(copy.directory, pwd.getpwnam(STRANGER).pw_uid, -1, follow_symlinks=False)
+    return f"{copy.directory} is a symbolic link of user", "name its target"
+
+
+def somebodys_link_for_a_log(copy: Copy) -> tuple[str, ...]:
+    log = Path(copy.environ["LOGGING_FILE"])
+    target = log.with_suffix(".target")
+    log.symlink_to(target)
+    os.chown(log, pwd.getpwnam(STRANGER).pw_uid, -1, follow_symlinks=False)
+    return f"logging.file = '{log}'", "symbolic link belongs to user", "LOGGING_FILE names another"
+
+
+def a_full_disk(copy: Copy) -> tuple[str, ...]:
+    copy.directory.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(copy.directory)]
+    subprocess.run(mount, check=True)
+    del copy.environ["DB_SOCKET"]
+    return f"PERSISTENCE_STATE_DIR = {copy.directory}", "MiB are free", "make room"
+
+
+def a_read_only_disk(copy: Copy) -> tuple[str, ...]:
+    a_full_disk(copy)
+    subprocess.run(["mount", "-o", "remount,ro", str(copy.directory)], check=True)
+    return f"PERSISTENCE_STATE_DIR = {copy.directory}", "Read-only file system"
+
+
+def a_long_name(copy: Copy) -> tuple[str, ...]:
+    copy.environ["PERSISTENCE_STATE_DIR"] = name = str(copy.directory / ("x" * 80))
+    return f"PERSISTENCE_STATE_DIR = {name}", "bytes too long"
+
+
+def a_name_of_two_lines(copy: Copy) -> tuple[str, ...]:
+    copy.environ["PERSISTENCE_STATE_DIR"] = f"{copy.directory}\nx"
+    return "PERSISTENCE_STATE_DIR", "control characters"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(a_file_for_a_journal, somebodys_directory, somebodys_link, somebodys_link_for_a_log, a_full_disk),
+        *(a_read_only_disk, a_long_name, a_name_of_two_lines),
+    ],
+)
+def test_a_start_that_fails_says_in_one_line_why_and_what_to_do(
+    fault: Callable[[Copy], tuple[str, ...]], make_copy: Make, mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database)
+    words = fault(copy)
+    try:
+        done = copy.script("run.sh", "--detach")
+        one_line(done, *words)
+        assert processes_of(copy.directory) == {}
+    finally:
+        if copy.directory.is_mount():
+            subprocess.run(["umount", str(copy.directory)], check=True)
+
+
+def test_a_validator_that_cannot_be_loaded_is_said_once_by_the_parent(make_copy: Make, mariadb: MariaDB) -> None:
+    copy = make_copy(mariadb)
+    program = (
+        "import runpy, sys; sys.modules['shared.fast_validator'] = None; runpy.run_module('ingest', None, '__main__')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=copy.environ, capture_output=True, text=True, timeout=60)
+    one_line(done, "shared.fast_validator", "./scripts/install.sh builds shared/fast_validator.cpp anew")
