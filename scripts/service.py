@@ -26,8 +26,10 @@ from scripts.processes import (
     Failed,
     held,
     is_started,
+    mariadbd_of,
     programs_of,
     rpc,
+    schedule,
     stop_supervisord,
     supervisord_of,
 )
@@ -307,8 +309,10 @@ class Start:
             raise Failed(f"supervisord ended: {last_line(self._state / 'supervisord.stderr.log')}")
 
     def _start_programs(self) -> None:
-        if self._private:
-            self._give_way()
+        # MariaDB shares the service's cores and goes after it (docs/OPERATIONS.md, Tuning); from here on, since on a
+        # busy machine it would take minutes to start like that. After a restart by supervisord it does not.
+        assert self._supervisord is not None
+        schedule(mariadbd_of(self._supervisord.pid), os.SCHED_IDLE)
         logs = {name: self._state / f"{name}.stderr.log" for name in ("flusher", "ingest")}
         sizes = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
         if not wait_for(partial(self._answers), 20):
@@ -350,16 +354,6 @@ class Start:
             return error.code
         except OSError:
             return None
-
-    def _give_way(self) -> None:
-        """MariaDB shares the service's cores and goes after it (docs/OPERATIONS.md, Tuning); from here on, since on a
-        busy machine it would take minutes to start like that. After a restart by supervisord it does not."""
-        try:
-            pid = int((self._state / "mysql" / "mysqld.pid").read_text())
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
-        except (OSError, ValueError):
-            pass  # not allowed here: it is slower, and works
 
 
 def start(state: Path, *, detach: bool) -> None:
