@@ -637,7 +637,7 @@ def test_a_child_that_ends_in_the_middle_of_a_query_leaves_nothing_half_written(
     assert is_written(place.write(path)).rows == {"sessions": 1, "tasks": 1}
 
 
-def test_two_writers_with_overlapping_keys_both_finish(place: Place, tmp_path: Path) -> None:
+def test_two_writers_with_overlapping_keys_do_not_deadlock(place: Place, tmp_path: Path) -> None:
     keys = [(session_id, f"{number:03}") for session_id in "ab" for number in range(250)]
     paths = [
         place.segment(
@@ -654,8 +654,8 @@ def test_two_writers_with_overlapping_keys_both_finish(place: Place, tmp_path: P
                 for child, path in waiting:
                     child.send(json.dumps({"write": str(path)}).encode())
                 answers = [json.loads(child.stdout.readline()) for child, _ in waiting]
-                # A deadlock would be nobody's fault, though sorted keys make it rare.
-                assert all(answer["answer"] == "written" or answer["error_class"] == "retry" for answer in answers)
+                # A wait for a lock may take long on a busy machine; sorted keys never deadlock (1213).
+                assert all(answer["answer"] == "written" or answer["number"] == 1205 for answer in answers)
                 waiting = [one for one, answer in zip(waiting, answers, strict=True) if answer["answer"] != "written"]
     finally:
         for child in children:
