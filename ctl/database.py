@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -56,19 +57,36 @@ class HostView(msgspec.Struct, frozen=True):
     findings: list[Finding]
 
 
+def user_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Enter the database as this user; with the password in MYSQL_PWD, or it is asked for."
+    return click.option("--user", help=text)(command)
+
+
+def entered_by(user: str | None) -> Database:
+    """The service's database, for somebody who may do more there than the service."""
+    database = configuration().database
+    if user is None:
+        return database
+    password = os.environ.get("MYSQL_PWD")
+    if password is None:
+        password = click.prompt(f"Password of {user}", hide_input=True, default="", show_default=False)
+    return msgspec.structs.replace(database, user=user, password=password)
+
+
 @click.group()
 def db() -> None:
     """The database."""
 
 
 @db.command()
+@user_option
 @json_option
-def init(as_json: bool) -> None:
+def init(user: str | None, as_json: bool) -> None:
     """Makes the database and the tables that are missing (sql/schema.sql); changes none that is there.
 
     Exit status: 0 they are there, 1 the server refuses, 2 it is not reached.
     """
-    database = configuration().database
+    database = entered_by(user)
     store = open_store(database)
     try:
         create(store, database.database)
@@ -107,7 +125,8 @@ def check_database(as_json: bool) -> None:
 
 @db.command()
 @click.option("--yes", is_flag=True, help="Apply the statements without asking.")
-def upgrade(yes: bool) -> None:
+@user_option
+def upgrade(user: str | None, yes: bool) -> None:
     """Makes ours what an earlier version, or an earlier service with the same columns, has left; rows are kept.
 
     Shows the statements and applies them after a yes. Each is done or not done as a whole; run it again after an
@@ -115,7 +134,7 @@ def upgrade(yes: bool) -> None:
 
     Exit status: 0 the tables are ours, 1 they are not, 2 the server is not reached.
     """
-    database = configuration().database
+    database = entered_by(user)
     store, facts = writable(database)
     try:
         faults = tables.faults(facts) if facts else []

@@ -106,6 +106,17 @@ def test_from_earlier_tables_with_every_row(
     assert "the tables are ours" in ctl(node, "db", "upgrade", "--yes").out
 
 
+def test_from_version_1_the_tables_stay_writable_meanwhile(mariadb: MariaDB, database: str) -> None:
+    make(mariadb, database, VERSION_1)
+    store = Store(mariadb.server(database))
+    todo = statements(faults(store.describe()), database)
+
+    store.execute([f"{one.rstrip(';')}, ALGORITHM=INPLACE, LOCK=NONE" for one in todo])
+
+    assert faults(store.describe()) == []
+    store.close()
+
+
 def test_tables_of_another_program_are_left_alone(node: Service, mariadb: MariaDB, database: str) -> None:
     for tables in (FOREIGN, (VERSION_1[0], FOREIGN[1])):
         make(mariadb, database, tables, rows=0)
@@ -190,6 +201,7 @@ def test_a_start_makes_only_what_is_missing_and_says_whose_tables_it_finds(
         upgrade = ctl(node, "db", "upgrade", "--yes", DB_USER="beginner")
         assert upgrade.status == 1
         assert "GRANT SELECT, INSERT, UPDATE, CREATE, ALTER, INDEX, DROP ON" in upgrade.err
+        assert ctl(node, "db", "upgrade", "--user", "root", "--yes", DB_USER="beginner", MYSQL_PWD="").status == 0
         make(mariadb, database, FOREIGN, rows=0)
         assert "another program's table" in run_schema(node, DB_USER="beginner").out
         mariadb.execute(DROP, (), database)

@@ -109,6 +109,7 @@ def test_a_change_during_a_connection_is_found_within_its_time_and_mended_tables
 def test_no_setting_of_the_server_makes_our_own_tables_look_wrong(mariadb: MariaDB, database: str) -> None:
     """Each would, of an answer put together by the server; a new connection takes all of them."""
     settings = {"group_concat_max_len": 4, "sql_mode": "'ANSI_QUOTES,PIPES_AS_CONCAT'", "sql_quote_show_create": 0}
+    settings |= {"sql_select_limit": 1}
     before = {name: mariadb.execute(f"SELECT @@GLOBAL.{name}")[0][0] for name in settings}
     try:
         for name, value in settings.items():
