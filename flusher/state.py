@@ -44,6 +44,13 @@ class DatabaseState(str, Enum):
     DOWN = "down"
 
 
+_ADVICE = {
+    DatabaseState.DOWN: "start it, or correct database.host; ./scripts/ctl.sh db check tries each",
+    DatabaseState.NOT_WRITABLE: "./scripts/ctl.sh db check shows the remedy",
+}
+"""What to do, where the error does not say so itself. All goes on by itself afterwards."""
+
+
 class Acceptance(str, Enum):
     ACCEPTING = "accepting"
     FULL = "full"
@@ -82,14 +89,16 @@ class Database:
         if answer.number == NO_DATABASE_ERROR:
             return
         down = answer.error_class is ErrorClass.RECONNECT and answer.number not in _REFUSED_CONNECTION
-        self._bad(DatabaseState.DOWN if down else DatabaseState.NOT_WRITABLE, answer.message, wall, writing)
+        state = DatabaseState.DOWN if down else DatabaseState.NOT_WRITABLE
+        reason = answer.message if "ctl.sh" in answer.message else f"{answer.message}; {_ADVICE[state]}"
+        self._bad(state, reason, wall, writing)
         self.alarming = answer.alarming
 
     def held_up(self, last_error: str | None, wall: float) -> None:
         """No write has succeeded for HANGING_S."""
         if not self.bad:
             why = last_error or "one is under way: a lock on the tables, or a server that does not answer"
-            reason = f"no write has succeeded for {HANGING_S:.0f} s: {why}"
+            reason = f"no write has succeeded for {HANGING_S:.0f} s: {why}; SHOW FULL PROCESSLIST names who holds it up"
             self._bad(DatabaseState.NOT_WRITABLE, reason, wall, writing=True)
 
     def _bad(self, state: DatabaseState, reason: str, wall: float, writing: bool) -> None:

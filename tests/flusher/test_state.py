@@ -57,7 +57,8 @@ def test_a_database_that_was_reached_is_not_writable_rather_than_down(
     database = Database(since=1.0)
     database.failed(failed(error_class, number), 2.0, writing=True)
     assert (database.state, database.since) == (state, 2.0)
-    assert database.reason == f"error {number} ({error_class.value})"
+    assert str(database.reason).startswith(f"error {number} ({error_class.value}); ")
+    assert "ctl.sh db check" in str(database.reason)
 
 
 def test_what_a_write_has_found_lasts_until_a_commit_whatever_a_ping_says() -> None:
@@ -89,7 +90,7 @@ def test_a_writer_that_dies_says_nothing_of_the_database() -> None:
 def test_the_gravest_trouble_is_told_first() -> None:
     database = Database(since=1.0)
     database.failed(failed(ErrorClass.SCHEMA, 1146), 2.0, writing=True)
-    found = Condition("error 1146 (schema)", 2.0)
+    found = Condition(str(database.reason), 2.0)
     assert verdict(BAD, database, BAD, BAD) == ("unhealthy", BAD)
     assert verdict(None, database, BAD, BAD) == ("degraded", found)
     database.committed(3.0)
