@@ -78,7 +78,8 @@ def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Serv
         beside = Beside(service, request, seconds=60, most=5)
         assert not beside.failures, name
         assert len(beside.answers) == 5 * CONNECTIONS, name
-        assert beside.cpu_s / len(beside.answers) < 0.1, name
+        # 0.06 s at most here; by its worst version 1 took 26 s.
+        assert beside.cpu_s / len(beside.answers) < 0.25, name
 
 
 def test_over_the_limit_of_connections_health_is_answered_and_those_that_stand_go_on(
