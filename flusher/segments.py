@@ -195,18 +195,15 @@ class Survey:
 
     records: dict[int, int]
     first_arrival: int
-    last_arrival: int
 
 
 def survey(path: Path) -> Survey:
     """Counts by the headers alone, in constant memory; the writer reads the bodies. Blocks. Raises: OSError."""
     records: dict[int, int] = {}
-    first = last = 0
+    first = 0
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(SEGMENT_HEADER_BYTES)
-        if len(head) == SEGMENT_HEADER_BYTES:
-            last = _SEGMENT.unpack(head)[4] if _CRC.unpack(head[-4:])[0] == crc32(head[:-4]) else 0
+        file.seek(SEGMENT_HEADER_BYTES)
         while len(head := file.read(_ENTRY_V1.size)) == _ENTRY_V1.size:
             magic, version, kind, count, arrival, length, _ = _ENTRY_V1.unpack(head)
             length += _HEADER_BYTES.get(version, 0) - len(head)
@@ -214,9 +211,8 @@ def survey(path: Path) -> Survey:
                 break
             records[kind] = records.get(kind, 0) + count
             first = min(first or arrival, arrival)
-            last = max(last, arrival)
             file.seek(length, os.SEEK_CUR)
-    return Survey(records, first, last)
+    return Survey(records, first)
 
 
 def rewrite(path: Path, size: int) -> None:
