@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
@@ -58,6 +59,19 @@ def open_journal(directory: Path) -> tuple[Journal, list[Leftover], int]:
         sys.exit(f"flusher: journal.directory = {directory}: {error.strerror}")
 
 
+def hold(directory: Path) -> int:
+    """A journal is one flusher's, also of two with different state directories.
+
+    Returns: the descriptor that holds it. Raises: SystemExit.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"flusher: journal.directory = {directory}: another flusher is at work in it; each needs its own")
+    return fd
+
+
 async def survey_leftovers(leftovers: list[Leftover], backlog: Backlog) -> None:
     """Fills in the counts of recovered segments while requests are already accepted."""
     for path, _ in leftovers:
@@ -75,6 +89,7 @@ async def survey_leftovers(leftovers: list[Leftover], backlog: Backlog) -> None:
 async def serve(config: Config, lock_fd: int) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
+    hold(Path(config.journal.directory))
     backlog = Backlog()
     figures = Figures(time.monotonic(), Database(since=time.time()))
     database = config.database

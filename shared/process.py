@@ -48,10 +48,12 @@ def open_own(path: str | Path, flags: int) -> int:
             real = os.path.realpath(real)
     except FileNotFoundError:
         pass
-    fd = os.open(real, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(real, flags & ~os.O_TRUNC | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         _refuse_strangers(os.fstat(fd), "the file")
-    except PermissionError:
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+    except OSError:
         os.close(fd)
         raise
     return fd

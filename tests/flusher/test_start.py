@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher.__main__ import open_journal
+from flusher.__main__ import hold, open_journal
 from flusher.journal import Journal
 from flusher.segments import SEGMENT_HEADER_BYTES, Entry
 from flusher.watch import socket_path
@@ -97,6 +97,15 @@ def test_a_second_one_in_the_same_state_directory_is_refused(name: str, tmp_path
     os.close(held)
     third = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert third.returncode == 0
+
+
+def test_one_journal_is_one_flushers_whatever_the_state_directory(tmp_path: Path) -> None:
+    held = hold(tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"journal.directory = .*: another flusher is at work in it; each needs its own"
+    ):
+        hold(tmp_path)
+    os.close(held)
 
 
 def test_the_socket_lies_in_a_directory_closed_to_other_users(short_path: Path) -> None:

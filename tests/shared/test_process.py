@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from shared.process import KEPT_BYTES, LARGE_BYTES, own_state_directory
+from shared.process import KEPT_BYTES, LARGE_BYTES, lock, open_own, own_state_directory
+from tests.support.strangers import STRANGER, needs_root
 
 BODIES = """
 import resource, sys
@@ -67,3 +70,33 @@ def test_one_that_was_closed_before_is_used_again(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     tmp_path.chmod(0o700)
     own_state_directory(tmp_path)
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["file", "link", "link to nothing"])
+def test_a_file_or_link_that_another_user_has_put_there_is_refused_and_left_as_it_is(name: str, tmp_path: Path) -> None:
+    stranger = pwd.getpwnam(STRANGER).pw_uid
+    target = tmp_path / "target"
+    if name != "link to nothing":
+        target.write_text("ours")
+    path = target if name == "file" else tmp_path / "link"
+    if path != target:
+        path.symlink_to(target)
+    os.chown(path, stranger, -1, follow_symlinks=False)
+    with pytest.raises(PermissionError, match=f"belongs to user {stranger}, and this is user 0"):
+        open_own(path, os.O_WRONLY | os.O_TRUNC)
+    if name != "file":
+        with pytest.raises(PermissionError):
+            lock(path.rename(tmp_path / "link.lock").parent, "link")
+    assert target.read_text() == "ours" if name != "link to nothing" else not target.exists()
+
+
+def test_a_link_of_our_own_is_followed_and_a_new_file_is_ours_alone(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "target")
+    before = os.umask(0)
+    try:
+        os.close(open_own(link, os.O_WRONLY))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600

@@ -17,9 +17,11 @@ import pytest
 
 from tests.support.copies import Copy, one_line
 from tests.support.ctl import ctl
+from tests.support.load import task_ids
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, TASKS, processes_of, task, wait_until
 from tests.support.strangers import STRANGER, needs_root
+from tests.support.supervised import Supervised
 
 pytestmark = pytest.mark.timeout(200)
 Make = Callable[..., Copy]
@@ -97,6 +99,28 @@ def test_children_of_a_killed_supervisord_leave_and_the_next_start_waits_for_the
     assert copy.script("flush.sh").returncode == 0
     assert copy.ids() == {"t0", "t1"}
     copy.stop()
+
+
+def test_a_supervisord_started_again_takes_over_from_one_that_was_killed(
+    short_path: Path, mariadb: MariaDB, database: str
+) -> None:
+    service = Supervised(short_path, mariadb, database)
+    service.start()
+    try:
+        with mariadb.locked(database):
+            assert service.post(TASKS, {"tasks": [task("t1")]}).status == 202
+            assert service.supervisor is not None
+            first = processes_of(service.directory).keys()
+            service.supervisor.kill()
+            service.supervisor.wait(10)
+            service.start()
+        wait_until(lambda: not first & processes_of(service.directory).keys(), 60, "the first ones have gone")
+        service.wait_ready()
+        assert service.flush().status == 200
+        assert task_ids(mariadb, database) == {"t1"}
+    finally:
+        service.stop()
+    assert processes_of(service.directory) == {}
 
 
 def test_a_start_in_odd_surroundings(short_path: Path, make_copy: Make) -> None:
