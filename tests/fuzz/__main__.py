@@ -17,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 MAX_BYTES = 4096
+OF_BODIES = ("agreement", "cost")
+"""Those that tests/fuzz/bodies.py runs, from random numbers alone."""
 
 
 def main() -> int:
@@ -29,6 +31,11 @@ def main() -> int:
     parser.add_argument("--found", type=Path, help="where atheris puts inputs that reached new code")
     options = parser.parse_args()
     logging.disable()
+    if options.target in OF_BODIES:
+        from tests.fuzz import bodies  # noqa: PLC0415 -- atheris must see the imports of the others
+
+        bodies.main(["--seconds", str(options.seconds), *(["--cost"] if options.target == "cost" else [])])
+        return 0
     engine = options.engine or ("atheris" if _has_atheris() else "hypothesis")
     if options.input:
         _target(options.target)(options.input.read_bytes())

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.fuzz.__main__ import CORPUS, HERE
+from tests.fuzz.__main__ import CORPUS, HERE, OF_BODIES
 from tests.fuzz.rows import DATABASE, SOCKET
 from tests.fuzz.targets import TARGETS
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service
 
 KEPT, KEPT_BYTES = 60, 512
-NAMES = ("api", "rows", *TARGETS)
+NAMES = ("api", "rows", *TARGETS, *OF_BODIES)
 TOKEN = "fuzz-t0ken"
 
 
@@ -64,7 +64,8 @@ class Campaign:
         command += ["--found", str(found)]
         status, output = await _run(command, environ, self._directory / f"{name}.log")
         done = re.search(r"stat::number_of_executed_units: (\d+)", output)
-        engine = "atheris" if "libFuzzer" in output or "INFO: Seed" in output else "hypothesis"
+        engine = "random" if name in OF_BODIES else "hypothesis"
+        engine = "atheris" if "libFuzzer" in output or "INFO: Seed" in output else engine
         finding = None
         if status or done is None:
             written = re.search(r"Test unit written to (\S+)", output)

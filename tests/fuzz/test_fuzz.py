@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from flusher import rows as encoders
-from tests.fuzz import targets
-from tests.fuzz.__main__ import CORPUS
+from shared.validation import Validator
+from tests.fuzz import bodies, targets
+from tests.fuzz.__main__ import CORPUS, OF_BODIES
 from tests.fuzz.campaign import Campaign, keep
 from tests.fuzz.draw import Draw
 from tests.fuzz.rows import Differential
@@ -33,7 +34,7 @@ def test_what_fuzzers_have_found_before_ends_in_a_documented_answer(name: str) -
         targets.TARGETS[name](path.read_bytes())
 
 
-@pytest.mark.parametrize("name", [*targets.TARGETS, "rows"])
+@pytest.mark.parametrize("name", [*targets.TARGETS, "rows", *OF_BODIES])
 def test_no_fuzzer_finds_anything_in_a_few_seconds(name: str, mariadb: MariaDB, tmp_path: Path) -> None:
     outcome = asyncio.run(campaign(mariadb, tmp_path).run(name))
     assert outcome.finding is None
@@ -113,6 +114,21 @@ def test_the_differential_notices_an_encoder_that_is_wrong(
 
     with pytest.raises(AssertionError, match=r"is stored for|are no literals"):
         try_many()
+
+
+def test_a_fast_path_that_takes_too_much_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = Validator.count
+    monkeypatch.setattr(
+        Validator, "count", lambda self, body, now_s: count(self, body.replace(b'"done"', b'"failed"'), now_s)
+    )
+    with pytest.raises(AssertionError):
+        bodies.mutate(random.Random(1), lambda: True)
+
+
+def test_a_step_that_takes_too_long_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MOST_S", {10_000: 1e-9})
+    with pytest.raises(SystemExit, match="of the limit"):
+        bodies.climb(random.Random(1), lambda: True)
 
 
 def test_the_smallest_new_inputs_are_kept(tmp_path: Path) -> None:
