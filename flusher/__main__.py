@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from flusher import segments
-from flusher.backlog import Backlog
+from flusher.backlog import Backlog, Segment
 from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.journal import Journal, Leftover
@@ -72,18 +72,16 @@ def hold(directory: Path) -> int:
     return fd
 
 
-async def survey_leftovers(leftovers: list[Leftover], backlog: Backlog) -> None:
+async def survey_leftovers(recovered: list[Segment]) -> None:
     """Fills in the counts of recovered segments while requests are already accepted."""
-    for path, _ in leftovers:
+    for segment in recovered:
         try:
-            found = await asyncio.to_thread(segments.survey, path)
+            found = await asyncio.to_thread(segments.survey, segment.path)
         except OSError:
             continue  # it is written and gone, or the writer will say what is wrong with it
-        for segment in backlog:
-            if segment.path == path:
-                segment.records.update(found.records)
-                # Of another boot perhaps: only the wall clock knows how long ago that was.
-                segment.opened_at = time.monotonic() - max(0.0, time.time() - found.first_arrival / 1e6)
+        segment.records.update(found.records)
+        # Of another boot perhaps: only the wall clock knows how long ago that was.
+        segment.opened_at = time.monotonic() - max(0.0, time.time() - found.first_arrival / 1e6)
 
 
 async def serve(config: Config, lock_fd: int) -> None:
@@ -167,7 +165,7 @@ async def serve(config: Config, lock_fd: int) -> None:
     await watch.start()
     background = [
         loop.create_task(repeat("a look at what is ours", EVERY_S, watch.look)),
-        loop.create_task(survey_leftovers(leftovers, backlog)),
+        loop.create_task(survey_leftovers([segment for segment in backlog if segment.recovered])),
     ]
     for task in background:
         task.add_done_callback(partial(_ended, stop.set))

@@ -114,6 +114,8 @@ def remove(path: Path, lines: Collection[bytes]) -> None:
                 new.flush()
                 os.fsync(new.fileno())
             copy.replace(path)
+        except FileNotFoundError:
+            return  # somebody has removed it, and them
         except OSError:
             copy.unlink(missing_ok=True)
             raise

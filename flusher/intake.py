@@ -26,8 +26,8 @@ from shared.wire import Reason, Reject, Submit, acks, encode
 log = logging.getLogger(__name__)
 
 _NOT_WRITABLE_RETRY_AFTER_S = 5.0
-_PROBE_BYTES = 64 * 1024
-"""Room for some small requests, at least."""
+_PROBE_BYTES = (64 * 1024, 16 * 1024 * 1024)
+"""Room for some small requests at least; more than that would keep the loop."""
 
 
 class Intake:
@@ -100,7 +100,7 @@ class Intake:
         if self._journal.active is None or self._journal.fault is not None:
             try:
                 self._flush.open_segment()
-                self._journal.probe(max(_PROBE_BYTES, self._not_written_bytes))
+                self._journal.probe(min(max(_PROBE_BYTES[0], self._not_written_bytes), _PROBE_BYTES[1]))
             except JournalWriteFailed:
                 pass  # `fault` says why
         self.look()

@@ -10,6 +10,7 @@ does not give gets one that it does, so that numbers never outgrow their 20 digi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -248,7 +249,7 @@ class Journal:
             fd, path = self._create()
             try:
                 if os.write(fd, data) != len(data):
-                    raise OSError(28, "no space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._fdatasync(fd)
                 sync_directory(self._directory)
                 os.dup2(fd, segment.fd, inheritable=False)
@@ -285,7 +286,8 @@ class Journal:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, size)
+                if os.write(fd, bytes(size)) != size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
                 path.unlink()

@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from flusher.journal import SegmentFile
-from flusher.segments import rewrite
+from flusher.segments import advice, rewrite
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Syncer:
                 self._waiters.append(waiter)
 
     def _sync_failed(self, segments: list[SegmentFile], error: BaseException) -> None:
-        why = error.strerror if isinstance(error, OSError) else repr(error)
+        why = f"{error.strerror}; {advice(error, segments[0].path)}" if isinstance(error, OSError) else repr(error)
         self.last_error = f"a sync of the journal failed: {why}"
         log.error("journal: a sync failed (%s); nothing is accepted until its records are on new pages", why)
         covered = {segment.sequence for segment in segments}

@@ -152,7 +152,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         fresh.write_bytes(data)
     except FileNotFoundError:  # somebody has removed the directory
-        path.parent.mkdir(mode=0o700, parents=True)
+        path.parent.mkdir(mode=0o700)
         fresh.write_bytes(data)
     fresh.replace(path)
 
