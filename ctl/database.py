@@ -154,7 +154,7 @@ def upgrade(user: str | None, yes: bool) -> None:
         store.close()
     if left:
         raise Wrong(
-            "\n".join(f"{fault.what} {fault.detail}: {tables.statement(fault, database.database)}" for fault in left)
+            "\n".join(f"{fault.what}: {fault.detail}: {tables.statement(fault, database.database)}" for fault in left)
         )
     click.echo("the tables are ours")
 
@@ -176,7 +176,7 @@ def refuse(faults: Sequence[tables.Fault], keyless: dict[str, int]) -> None:
     """Raises: Wrong where no statement of ours may touch the tables."""
     for fault in faults:
         if fault.foreign:
-            raise Wrong(f"{fault.what} {fault.detail}; nothing was changed; {fault.remedy}")
+            raise Wrong(f"{fault.what}: {fault.detail}; nothing was changed; {fault.remedy}")
     for name, count in keyless.items():
         raise Wrong(
             f"{plural(count, 'row')} of {name} with NULL in the key (session_id, task_id); nothing was changed; give"

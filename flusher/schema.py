@@ -106,8 +106,9 @@ def main() -> None:
                 time.sleep(0.1)
                 continue
             sys.exit(f"database: the tables cannot be made as {refusal(store, config.database, error)}")
-        wrong = [fault for fault in tables.faults(facts) if not fault.harmless]
-        print(f"nothing is written: {tables.summary(wrong)}" if wrong else "the tables are ours")
+        faults = tables.faults(facts)
+        ours = all(fault.harmless for fault in faults)
+        print("the tables are ours" if ours else f"nothing is written: {tables.summary(faults)}")
         return
 
 

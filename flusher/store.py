@@ -39,6 +39,8 @@ RETURN_CONNECT_S = 1
 LOGIN_AGAIN_S, LOGIN_AGAIN_AT_MOST_S = 60.0, 600.0
 """After a refused login: MySQL's FAILED_LOGIN_ATTEMPTS would lock the account, and the right password out with it."""
 
+UNREACHED = {2002, 2003, 2005}
+"""The client library says which host it cannot reach, not at which port."""
 TABLES_NOT_OURS = -2
 """The number of an error that is no server's."""
 LOOK_AGAIN_S = 30.0
@@ -230,8 +232,8 @@ class Store:
         now = self._clock()
         if self._looked_at is not None and now - self._looked_at < LOOK_AGAIN_S:
             return
-        faults = [fault for fault in tables.faults(self._facts(db)) if not fault.harmless]
-        if faults:
+        faults = tables.faults(self._facts(db))
+        if not all(fault.harmless for fault in faults):
             self.close()
             raise TablesNotOurs(faults)
         if self._looked_at is None and self._flavour is Flavour.MARIADB:
@@ -377,6 +379,9 @@ class Store:
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
+        detail = str(error.args[-1]) if error.args else repr(error)
+        if number in UNREACHED and not self._server.socket:
+            detail += f", port {self._peer}"
         silent = self._db is not None and self._clock() - self._asked_at >= self._server.read_timeout_s
         if error_class in _KEEPS_CONNECTION and number not in OF_THE_SESSION:
             self._rollback()
@@ -387,7 +392,7 @@ class Store:
         self._losses += lost
         if (refuses or (lost and (silent or self._losses > 1))) and not self._server.socket:
             self._move_on()
-        return StoreError(error_class, number, str(error.args[-1]) if error.args else repr(error))
+        return StoreError(error_class, number, detail)
 
     def _rollback(self) -> None:
         if self._db is not None:

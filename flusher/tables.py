@@ -107,7 +107,7 @@ def faults(facts: Facts) -> list[Fault]:
             detail = f"is not there, or {facts.user} may not see it"
             found.append(Fault(kind.table, kind.table, detail, remedy="./scripts/ctl.sh db init"))
         elif lacks := _lacking(table, expected):
-            detail = f"is another program's table: it has no column {', '.join(lacks)}"
+            detail = f"another program's table: it has no column {', '.join(lacks)}"
             remedy = "name another database (database.database), or rename that table; then ./scripts/ctl.sh db init"
             found.append(Fault(kind.table, kind.table, detail, remedy=remedy, foreign=True))
         else:
@@ -116,11 +116,14 @@ def faults(facts: Facts) -> list[Fault]:
 
 
 def summary(found: Sequence[Fault]) -> str:
-    """The worst of them in a sentence, for those who see one line."""
-    first = min(found, key=lambda fault: (not fault.foreign, fault.harmless))
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
-    command = "check" if first.foreign or first.step is Step.NO_STATEMENT else "upgrade"
-    return f"{first.what} {first.detail}{more}; ./scripts/ctl.sh db check shows all, ./scripts/ctl.sh db {command}"
+    """Whose tables they are and the worst of the faults, in a sentence for those who see one line."""
+    first = min(found, key=lambda fault: (not fault.foreign, fault.harmless, fault.step is not Step.KEY))
+    more = sum(not fault.harmless for fault in found) - 1
+    older = any(fault.clause.startswith("COMMENT") for fault in found) and not first.foreign
+    whose = "the tables are of an earlier version: " if older else ""
+    mends = ", ./scripts/ctl.sh db upgrade mends it" if first.clause else ""
+    also = f" ({more} more)" if more else ""
+    return f"{whose}{first.what}: {first.detail}{also}; ./scripts/ctl.sh db check shows all{mends}"
 
 
 def statement(fault: Fault, database: str) -> str:

@@ -122,10 +122,12 @@ def test_init_makes_what_is_missing_and_check_says_so_before(node: Service, mari
 
 
 def test_a_server_that_is_away_is_2(node: Service) -> None:
-    away = {"DB_SOCKET": "", "DB_HOST": "127.0.0.1", "DB_PORT": str(free_port())}
+    port = free_port()
+    away = {"DB_SOCKET": "", "DB_HOST": "127.0.0.1", "DB_PORT": str(port)}
     result = ctl(node, "db", "check", "--json", **away)
     assert result.status == 2
     assert "database.host" in findings(result, "wrong")[0]["mend"]
+    assert f"127.0.0.1' (115), port {port}" in findings(result, "wrong")[0]["detail"]
     init = ctl(node, "db", "init", **away)
     assert init.status == 2
     assert len(init.err.splitlines()) == 1

@@ -69,15 +69,16 @@ def test_tables_that_would_change_or_merge_values_get_nothing(
 
 
 @pytest.mark.parametrize(
-    ("tables", "command"), [(VERSION_1, "db upgrade"), (FIRST_USER, "db upgrade"), (FOREIGN, "another program's")]
+    ("tables", "said"),
+    [(VERSION_1, "of an earlier version"), (FIRST_USER, "db upgrade"), (FOREIGN, "another program's")],
 )
 def test_whoever_has_made_them_is_told_apart(
-    mariadb: MariaDB, database: str, store: Store, tables: tuple[str, ...], command: str
+    mariadb: MariaDB, database: str, store: Store, tables: tuple[str, ...], said: str
 ) -> None:
     for statement in ("DROP TABLE translation_tasks, translation_sessions", *tables):
         mariadb.execute(statement, (), database)
 
-    assert command in refusal(store).public
+    assert said in refusal(store).public
 
 
 @pytest.mark.parametrize("change", HARMLESS)
