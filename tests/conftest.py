@@ -14,12 +14,13 @@ from tests.support.copies import Copy
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service
 
-SERVERS = {"mariadb": MariaDB, "mysql": mysql.MySQL}
 OF_A_DATABASE = {"mariadb", "own_mariadb", "new_database"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--database", choices=SERVERS, default="mariadb", help="runs the tests of a database, on this one")
+    parser.addoption(
+        "--database", choices=mysql.SERVERS, default="mariadb", help="runs the tests of a database, on this one"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +57,7 @@ def short_path() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def new_database(request: pytest.FixtureRequest) -> type[MariaDB]:
     """The server that --database names, to be started with options of one's own."""
-    return SERVERS[request.config.option.database]
+    return mysql.SERVERS[request.config.option.database]
 
 
 @pytest.fixture(scope="session")

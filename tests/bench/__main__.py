@@ -25,6 +25,7 @@ from tests.bench.landing import landing
 from tests.bench.latency import flushing, locked, locked_open_loop
 from tests.bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
 from tests.bench.recovery import recovery
+from tests.support.mysql import SERVERS
 from tests.support.service import ROOT, processes_of, wait_until
 
 PICTURE = ROOT / "docs" / "img" / "latency-locked.png"
@@ -71,10 +72,11 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     # Whatever is started has it in its environment, so that end() finds it.
     os.environ["PERSISTENCE_STATE_DIR"] = str(directory)
     (directory / "db").mkdir()
-    database = Database(directory / "db")
+    database = Database(directory / "db", SERVERS[options.database])
     bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
     raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description(directory)}
     database.start()
+    raw["machine"]["mariadb"] = database.version()
     raw |= measure(bench, options.only)
     if raw.get("locked_open_loop", {}).get("latencies"):
         raw["picture"] = draw(raw["locked_open_loop"], bench, directory)
@@ -167,6 +169,7 @@ def _options() -> argparse.Namespace:
         metavar="KEY,KEY",
         help=f"measure only what these need: {', '.join((*NAMES, MATRIX))}",
     )
+    parser.add_argument("--database", choices=SERVERS, default="mariadb", help="the server that all write to")
     parser.add_argument("--bench-python", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
 

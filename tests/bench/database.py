@@ -1,4 +1,4 @@
-"""The database that every contender and every limit writes to: one private MariaDB, set up as for production."""
+"""The database that every contender and every limit writes to: one private server, set up as for production."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flusher.mysql_errors import Flavour
 from tests.bench.machine import ALL, PINS, give_way, pin
 from tests.support.mariadb import MariaDB
 
 OPTIONS = (
     "--innodb-buffer-pool-size=1G",
-    # A sustained run fits in it. Once it is full, with 512M after a million rows, no write goes on for seconds.
-    "--innodb-log-file-size=2G",
     "--innodb-flush-log-at-trx-commit=1",  # a commit is on the disk
     "--max-allowed-packet=64M",
     "--local-infile=1",  # for LOAD DATA LOCAL
     "--performance-schema=OFF",
 )
+REDO_LOG = {Flavour.MARIADB: "--innodb-log-file-size=2G", Flavour.MYSQL: "--innodb-redo-log-capacity=2G"}
+"""A sustained run fits in it. Once it is full, with 512M after a million rows, no write goes on for seconds."""
 COUNTERS = ("Com_begin", "Com_commit", "Com_insert", "Com_load", "Com_replace", "Com_rollback", "Com_set_option")
 TABLES = ("translation_sessions", "translation_tasks")
 
@@ -26,8 +27,8 @@ TABLES = ("translation_sessions", "translation_tasks")
 class Database:
     """start(), then empty() between contenders. Its data is thrown away, so it is killed in the end, not stopped."""
 
-    def __init__(self, directory: Path) -> None:
-        self.mariadb = MariaDB(directory, *OPTIONS)
+    def __init__(self, directory: Path, server: type[MariaDB] = MariaDB) -> None:
+        self.mariadb = server(directory, REDO_LOG[server.flavour], *OPTIONS)
         self.name = ""
         self._db: Any = None
 
@@ -36,6 +37,10 @@ class Database:
         self.mariadb.start()
         self.name = self.mariadb.create_database()
         self._db = self.mariadb.connect(self.name)
+
+    def version(self) -> str:
+        self._db.query("SELECT CONCAT(@@version_comment, ' ', VERSION())")
+        return str(self._db.store_result().fetch_row()[0][0])
 
     def move_to(self, cores: Sequence[int]) -> None:
         """Where it may run on any core, the service's too, it gives way, as run.sh has it do."""
@@ -56,7 +61,8 @@ class Database:
             time.sleep(0.01)
         for table in TABLES:
             self._db.query(f"TRUNCATE {table}")
-        self._db.query("SET GLOBAL innodb_log_checkpoint_now=1")
+        if self.mariadb.flavour is Flavour.MARIADB:  # MySQL has it for its own developers only
+            self._db.query("SET GLOBAL innodb_log_checkpoint_now=1")
 
     def others(self) -> int:
         return self._number(
@@ -74,11 +80,13 @@ class Database:
 
     def statements(self) -> int:
         """Statements that clients have sent since the server's start, those of this connection taken out."""
-        self._db.query("SELECT variable_value FROM information_schema.session_status WHERE variable_name='QUESTIONS'")
-        own = int(self._db.store_result().fetch_row()[0][0])
-        return self._number(
-            "SELECT variable_value FROM information_schema.global_status WHERE variable_name='QUESTIONS'"
-        ) - (own + 1)
+        counted = []
+        for scope in ("SESSION", "GLOBAL"):
+            self._db.query(f"SHOW {scope} STATUS LIKE 'Questions'")
+            ((_, value),) = self._db.store_result().fetch_row(0)
+            counted.append(int(value))
+        own, everybody = counted
+        return everybody - (own + 1)
 
     def _number(self, statement: str) -> int:
         self._db.query(statement)

@@ -19,8 +19,9 @@ from typing import Any
 
 import MySQLdb
 
+from flusher.mysql_errors import Flavour
 from flusher.store import AS_BYTES
-from flusher.upsert import UPSERTS
+from flusher.upsert import HEADS, UPDATES, Form, form_of
 from shared.records import TASKS
 from tests.bench import tasks
 from tests.bench.machine import on_cores
@@ -68,11 +69,13 @@ def measure(
 def _run(job: Job) -> dict[str, Any]:
     db = MySQLdb.connect(unix_socket=job.socket, user="root", db=job.database, charset="utf8mb4", local_infile=1)
     db.query("SET SESSION time_zone='+00:00'")
-    if job.what == STATEMENTS:
+    flavour = Flavour.MARIADB if "MariaDB" in db.get_server_info() else Flavour.MYSQL
+    if job.what == STATEMENTS and flavour is Flavour.MARIADB:
         db.query(AS_BYTES)
+    form = form_of(flavour, db.get_server_info())
     count = max(3, int(MOST_ROWS_PER_S * job.seconds / job.rows))
     with tempfile.TemporaryDirectory(dir=job.directory) as directory:
-        prepared = list(_prepare(job, count, Path(directory)))
+        prepared = list(_prepare(job, count, Path(directory), form))
         os.sync()  # the files are not written back while the database wants the disk
         began_at = time.monotonic()
         end_at = began_at + job.seconds
@@ -90,11 +93,11 @@ def _run(job: Job) -> dict[str, Any]:
     return {"rows": rows, "stored": stored, "seconds": round(took_s, 3), "rows_per_s": round(rows / took_s, 1)}
 
 
-def _prepare(job: Job, count: int, directory: Path) -> Any:
+def _prepare(job: Job, count: int, directory: Path, form: Form) -> Any:
     pool = tasks.pool(max(tasks.POOL, job.rows))
     if job.what == STATEMENTS:
-        upsert = UPSERTS[TASKS]
-        pieces = tasks.statements(pool, job.rows, min(count, tasks.BODIES), upsert.head, upsert.tail)
+        head, tail = HEADS[TASKS].removesuffix(b"("), UPDATES[form][TASKS]
+        pieces = tasks.statements(pool, job.rows, min(count, tasks.BODIES), head, tail)
     else:
         pieces = tasks.files(pool, job.rows, min(count, tasks.BODIES))
     for number in range(count):

@@ -95,7 +95,6 @@ def description(directory: Path) -> dict[str, Any]:
         "memory_gib": round(memory_kb / 2**20, 1),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "mariadb": _first_line("mariadbd", "--version"),
         "wrk": _first_line("wrk", "--version"),
         "filesystem": _last_line("df", "--output=fstype", str(directory)),
         "pins": PINS,

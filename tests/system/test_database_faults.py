@@ -203,6 +203,7 @@ def small_disk() -> Iterator[Path]:
     directory.rmdir()
 
 
+@pytest.mark.only("mariadb")  # MySQL takes no DATA DIRECTORY that it was not started with
 def test_a_full_disk_of_the_database_keeps_everything_until_there_is_room(
     start_service: StartService, own_mariadb: MariaDB, database_name: str, small_disk: Path
 ) -> None:

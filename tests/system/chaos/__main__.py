@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import uvloop
 
+from tests.support.mysql import SERVERS
 from tests.support.service import wait_until
 from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS, Faults
@@ -205,6 +206,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
     parser.add_argument("--clients", type=int, default=6, help="clients (6)")
     parser.add_argument("--fsync", choices=("always", "interval", "never"), help="journal.fsync (by the seed)")
+    parser.add_argument("--database", choices=SERVERS, default="mariadb", help="the server under the service")
     parser.add_argument("--keep", action="store_true", help="keeps the state directory, as a bad verdict does")
     options = parser.parse_args()
     if options.seed is None:
@@ -218,6 +220,8 @@ def main() -> int:
     options = arguments()
     directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     service = Service(directory, fsync=options.fsync)
+    if options.database == "mysql":
+        service.use_mysql()
     keep = True
     # A polite end of the harness takes everything that it has started with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -21,6 +21,7 @@ import MySQLdb.cursors
 from supervisor.xmlrpc import SupervisorTransport
 
 from flusher import segments
+from tests.support import mysql
 from tests.support.service import FLUSH, ROOT, STATS, free_port
 from tests.system.chaos.model import COLUMNS, TABLES, fetched, select_updated_at
 
@@ -52,6 +53,12 @@ class Service:
             "DB_POOL_SIZE": "4",
             "LOGGING_FILE": str(directory / "service.log"),
         }
+
+    def use_mysql(self) -> None:
+        """Instead of MariaDB; before start(). Raises: OSError, with its reason where there is none."""
+        programs = self.directory / "bin"
+        mysql.in_place_of_mariadb(programs)
+        self.environ["PATH"] = f"{programs}:{self.environ.get('PATH', '')}"
 
     def mount_journal(self) -> bool:
         """A small disk of its own for the journal, where we may mount one."""
