@@ -61,8 +61,10 @@ MAX_HELD_BYTES = 64 * 1024
 """Of a body that the application has not asked for yet; beyond, reading pauses."""
 MAX_IGNORED_BYTES = 64 * 1024
 """Of a body that comes after the answer to its request, as of a GET with a body."""
-MAX_UNREAD_BYTES = 64 * 1024 * 1024
-"""Of all answers in this process that their clients have not read."""
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""Of all answers in this process that wait for their clients, and all requests that wait behind others."""
+REQUEST_BYTES = 2048
+"""What a waiting request takes besides its header, whose every byte may take eight: a field has 100 of its own."""
 UNREAD_BYTES = 16 * 1024
 """Of one connection's answers; beyond, it is not worked for until its client has read them."""
 MAX_SURPLUS = 64
@@ -179,6 +181,8 @@ class Protocol(asyncio.Protocol):
         self._cycle: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._pipeline: deque[Cycle] = deque()
+        self._pipeline_bytes = 0
+        """What those since it was last empty take."""
         self._last: Refusal | None = None
         """The last answer, once there is one; nothing is parsed any more."""
         # The connection
@@ -341,9 +345,9 @@ class Protocol(asyncio.Protocol):
         self._stalled_at = Clock.now
         if self.writable is None:
             self.writable = self._loop.create_future()
-        self.unread[self] = self.unread_bytes
-        if sum(self.unread.values()) > MAX_UNREAD_BYTES:
-            bound_unread(self.unread)
+        self.unread[self] = self.waiting_bytes
+        if sum(self.unread.values()) > MAX_WAITING_BYTES:
+            bound_waiting(self.unread)
 
     def resume_writing(self) -> None:
         if self.writable is None:
@@ -356,9 +360,9 @@ class Protocol(asyncio.Protocol):
             self._start(self._pipeline.popleft())
 
     @property
-    def unread_bytes(self) -> int:
-        """Of answers; what the kernel has taken does not count."""
-        return self._transport.get_write_buffer_size()
+    def waiting_bytes(self) -> int:
+        """What the kernel has taken does not count."""
+        return self._transport.get_write_buffer_size() + self._pipeline_bytes
 
     def abort(self) -> None:
         self.unread.pop(self, None)
@@ -442,6 +446,7 @@ class Protocol(asyncio.Protocol):
             self._start(cycle)
         else:
             self._pipeline.append(cycle)
+            self._pipeline_bytes += REQUEST_BYTES + 8 * self._header_bytes
             self.pause_reading()
 
     def _may_keep_alive(self) -> bool:
@@ -547,6 +552,8 @@ class Protocol(asyncio.Protocol):
             self._send_last(FAILED)
 
     def _start(self, cycle: Cycle) -> None:
+        if not self._pipeline:
+            self._pipeline_bytes = 0
         self._cycle = cycle
         task = self._task = self._loop.create_task(cycle.run(self._app))
         self._server.tasks.add(task)
@@ -667,21 +674,23 @@ def sweep(connections: Iterable[Any], now: float) -> None:
                 connection.check_deadline(now)
 
 
-def bound_unread(connections: Iterable[Protocol]) -> None:
-    """Closes those with the most unread bytes where all have over MAX_UNREAD_BYTES; and some more, so that this is not
-    done again for the next answer."""
-    sizes = sorted(((one.unread_bytes, number, one) for number, one in enumerate(connections)), reverse=True)
+def bound_waiting(connections: Iterable[Protocol]) -> None:
+    """Closes those with the most waiting bytes where all have over MAX_WAITING_BYTES, and some more, so that this is
+    not done again for the next answer."""
+    sizes = sorted(((one.waiting_bytes, number, one) for number, one in enumerate(connections)), reverse=True)
     total = sum(size for size, _, _ in sizes)
-    if total <= MAX_UNREAD_BYTES:
+    if total <= MAX_WAITING_BYTES:
         return
     closed = 0
     for size, _, connection in sizes:
         connection.abort()
         closed += 1
         total -= size
-        if total < MAX_UNREAD_BYTES * 3 // 4:
+        if total < MAX_WAITING_BYTES * 3 // 4:
             break
-    log.warning("too many answers are not read by their clients: the %d connections with the largest closed", closed)
+    log.warning(
+        "too many answers are not read, or requests wait behind others: the %d largest connections were closed", closed
+    )
 
 
 async def sweep_slowly(connections: Collection[Any]) -> None:
@@ -693,4 +702,4 @@ async def sweep_slowly(connections: Collection[Any]) -> None:
     for number in range(slices):
         sweep(waiting[number::slices], loop.time())
         await asyncio.sleep(SWEEP_S / slices)
-    bound_unread(one for one in connections if isinstance(one, Protocol))
+    bound_waiting(one for one in connections if isinstance(one, Protocol))

@@ -345,7 +345,7 @@ BREAKS = (
         "5 bounded everything",
         "unread answers have no bound together",
         "ingest/protocol.py",
-        "    if total <= MAX_UNREAD_BYTES:",
+        "    if total <= MAX_WAITING_BYTES:",
         "    if True:",
         ("tests/ingest/test_protocol_limits.py",),
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ingest import protocol
-from ingest.protocol import MAX_IGNORED_BYTES, UNREAD_BYTES, Phase, Protocol, sweep_slowly
+from ingest.protocol import MAX_IGNORED_BYTES, UNREAD_BYTES, Phase, Protocol, bound_waiting, sweep_slowly
 from ingest.refusals import MAX_CHUNKS, MAX_EXTENSION_BYTES
 from tests.ingest.test_protocol import CHUNKED, GET, LARGE, Client, Front, ask, get_with, play, post, unreading
 
@@ -145,7 +145,7 @@ def test_no_request_is_begun_for_a_client_that_does_not_read() -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         assert front.seen == ["/large"]
-        assert connection.unread_bytes < LARGE
+        assert connection.waiting_bytes < LARGE
         # What it has asked for comes once it reads.
         await asyncio.get_running_loop().run_in_executor(None, read_all, client, 3 * LARGE)
         assert front.seen == ["/large"] * 3
@@ -164,7 +164,7 @@ def read_all(client: Any, size: int) -> None:
 def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_UNREAD_BYTES", 4 * LARGE)
+    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 4 * LARGE)
 
     async def scenario(front: Front, connect: Any) -> None:
         small: Client = await connect()
@@ -173,8 +173,8 @@ def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
             client.sendall(GET.replace(b"/ ", b"/large "))
             await front.until(lambda count=count: len(front.seen) == count + 1)  # type: ignore[misc]
             await asyncio.sleep(0)
-            assert sum(one.unread_bytes for one in front.connections if not one._transport.is_closing()) < 4 * LARGE
-        assert "connections with the largest closed" in caplog.text
+            assert sum(one.waiting_bytes for one in front.connections if not one._transport.is_closing()) < 4 * LARGE
+        assert "largest connections were closed" in caplog.text
         await small.send(post(b"{}"))
         assert await small.answer() == (200, b"{}")
 
@@ -184,7 +184,7 @@ def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
 
 def test_answers_too_small_to_stall_a_connection_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are looked at once a second."""
-    monkeypatch.setattr(protocol, "MAX_UNREAD_BYTES", 5 * UNREAD_BYTES)
+    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 5 * UNREAD_BYTES)
     monkeypatch.setattr(protocol, "SWEEP_S", 0.0)
     monkeypatch.setattr(Protocol, "check_deadline", lambda _connection, _now: None)
 
@@ -192,9 +192,28 @@ def test_answers_too_small_to_stall_a_connection_count_too(monkeypatch: pytest.M
         clients = [await connect() for _ in range(10)]
         await front.until(lambda: len(front.connections) == len(clients))
         sizes = iter(range(10))
-        monkeypatch.setattr(Protocol, "unread_bytes", property(lambda _: UNREAD_BYTES - next(sizes)))
+        monkeypatch.setattr(Protocol, "waiting_bytes", property(lambda _: UNREAD_BYTES - next(sizes)))
         await sweep_slowly(front.connections)
         await front.until(lambda: len(front.connections) < len(clients))
         assert len(front.connections) == 3
+
+    play(scenario)
+
+
+def test_requests_that_wait_behind_others_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take many times the bytes that they came in."""
+    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 1_000_000)
+
+    async def scenario(front: Front, connect: Any) -> None:
+        clients = [await connect() for _ in range(4)]
+        for client in clients:
+            await client.send(post(path="/slow") + get_with("x: " + "y" * 1000) * 50)
+            await front.started.acquire()
+        bound_waiting(front.connections)
+        await front.until(lambda: len(front.connections) < len(clients))
+        assert sum(one.waiting_bytes for one in front.connections) < 1_000_000
+        front.release.set()
+        await front.until(lambda: all(one.waiting_bytes == 0 for one in front.connections))
+        assert len(front.connections) == 1
 
     play(scenario)

@@ -11,9 +11,11 @@ from contextlib import closing
 
 import pytest
 
+from ingest.protocol import MAX_WAITING_BYTES, UNREAD_BYTES
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service, wait_until
-from tests.system.hostile.good import Crowd, GoodClient, descriptors, memory_bytes, worker_of
+from tests.system.hostile.clients import FLOODS
+from tests.system.hostile.good import Crowd, GoodClient, descriptors, memory_bytes, p99_s, worker_of
 from tests.system.hostile.heavy import ATTACKS, CONNECTIONS, Beside
 
 CROWD = {
@@ -80,6 +82,30 @@ def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Serv
         assert len(beside.answers) == 5 * CONNECTIONS, name
         # 0.06 s at most here; by its worst version 1 took 26 s.
         assert beside.cpu_s / len(beside.answers) < 0.25, name
+
+
+@pytest.mark.parametrize("attack", [*FLOODS, "pipeline"])
+def test_four_connections_do_not_hold_up_a_good_client(service: Service, good: GoodClient, attack: str) -> None:
+    """100 requests a second, p99 at most 100 ms; a busy machine may spoil a round, but only slower than it is."""
+    with Crowd(service.port, {attack: 4}) as crowd:
+        best_s = p99_s(good, 150, 0.01)
+        for _ in range(4):
+            if best_s > 0.1:
+                best_s = min(best_s, p99_s(good, 150, 0.01))
+    assert best_s <= 0.1
+    assert crowd.done[attack] >= 4
+
+
+def test_answers_that_nobody_reads_take_little_memory(service: Service, good: GoodClient) -> None:
+    worker = worker_of(service)
+    assert good.post(keep=True)[0] == ACCEPTED
+    before = memory_bytes(worker)
+    with Crowd(service.port, {"page": 3000}):
+        for _ in range(100):
+            assert good.post(keep=True)[0] == ACCEPTED
+            assert memory_bytes(worker) - before < 2 * MAX_WAITING_BYTES + 3000 * UNREAD_BYTES
+            time.sleep(0.01)
+    assert "answers are not read" in service.log.read_text()
 
 
 def test_over_the_limit_of_connections_health_is_answered_and_those_that_stand_go_on(

@@ -13,6 +13,10 @@ closed comes back.
     cut        sends a request up to some byte, a little further every time, and goes: with a reset, or half-closed
     pipeline   sends 50 requests at once and reads the answers
     garbage    sends what is no HTTP
+    tiny       sends a body in chunks of one byte, as fast as it is let; tiny404 to a path that does not exist
+    extension  sends a chunk extension without end; extension404 to a path that does not exist
+    metrics    asks for the metrics again and again and reads none
+    page       asks for 80 KB a few times and reads nothing
 """
 
 from __future__ import annotations
@@ -40,12 +44,23 @@ SLOW = {
     "body": (POST + b"Content-Length: 5242880\r\n\r\n", BODY),
     "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n1\r\n \r\n" + b"1\r\n \r\n" * 100),
     "expect": (POST + b"Content-Length: 5242880\r\nExpect: 100-continue\r\n\r\n", b""),
+    "page": (b"GET /dashboard HTTP/1.1\r\nHost: h\r\n\r\n" * 20, b""),
     "unread": (b"GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n" * 90, b""),
 }
 """What is sent at once, and then byte by byte."""
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+NOWHERE = CHUNKED.replace(TASKS.encode(), b"/nowhere")
+FLOODS = {
+    "tiny": (CHUNKED, b"1\r\n \r\n" * 10_000),
+    "tiny404": (NOWHERE, b"1\r\n \r\n" * 10_000),
+    "extension": (CHUNKED + b"1;", b"x" * 65536),
+    "extension404": (NOWHERE + b"1;", b"x" * 65536),
+    "metrics": (b"", b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n" * 90),
+}
+"""What is sent at once, and then again and again."""
 AGAIN_S = 3.0
 """At most; independent clients do not come back together."""
-PAUSE_S = {"cut": 0.1, "garbage": 0.1, "pipeline": 1.0}
+PAUSE_S = {"cut": 0.1, "garbage": 0.1, "pipeline": 1.0, **dict.fromkeys(FLOODS, 0.0)}
 """Between two connections of a client of the kinds that don't wait."""
 
 
@@ -61,7 +76,12 @@ class Crowd:
         """One connection of a slow kind, again and again."""
         while not self.ending:
             try:
-                _, client = await self.loop.create_connection(lambda: Slow(self, kind), "127.0.0.1", self.port)
+                raw = socket.socket()
+                if kind == "page":
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the kernel is not to read for it
+                raw.setblocking(False)
+                await self.loop.sock_connect(raw, ("127.0.0.1", self.port))
+                _, client = await self.loop.create_connection(lambda: Slow(self, kind), sock=raw)
             except OSError as error:
                 self.done[f"{kind}: {type(error).__name__}"] += 1
             else:
@@ -78,6 +98,14 @@ class Crowd:
                     writer.write(WHOLE * 50)
                 elif kind == "garbage":
                     writer.write(random.randbytes(500))
+                elif kind in FLOODS:
+                    self.done[kind] += 1
+                    reader._transport.pause_reading()  # type: ignore[attr-defined]
+                    head, again = FLOODS[kind]
+                    writer.write(head)
+                    while not self.ending:
+                        writer.write(again)
+                        await writer.drain()
                 else:
                     writer.write(WHOLE[: at % len(WHOLE)])
                     at += 7
@@ -111,7 +139,7 @@ class Slow(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._crowd.standing += 1
-        if self._kind == "unread":
+        if self._kind in ("unread", "page"):
             self._crowd.loop.call_soon(self._transport.pause_reading)  # here and now uvloop passes over it
         self._transport.write(SLOW[self._kind][0])
         if self._rest:

@@ -42,6 +42,19 @@ class Crowd:
         self.done = json.loads(out)
 
 
+def p99_s(client: GoodClient, requests: int, pace_s: float) -> float:
+    """Of so many requests, one each `pace_s`, from when each was due. Raises: AssertionError, where one is refused."""
+    taken_s = []
+    started_at = time.perf_counter()
+    for number in range(requests):
+        due_at = started_at + number * pace_s
+        time.sleep(max(0.0, due_at - time.perf_counter()))
+        line, _ = client.post(keep=number % 2 > 0)
+        assert line == b"HTTP/1.1 202 Accepted", line
+        taken_s.append(time.perf_counter() - due_at)
+    return sorted(taken_s)[int(0.99 * (requests - 1))]
+
+
 class GoodClient:
     """Posts batches of ten tasks, on a connection that it keeps or on a new one each time."""
 
