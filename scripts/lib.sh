@@ -163,26 +163,40 @@ find_python() { # Debian's own first: it is built for speed (PGO, LTO), most oth
 
 BENCH_PYTHON=$PERSISTENCE_STATE_DIR/bench-venv/bin/python
 
-need_bench_python() { # an environment of its own for the seed design and for plots: none of it is the product's
-    local requirements=tests/bench/seed/requirements.txt venv=$PERSISTENCE_STATE_DIR/bench-venv stamp log
+need_bench_python() { # for the seed design and for plots
+    need_venv bench tests/bench/seed/requirements.txt
+}
+
+need_frames() { # need_frames NAME: pandas for the client's tests; where there are no wheels for this Python, it says so
+    need_venv "$1" "tests/client/frames/$1.txt" --only-binary :all:
+}
+
+no_wheels() { # no_wheels LOG OPTION...: notes for the tests that the registry, which answered, has no wheels for this Python
+    [ $# -gt 1 ] && ! grep -q Retrying "$1" && grep 'No matching distribution' "$1" >"$venv/no-wheels"
+}
+
+need_venv() { # need_venv NAME REQUIREMENTS [OPTION...]: an environment of its own: none of it is the product's
+    local name=$1 requirements=$2 venv=$PERSISTENCE_STATE_DIR/$1-venv stamp log
+    shift 2
     # With the service's own Python: two builds of one version may differ by a third in speed.
     stamp=$venv/.installed-$({ cat "$requirements" && "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'; } |
         sha256sum | cut -c1-16)
     [ ! -f "$stamp" ] || return 0
     mkdir -p -m 700 "$PERSISTENCE_STATE_DIR"
+    begins "installing the packages of $requirements: about half a minute"
     log=$(mktemp)
     (
-        set -e
-        flock 9
-        if [ -f "$stamp" ]; then exit 0; fi
-        "$PYTHON" -m venv --clear "$venv"
-        "$venv/bin/pip" install -q --disable-pip-version-check -r "$requirements"
-        touch "$stamp"
-    ) 9>"$PERSISTENCE_STATE_DIR/bench-venv.lock" >"$log" 2>&1 </dev/null || {
+        # Joined by &&: on the left of || bash ignores set -e.
+        flock 9 && { [ -f "$stamp" ] || {
+            "$PYTHON" -m venv --clear "$venv" &&
+                { "$venv/bin/pip" install -q --disable-pip-version-check "$@" -r "$requirements" || no_wheels "$log" "$@"; } &&
+                touch "$stamp"
+        }; }
+    ) 9>"$PERSISTENCE_STATE_DIR/$name-venv.lock" >"$log" 2>&1 </dev/null || {
         tail -n 15 "$log" >&2
         rm -f "$log"
         die "could not install the Python packages of $requirements"
     }
     rm -f "$log"
-    step "installed the seed design's packages into $venv"
+    step "installed the packages of $requirements into $venv"
 }

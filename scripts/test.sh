@@ -12,6 +12,8 @@ command -v systemd-analyze >/dev/null || need_packages systemd # it checks the u
 (need_galera) || step "no Galera cluster can be installed here"
 need_python dev
 need_bench_python
+need_frames pandas-2.1
+need_frames newest
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
