@@ -1,14 +1,14 @@
-"""Client of Persistence Service in one file: hand over records and go on; they are sent in the background.
+"""Client of Persistence Service in one file: hand over records and go on; a background thread sends them.
 
     from services.persistence.persistence_client import persistence_client
 
     await persistence_client.persist_tasks(tasks)          # in async code
     persistence_client.sync.persist_tasks(tasks)           # in scripts and threads
 
-Rules: a record is encoded in the call, so that later changes of it do not matter, and waits in a bounded queue where
-of two records with the same key the later `updated_at` stays. One daemon thread with an event loop of its own sends
-what waits: it depends on no loop of the caller's, and starts with the first record, in every process anew. One lock
-guards the queues; nobody holds it while waiting. Calls never log: the thread does. Docs: docs/CLIENT.md.
+Rules: a call encodes its records, so later changes do not matter, and queues them; of two states of a key the queue
+keeps the later `updated_at`. One daemon thread sends; it starts with the first record, in every process anew. One lock
+guards the queues; nobody holds it while waiting. A record counts as sent only if this service says so. Only the thread
+logs. Standard library only, Python 3.8 or later. Docs: docs/CLIENT.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import encodings.idna  # noqa: F401 -- or getaddrinfo() would, and a child forked meanwhile waits for it for ever
+import functools
+import http.client
 import json
 import logging
 import os
@@ -24,16 +27,16 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta, timezone
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 from uuid import UUID
-
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 __all__ = ["Counters", "PersistenceClient", "SyncPersistenceClient", "persistence_client"]
 
@@ -47,24 +50,22 @@ SLOWEST_BYTES_PER_S = 128 * 1024
 FLUSH_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
-CALL_TIMEOUT_S = FLUSH_TIMEOUT_S + 2 * REQUEST_TIMEOUT_S
-WARNING_INTERVAL_S = 10.0
+MAX_PAUSE_S = 60.0
+WARNING_INTERVAL_S = 60.0
 MAX_RECORDS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
 """Of one kind, that wait; beyond, the oldest are dropped."""
 MAX_RECORD_BYTES = 10 * 1024 * 1024
 """What the service takes in one body by default."""
-RETRY_FOR_S = 300.0
-"""How long a record is tried, from its call on."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _TICK_S = 0.05
 _CLOCK_STEP = timedelta(seconds=60)
-_REFUSED = (400, 413, 422)
-"""Something in the body is at fault: the records that `errors` names, or else one that halving finds."""
-_TRY_AGAIN = (408, 429, 500, 502, 503, 504)
-_LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError)
-"""No answer: what aiohttp raises, ValueError for a URL or a token that make no request."""
-_NO_THREAD = (asyncio.TimeoutError, concurrent.futures.TimeoutError, OSError, RuntimeError)
+_MAX_DEPTH = 50
+_MAX_WARNINGS = 20
+_MAX_ANSWER_BYTES = 1024 * 1024
+_LINGER_S = 10.0
+"""The thread ends when nothing has waited for so long."""
+_NEVER = float("inf")
 
 logger = logging.getLogger(__name__)
 
@@ -77,25 +78,28 @@ class Counters(NamedTuple):
     retried: int
     """Sent again, counted each time."""
     dropped: int
-    """Refused by the service, not encodable, too old, or too many."""
+    """Refused by the service, not encodable, or too many."""
     coalesced: int
     """Made unnecessary by a later state of the same key."""
     waiting: int
 
 
+class _Unusable(ValueError):
+    """A record, URL or token that cannot be used. Its text names fields and types and holds no content."""
+
+
 class _Waiting(NamedTuple):
     key: object
     updated_at: datetime
-    queued_at: float
     body: bytes
-    since: float = 0.0
+    since: float
     """When the first state of its key was queued of which none has been sent: newer ones do not make it wait longer."""
 
 
 class _Queue:
     """The records of one kind, those that waited longest first. Pure data: the caller holds the lock."""
 
-    def __init__(self, name: str, key: str) -> None:
+    def __init__(self, name: str, key: tuple[str, ...]) -> None:
         self.name = name
         self.key = key
         self.size = BATCH_RECORDS
@@ -104,367 +108,268 @@ class _Queue:
         self._bytes = 0
         self._items: OrderedDict[object, _Waiting] = OrderedDict()
         self._under_way: list[_Waiting] = []
+        self._set_back_at = _NEVER
+        """No later than the `since` of any record that settle() has put at the end."""
 
     def __len__(self) -> int:
         return len(self._items) + len(self._under_way)
 
-    def put(self, one: _Waiting) -> None:
-        """Keeps the later state of its key; the oldest records go where there is no room."""
-        old = self._items.get(one.key)
-        size = len(one.body)
+    def put(self, new: _Waiting) -> None:
+        """Keeps the later state of its key, on a tie the new one; the oldest records go where there is no room."""
+        old = self._items.get(new.key)
         if old is not None:
             self.coalesced += 1
-            if old.updated_at > one.updated_at:
+            if old.updated_at > new.updated_at:
                 return
-            size -= len(old.body)
-        self._items[one.key] = one._replace(since=one.queued_at if old is None else old.since)
-        self._bytes += size
+            self._bytes -= len(old.body)
+            new = new._replace(since=old.since)
+        self._items[new.key] = new
+        self._bytes += len(new.body)
         while len(self._items) > MAX_RECORDS or self._bytes > MAX_BYTES:
-            self._drop_oldest("the queue is full")
+            self._bytes -= len(self._items.popitem(last=False)[1].body)
+            self.drop(1, "the queue is full")
 
     def oldest_at(self) -> float:
-        """Since when the oldest that is not settled waits; inf where there is none."""
-        return next(iter(self._under_way or self._items.values()), _NOTHING).since
+        """Since when the oldest that is not settled waits, or a time before that."""
+        first = next((one.since for one in self._items.values()), _NEVER)
+        return min(first, self._set_back_at, *[one.since for one in self._under_way])
 
     def due(self, now: float) -> bool:
         full = len(self._items) >= BATCH_RECORDS or self._bytes >= BATCH_BYTES
         return full or self.oldest_at() <= now - BATCH_AGE_S
 
-    def take(self, oldest_at: float, reason: str = "the service did not take them in time") -> list[_Waiting]:
-        """The next batch; it counts as waiting until settle(). Records queued before `oldest_at` are dropped."""
+    def take(self) -> list[_Waiting]:
+        """The next batch; it counts as waiting until settle()."""
         size = 0
         while self._items and len(self._under_way) < self.size and size < BATCH_BYTES:
-            if next(iter(self._items.values())).queued_at < oldest_at:
-                self._drop_oldest(reason)
-                continue
             one = self._items.popitem(last=False)[1]
             self._under_way.append(one)
             self._bytes -= len(one.body)
             size += len(one.body)
         return self._under_way
 
-    def settle(self, left: Sequence[_Waiting]) -> None:
-        """Ends what take() began; `left` waits again, in front, each in the latest state of its key."""
+    def settle(self, left: Sequence[_Waiting], *, at_end: bool = False) -> None:
+        """Ends what take() began; `left` waits again, in front or at the end, each in the latest state of its key."""
         self._under_way = []
-        for one in reversed(left):
+        for one in left if at_end else reversed(left):
             newer = self._items.get(one.key)
             if newer is not None:
                 self.coalesced += 1
                 self._bytes -= len(newer.body)
             stays = one if newer is None or newer.updated_at < one.updated_at else newer._replace(since=one.since)
             self._items[one.key] = stays
-            self._items.move_to_end(one.key, last=False)
+            self._items.move_to_end(one.key, last=at_end)
             self._bytes += len(stays.body)
+            if at_end:
+                self._set_back_at = min(self._set_back_at, one.since)
+        if not self._items:
+            self._set_back_at = _NEVER
 
-    def drop(self, count: int, reason: str, example: str = "") -> None:
+    def drop(self, count: int, reason: str) -> None:
         self.dropped += count
-        self.note(count, f"dropped: {reason}", example)
+        self.note(count, f"dropped: {reason}")
 
-    def _drop_oldest(self, reason: str) -> None:
-        self._bytes -= len(self._items.popitem(last=False)[1].body)
-        self.drop(1, reason)
+    def drop_all(self, reason: str) -> None:
+        if self._items:
+            self.drop(len(self._items), reason)
+            self._items.clear()
+            self._bytes, self._set_back_at = 0, _NEVER
 
-    def note(self, count: int, what: str, example: str = "") -> None:
-        """For the next warnings."""
-        self.trouble[what] = (self.trouble.get(what, (0, ""))[0] + count, example)
+    def note(self, count: int, what: str, *, add: bool = True) -> None:
+        """For the next warnings, one for each `what`, whatever the indexes in it."""
+        kind = re.sub(r"\[\d+\]", "", what)
+        if kind not in self.trouble and len(self.trouble) >= _MAX_WARNINGS:
+            kind = what = "dropped or delayed for further reasons"
+        before, what = self.trouble.get(kind, (0, what))
+        self.trouble[kind] = (before + count if add else count, what)
 
 
-_NOTHING = _Waiting(None, datetime.max, 0.0, b"", float("inf"))
+def _address(url: str, token: str) -> tuple[str, str, int | None, str, dict[str, str]]:
+    """Returns: scheme, host, port, path, headers. Raises: _Unusable, which says what is expected."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _Unusable(f"the URL {_shown(url)!r} cannot be used: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise _Unusable(f"the URL {_shown(url)!r} cannot be used: write http://HOST:PORT or https://HOST:PORT/PREFIX")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise _Unusable(f"the URL {_shown(url)!r} cannot be used: it may have no user, query or fragment")
+    if not (token.isascii() and token.isprintable()):
+        raise _Unusable("the token cannot be used: it has a character that no HTTP header may have")
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    return parts.scheme, host, port, quote(parts.path.rstrip("/"), safe="/%"), headers
 
 
-class _Resolver(AbstractResolver):
-    """In the sender's own thread, which has nothing else to do: asyncio's is gone when an interpreter exits."""
+def _shown(url: str) -> str:
+    """Without a password or a query."""
+    return re.sub(r"(//).*@|[?#].*", r"\1", url.rstrip("/"))
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        return [
-            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=0)
-            for kind, _, protocol, _, address in found
+
+class _Answer(NamedTuple):
+    status: int
+    document: dict[str, Any]
+    """Empty where the answer is no JSON object."""
+    refusal: bool
+    """It is a no, and this service's."""
+    retry_after_s: float
+    words: str
+    """For a warning."""
+
+    def accepts(self, count: int) -> bool:
+        """Whether this service says that it has `count` records."""
+        said = self.document.get("status"), self.document.get("count")
+        return self.status // 100 == 2 and said in [
+            (word, count) for word in ("accepted", "committed", "dead_lettered")
         ]
 
-    async def close(self) -> None:
-        pass
+
+class _Response(http.client.HTTPResponse):
+    """Its socket's timeout is for the whole answer, not for each read."""
+
+    def __init__(self, sock: Any, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        raw: Any = self.fp.raw
+        receive, deadline = raw.readinto, time.monotonic() + sock.gettimeout()
+
+        def readinto(buffer: Any) -> Any:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            return receive(buffer)
+
+        raw.readinto = readinto
 
 
-class _Sender:
-    """One thread, one loop, one task that sends. All of it runs there but the constructor and what says otherwise."""
+class _Connection:
+    """Requests to one service, one after the other, over one connection as long as it lasts. Knows no proxies."""
 
-    def __init__(self, queues: Sequence[_Queue], lock: threading.RLock, url: str, token: str) -> None:
-        self.idle = False
-        self.ended = False
-        """Both only under the lock."""
-        self.done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self.done.set_running_or_notify_cancel()
-        # Not the policy's: uvloop's does not survive a fork.
-        self.loop = asyncio.SelectorEventLoop()
-        self._queues = queues
-        self._lock = lock
-        self._url = url.rstrip("/") + "/api/v1/persistence/"
-        self._headers = {"Content-Type": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._wake = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._hurry_at = float("-inf")
-        self._close_at = float("inf")
-        self._not_before = 0.0
-        self._failures = 0
-        self._report_at = 0.0
-        self._task = self.loop.create_task(self._main())
-        threading.Thread(target=self._run, name="persistence-client", daemon=True).start()
+    def __init__(self, url: str, token: str) -> None:
+        self._given = url, token
+        self._http: Any = None
 
-    def wake(self) -> None:
-        """From any thread, under the lock."""
-        self.idle = False
-        self.loop.call_soon_threadsafe(self._wake.set)
-
-    def close(self, within_s: float) -> None:
-        """From any thread, under the lock: sends what waits, drops what cannot be sent in time, ends."""
-        self._close_at = min(self._close_at, time.monotonic() + within_s)
-        self.wake()
-
-    async def flush(self) -> dict[str, Any]:
-        """Sends what was queued before, then has the service write it. Returns: the service's answer."""
-        called_at = self._hurry_at = time.monotonic()
-        self._wake.set()
-        try:
-            await asyncio.wait_for(self._sent_until(called_at), FLUSH_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            with self._lock:
-                pending = sum(map(len, self._queues))
-            return _not_flushed(f"{pending} records could not be sent within {FLUSH_TIMEOUT_S:g} s", pending)
-        left_s = max(called_at + FLUSH_TIMEOUT_S - time.monotonic(), 0)
-        try:
-            status, answer, _ = await self._post(f"flush?timeout={left_s:.3f}", b"", left_s + REQUEST_TIMEOUT_S)
-        except _LOST as error:
-            return _not_flushed(f"the service gave no answer ({type(error).__name__})", 0)
-        return answer if status == 200 else {**_not_flushed(f"HTTP {status}", 0), **answer}
-
-    def _run(self) -> None:
-        time.sleep(_TICK_S)  # the call that started this thread returns before we compete with it for the interpreter
-        try:
-            self.loop.run_until_complete(self._task)
-        finally:
-            with self._lock:
-                self.ended = True
-            self.loop.close()
-            self.done.set_result(None)
-
-    async def _main(self) -> None:
-        connector = aiohttp.TCPConnector(resolver=_Resolver(), keepalive_timeout=60.0)
-        async with aiohttp.ClientSession(connector=connector, headers=self._headers) as self._session:
-            while not self._finished():
-                due = self._due()
-                for queue in due:
-                    await self._send(queue)
-                    self._settled.set()
-                    self._settled.clear()
-                self._report()
-                if not due:
-                    await self._rest()
-            self._settled.set()
-            await asyncio.sleep(0)  # a flush that was called before the end begins
-            flushes = asyncio.all_tasks() - {asyncio.current_task()}
-            if flushes:
-                await asyncio.wait(flushes)
-
-    def _finished(self) -> bool:
-        """After close(): whether nothing waits, or what waits cannot be sent in time."""
-        now = time.monotonic()
-        if self._close_at == float("inf"):
-            return False
-        with self._lock:
-            if any(map(len, self._queues)) and max(now, self._not_before) < self._close_at:
-                return False
-            for queue in self._queues:
-                queue.take(float("inf"), "the client was closed")
-            self.ended = True
-        self._report_at = 0.0
-        self._report()
-        return True
-
-    def _due(self) -> list[_Queue]:
-        now = time.monotonic()
-        if now < self._not_before:
-            return []
-        closing = self._close_at < float("inf")
-        with self._lock:
-            return [
-                queue
-                for queue in self._queues
-                if queue.due(now) or queue.oldest_at() <= self._hurry_at or (closing and len(queue))
-            ]
-
-    async def _rest(self) -> None:
-        """Until there may be something to do: a tick while records wait, else until wake()."""
-        timeout_s: float | None = _TICK_S
-        with self._lock:
-            if not any(map(len, self._queues)):
-                self.idle = True
-                troubled = any(queue.trouble for queue in self._queues)
-                timeout_s = max(self._report_at - time.monotonic(), 0) if troubled else None
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            pass
-        self._wake.clear()
-
-    async def _sent_until(self, since: float) -> None:
+    def post(self, path: str, body: bytes, timeout_s: float) -> _Answer:
+        """Blocks for at most some `timeout_s`. Raises: one of _LOST."""
+        scheme, host, port, prefix, headers = _address(*self._given)
+        if self._http is None:  # kept when its socket is closed: it has loaded the certificates
+            self._http = (http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection)(host, port)
+            self._http.response_class = _Response
+        deadline = time.monotonic() + timeout_s
         while True:
-            with self._lock:
-                if all(queue.oldest_at() > since for queue in self._queues):
-                    return
-            await self._settled.wait()
+            kept = self._http.sock is not None
+            try:
+                return self._exchange(f"{prefix}/api/v1/persistence/{path}", body, headers, deadline)
+            except (http.client.HTTPException, OSError) as error:
+                self.close()
+                if not kept or isinstance(error, socket.timeout):
+                    raise
+                # The service may have closed a connection that was idle: that is no failure.
 
-    async def _send(self, queue: _Queue) -> None:
-        """Sends one batch, and settles what becomes of it."""
-        with self._lock:
-            batch = queue.take(time.monotonic() - RETRY_FOR_S)
-        if not batch:
-            return
-        left: Sequence[_Waiting] = batch
-        body = b'{"%b":[%b]}' % (queue.name.encode(), b",".join([one.body for one in batch]))
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+
+    def close_inherited(self) -> None:
+        """In a child: only the descriptor, since the parent's thread may have held a lock of what lies above it."""
+        if self._http is not None and self._http.sock is not None:
+            os.close(self._http.sock.detach())
+
+    def _exchange(self, path: str, body: bytes, headers: dict[str, str], deadline: float) -> _Answer:
+        self._http.timeout = max(deadline - time.monotonic(), 0.001)
+        if self._http.sock is None:
+            self._http.connect()
+        response: Any = None
+        for step in (functools.partial(self._http.request, "POST", path, body, headers), self._http.getresponse):
+            self._http.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            response = step()
+        raw = response.read(_MAX_ANSWER_BYTES)
+        if not response.isclosed():  # there is more
+            self.close()
         try:
-            timeout_s = REQUEST_TIMEOUT_S + len(body) / SLOWEST_BYTES_PER_S
-            status, answer, retry_after_s = await self._post(f"{queue.name}/batch", body, timeout_s)
-            with self._lock:
-                left = self._judge(queue, batch, status, answer)
-            self._pause(status in _TRY_AGAIN, retry_after_s)
-        except _LOST as error:
-            with self._lock:
-                queue.retried += len(batch)
-                queue.note(len(batch), f"not sent yet: {type(error).__name__}")
-                if isinstance(error, asyncio.TimeoutError):
-                    queue.size = max(1, len(batch) // 2)
-            self._pause(True, None)
-        finally:
-            with self._lock:
-                queue.settle(left)
+            document: Any = json.loads(raw)
+        except (ValueError, RecursionError):
+            document = None
+        document = document if isinstance(document, dict) else {}
+        code, detail = document.get("error_code"), document.get("detail")
+        refusal = response.status >= 400 and isinstance(code, str) and isinstance(detail, str)
+        named = ((word, response.getheader(name)) for word, name in _NAMED_HEADERS)
+        said = "".join(f"{word} {value[:80].partition('?')[0]}" for word, value in named if value)
+        words = f" {code}: {detail[:300]}" if refusal else f"{said}, no answer of Persistence Service"
+        after = response.getheader("Retry-After", "")
+        after_s = min(float(after), MAX_PAUSE_S) if after.isdecimal() else 0.0
+        return _Answer(response.status, document, refusal, after_s, f"HTTP {response.status}{words}")
 
-    @staticmethod
-    def _judge(queue: _Queue, batch: Sequence[_Waiting], status: int, answer: Mapping[str, Any]) -> Sequence[_Waiting]:
-        """Returns: what must be sent again."""
-        code = f"HTTP {status} {answer.get('error_code', '')}".strip()
-        if status in (200, 202):
-            queue.sent += len(batch)
-            queue.size = min(BATCH_RECORDS, 2 * queue.size)
-            return ()
-        if status in _TRY_AGAIN:
-            queue.retried += len(batch)
-            queue.note(len(batch), f"not sent yet: {code}")
-            return batch
-        if status not in _REFUSED:
-            queue.drop(len(batch), code)
-            return ()
-        faults = _faults(answer, len(batch))
-        if not faults and len(batch) > 1:
-            queue.size = len(batch) // 2
-            return batch
-        queue.size = BATCH_RECORDS
-        for field, message in faults.values() or [("", "")]:
-            queue.drop(1, f"{code} {field}".strip(), message)
-        return [one for index, one in enumerate(batch) if faults and index not in faults]
 
-    def _pause(self, failed: bool, retry_after_s: float | None) -> None:
-        """Growing, jittered pauses; never shorter than the service asks for."""
-        if not failed:
-            self._failures = 0
-            return
-        pause_s = min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311
-        self._failures = min(self._failures + 1, 10)
-        self._not_before = time.monotonic() + (retry_after_s or 0) + pause_s
+_REFUSED = (400, 422)
+"""Something in the body is at fault: the records that `errors` names, or else one that halving finds."""
+_TRY_AGAIN = (401, 403, 408, 429, 503)
+"""Not for what is in the body."""
+_NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
+_LOST = (http.client.HTTPException, OSError, _Unusable)
+"""No answer: what post() raises."""
 
-    async def _post(self, path: str, body: bytes, timeout_s: float) -> tuple[int, dict[str, Any], float | None]:
-        """Returns: status, the answer's document, seconds of Retry-After. Raises: one of _LOST."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
-        request = self._session.post(self._url + path, data=body, timeout=timeout, allow_redirects=False)
-        async with request as response:
-            raw = await response.read()
-        try:
-            answer = json.loads(raw)
-        except ValueError:
-            answer = None
-        after = response.headers.get("Retry-After", "")
-        return response.status, answer if isinstance(answer, dict) else {}, float(after) if after.isdecimal() else None
 
-    def _report(self) -> None:
-        now = time.monotonic()
-        if now < self._report_at:
-            return
-        lines = []
-        with self._lock:
-            for queue in self._queues:
-                lines += [(count, queue.name, what, example) for what, (count, example) in queue.trouble.items()]
-                queue.trouble.clear()
-        for count, name, what, example in lines:
-            logger.warning("%d %s %s%s", count, name, what, example and f" (for example: {example})")
-        if lines:
-            self._report_at = now + WARNING_INTERVAL_S
+def _words(error: BaseException) -> str:
+    """Of _LOST, for a warning."""
+    if isinstance(error, (_Unusable, socket.timeout)):
+        return str(error) if isinstance(error, _Unusable) else "no answer in time"
+    return f"{type(error).__name__} {getattr(error, 'strerror', None) or ''}".rstrip()
 
 
 class SyncPersistenceClient:
     """Without await, for scripts and threads: `with SyncPersistenceClient() as client`, or `persistence_client.sync`.
 
     Any thread may call it, and every process after a fork. close() ends it, the next call starts it again.
-    Args: url, token: else PERSISTENCE_URL and PERSISTENCE_TOKEN as they are at the first call, else the service on
-    this machine, without a token.
+    Args: url, token: else PERSISTENCE_URL and PERSISTENCE_TOKEN as they are when the thread starts, else the service on
+    this machine, without a token. Raises: ValueError, for a URL or token that can never work.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        self._url = url
-        self._token = token
+        self._given = url, token
+        if url or token:
+            _address(*self._service())
         self._last_stamp = datetime.min.replace(tzinfo=timezone.utc)
-        self._inherited: list[_Sender] = []
-        self._sender: _Sender | None = None
-        self._hooked = False
+        self._connection: _Connection | None = None
         self._begin()
+        _clients.add(self)
 
-    def persist_session(self, session: Mapping[str, Any]) -> None:
+    def persist_session(self, session: object) -> None:
         """Queues the state of a session. Returns at once; never raises."""
-        self._put(self._sessions, (session,))
+        self._put(self._sessions, session)
 
-    def persist_tasks(self, tasks: Iterable[Mapping[str, Any]]) -> None:
-        """Queues the states of tasks. Returns at once; never raises."""
+    def persist_tasks(self, tasks: object) -> None:
+        """Queues the states of tasks: an iterable, one task, or a DataFrame. Returns at once; never raises."""
         self._put(self._tasks, tasks)
 
     def flush_all(self) -> dict[str, Any]:
         """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`. Blocks
-        for at most some 14 s."""
+        for at most some 12 s."""
+        called_at = self._hurry_at = time.monotonic()
+        url, token = self._service()
+        while True:
+            self._go()
+            with self._lock:
+                pending = sum(map(len, self._queues))
+                if all(queue.oldest_at() > called_at for queue in self._queues):
+                    break
+            if time.monotonic() > called_at + FLUSH_TIMEOUT_S:
+                detail = f"{pending} records not sent to {_shown(url)} within {FLUSH_TIMEOUT_S:g} s: {self._delay}"
+                return {"status": "error", "detail": detail, "pending": pending}
+            time.sleep(_TICK_S / 10)
+        left_s = max(called_at + FLUSH_TIMEOUT_S - time.monotonic(), 0)
+        connection = _Connection(url, token)
         try:
-            return self.start_flush().result(CALL_TIMEOUT_S)
-        except _NO_THREAD as error:
-            return _not_flushed(f"the client's thread gave no answer ({type(error).__name__})", self.counters.waiting)
+            answer = connection.post(f"flush?timeout={left_s:.3f}", b"", left_s + REQUEST_TIMEOUT_S)
+        except _LOST as error:
+            return {"status": "error", "detail": f"{_shown(url)}: {_words(error)}", "pending": pending}
+        finally:
+            connection.close()
+        if answer.status == 200 and answer.document.get("status") == "flushed":
+            return answer.document
+        ours = answer.document if answer.refusal or "pending" in answer.document else {}
+        return {"detail": f"{_shown(url)}: {answer.words}", "pending": pending, **ours, "status": "error"}
 
     def close(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
-        concurrent.futures.wait((self.start_close(CLOSE_TIMEOUT_S),), CALL_TIMEOUT_S)
-
-    @property
-    def counters(self) -> Counters:
-        self._hook()
-        with self._lock:
-            figures = [(one.sent, one.retried, one.dropped, one.coalesced, len(one)) for one in self._queues]
-            return Counters(*map(sum, zip(*figures, strict=True)))
-
-    def start_flush(self) -> concurrent.futures.Future[dict[str, Any]]:
-        """flush_all() to be waited for. Raises: OSError, RuntimeError."""
-        self._hook()
-        with self._lock:
-            sender = self._running()
-            return asyncio.run_coroutine_threadsafe(sender.flush(), sender.loop)
-
-    def start_close(self, within_s: float) -> concurrent.futures.Future[None]:
-        """close() to be waited for."""
-        self._hook()
-        with self._lock:
-            if self._sender is not None and not self._sender.ended:
-                self._sender.close(within_s)
-                return self._sender.done
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        done.set_result(None)
-        return done
+        self._end(CLOSE_TIMEOUT_S).wait(CLOSE_TIMEOUT_S + REQUEST_TIMEOUT_S)
 
     def __enter__(self) -> SyncPersistenceClient:  # noqa: PYI034 -- Self came with Python 3.11
         return self
@@ -472,80 +377,72 @@ class SyncPersistenceClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _hook(self) -> None:
-        """Not at import, and before the lock is taken for the first time: a child would find it taken for ever."""
-        if not self._hooked:
-            atexit.register(self._at_exit)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self._begin)
-            self._hooked = True
+    @property
+    def counters(self) -> Counters:
+        _hook()  # before the lock is taken: a child of a fork could find it taken for ever
+        with self._lock:
+            figures = [(one.sent, one.retried, one.dropped, one.coalesced, len(one)) for one in self._queues]
+            return Counters(*map(sum, zip(*figures)))
+
+    def _service(self) -> tuple[str, str]:
+        url = self._given[0] or os.environ.get("PERSISTENCE_URL") or "http://127.0.0.1:8001"
+        token = self._given[1] or os.environ.get("PERSISTENCE_TOKEN") or ""
+        return str(url).strip(), token.strip()
 
     def _begin(self) -> None:
         """As new. After a fork: what waited is the parent's to send, and nobody may be left to release the lock."""
         # Reentrant, for a handler of a signal that persists a record in the middle of a call.
         self._lock = threading.RLock()
-        self._start_lock = threading.Lock()
-        self._sessions = _Queue("sessions", "session_id")
-        self._tasks = _Queue("tasks", "task_id")
+        self._sessions = _Queue("sessions", ("session_id",))
+        self._tasks = _Queue("tasks", ("session_id", "task_id"))
         self._queues = (self._sessions, self._tasks)
-        if self._sender is not None:
-            # Kept: its loop, closed when collected, would unregister from the epoll set that parent and child share.
-            self._inherited.append(self._sender)
-            self._sender = None
+        if self._connection is not None:
+            self._connection.close_inherited()
+        self._running = self._last_try = False
+        self._done = threading.Event()
+        self._done.set()
+        self._close_at, self._hurry_at = _NEVER, -_NEVER
+        self._not_before = self._busy_at = 0.0
+        self._quiet: dict[tuple[str, str], float] = {}
+        self._delay = ""
+        self._failures = 0
+        self._exit_left_s = EXIT_TIMEOUT_S
 
-    def _put(self, queue: _Queue, records: Iterable[Mapping[str, Any]]) -> None:
-        self._hook()
+    def _put(self, queue: _Queue, records: object) -> None:
+        _hook()
+        where = queue.name
         try:
-            for record in records:
+            for index, record in enumerate(_records(records)):
+                where = f"{queue.name}[{index}]"
                 try:
-                    self._put_one(queue, record)
+                    self._put_one(queue, record, where)
                 except Exception as error:  # noqa: BLE001 -- the caller's objects may raise anything
-                    self._drop(queue, error)
+                    self._drop(queue, where, error)
         except Exception as error:  # noqa: BLE001 -- iterating over them too
-            self._drop(queue, error)
-        try:
-            with self._lock:
-                sender = self._running()
-                if sender.idle:
-                    sender.wake()
-        except (OSError, RuntimeError):
-            pass  # no thread is to be had, or a start was interrupted: the records wait, and the next call tries again
+            self._drop(queue, where, error)
+        self._go()
 
-    def _running(self) -> _Sender:
-        """The sender, under the lock. Raises: OSError, RuntimeError."""
-        if self._sender is None or self._sender.ended:
-            if not self._start_lock.acquire(blocking=False):
-                raise RuntimeError("a signal's handler came in the middle of the start")
-            try:
-                url = self._url or os.environ.get("PERSISTENCE_URL") or "http://127.0.0.1:8001"
-                token = self._token or os.environ.get("PERSISTENCE_TOKEN") or ""
-                self._sender = _Sender(self._queues, self._lock, url, token.strip())
-            finally:
-                self._start_lock.release()
-        return self._sender
-
-    def _at_exit(self) -> None:
-        concurrent.futures.wait((self.start_close(EXIT_TIMEOUT_S),), EXIT_TIMEOUT_S + REQUEST_TIMEOUT_S)
-
-    def _put_one(self, queue: _Queue, record: Mapping[str, Any]) -> None:
-        fields = dict(record)
-        key = fields.get(queue.key)
-        if key is None:
-            raise _Unusable(f"no {queue.key}")
-        updated_at = fields.get("updated_at")
-        if updated_at is None:
-            moment = self._stamp()
-            fields["updated_at"] = moment.isoformat()
-        else:
-            known = _moment(updated_at)
-            moment = known or _NOTHING.updated_at
-            if known is None:  # the service may understand it: both of two states are sent
-                key = (key, updated_at)
-        body = _encode(fields).encode()
+    def _put_one(self, queue: _Queue, record: object, where: str) -> None:
+        given = _fields(record)
+        if given is None:
+            raise _Unusable(f"{where}: {type(record).__name__} is no record")
+        key = [_plain(given.get(name), f"{where}.{name}") for name in queue.key]
+        for name, part in zip(queue.key, key):
+            if part is None or isinstance(part, (list, dict)):
+                raise _Unusable(f"{where}.{name}: {type(given.get(name)).__name__} is no id")
+        updated_at = _plain(given.get("updated_at"), f"{where}.updated_at")
+        moment, basis = (self._stamp(), "") if updated_at is None else _moment(updated_at)
+        given["updated_at"] = moment.isoformat() if updated_at is None else updated_at
+        body = _encode(given, where)
         if len(body) > MAX_RECORD_BYTES:
-            raise _Unusable(f"over {MAX_RECORD_BYTES} bytes")
+            raise _Unusable(f"{where}: over {MAX_RECORD_BYTES} bytes")
         with self._lock:
-            queue.put(_Waiting(key, moment, time.monotonic(), body))
+            queue.put(_Waiting((*key, basis), moment, body, time.monotonic()))
+
+    def _drop(self, queue: _Queue, where: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, _Unusable) else f"{where}: reading it raised {type(error).__name__}"
+        with self._lock:
+            queue.drop(1, reason)
 
     def _stamp(self) -> datetime:
         """Now, and later than the stamp before, also when the clock is set back a little."""
@@ -556,10 +453,156 @@ class SyncPersistenceClient:
             self._last_stamp = now
             return now
 
-    def _drop(self, queue: _Queue, error: Exception) -> None:
-        reason = str(error) if isinstance(error, _Unusable) else f"not usable as a record: {type(error).__name__}"
+    def _go(self) -> None:
+        """Has a thread send; or sends here and now, when the interpreter exits and no thread would live on."""
+        exiting = not threading.main_thread().is_alive()
         with self._lock:
-            queue.drop(1, reason)
+            if self._running:
+                return
+            self._running, self._close_at, self._done = True, _NEVER, threading.Event()
+            if exiting:
+                self._end(self._exit_left_s)
+            else:
+                try:
+                    threading.Thread(target=self._run, name="persistence-client", daemon=True).start()
+                except RuntimeError:  # none is to be had: the records wait, and the next call tries again
+                    self._running = False
+                    self._done.set()
+        if exiting:
+            began_at = time.monotonic()
+            self._run()
+            self._exit_left_s -= time.monotonic() - began_at
+
+    def _end(self, within_s: float) -> threading.Event:
+        """Has the sender try at once, send what it can in time, drop the rest, and end. Returns: what is set then."""
+        with self._lock:
+            if any(map(len, self._queues)):
+                self._go()  # no thread was to be had before
+            self._close_at = min(self._close_at, time.monotonic() + within_s)
+            self._last_try = within_s > 0
+            return self._done
+
+    def _run(self) -> None:
+        """The sender. From here on, all runs in its thread."""
+        done, self._connection = self._done, _Connection(*self._service())
+        due: list[_Queue] | None = []
+        try:
+            if self._close_at == _NEVER:
+                time.sleep(_TICK_S)  # the call that started this thread returns before we compete for the interpreter
+            while due is not None:
+                due = self._due(time.monotonic())
+                for queue in due or ():
+                    self._send(queue, self._connection)
+                self._report(time.monotonic())
+                if due == []:
+                    time.sleep(_TICK_S)  # no lock's timeout: before Python 3.11 it follows a clock that is set back
+        except BaseException:
+            self._running = False
+            raise
+        finally:
+            self._connection.close()
+            done.set()
+
+    def _due(self, now: float) -> list[_Queue] | None:
+        """The queues to send from; None to end, since nothing waits, or nothing can be sent before a close()."""
+        with self._lock:
+            if self._last_try:
+                self._last_try, self._not_before = False, 0.0
+            waiting = [queue for queue in self._queues if len(queue)]
+            closing = self._close_at < _NEVER
+            if waiting or any(queue.trouble for queue in self._queues):
+                self._busy_at = now
+            in_time = max(now, self._not_before) < self._close_at
+            if (closing and not (waiting and in_time)) or self._busy_at < now - _LINGER_S:
+                for queue in waiting:
+                    queue.drop_all("the client was closed")
+                self._running = False
+                return None
+            if now < self._not_before:
+                return []
+            return [one for one in waiting if closing or one.due(now) or one.oldest_at() <= self._hurry_at]
+
+    def _send(self, queue: _Queue, connection: _Connection) -> None:
+        """Sends one batch, and settles what becomes of it."""
+        with self._lock:
+            left = batch = queue.take()
+        at_end = False
+        try:
+            left, at_end = self._try(queue, batch, connection)
+        finally:
+            with self._lock:
+                queue.settle(left, at_end=at_end)
+
+    def _try(self, queue: _Queue, batch: list[_Waiting], connection: _Connection) -> tuple[list[_Waiting], bool]:
+        """Returns: what must be sent again, and whether after all others, since its content may be the reason."""
+        body = b'{"%b":[%b]}' % (queue.name.encode(), b",".join([one.body for one in batch]))
+        timeout_s = REQUEST_TIMEOUT_S + len(body) / SLOWEST_BYTES_PER_S
+        timeout_s = min(timeout_s, max(self._close_at - time.monotonic(), EXIT_TIMEOUT_S))
+        try:
+            answer = connection.post(f"{queue.name}/batch", body, timeout_s)
+        except _LOST as error:
+            words, after_s, at_end, halve = _words(error), 0.0, False, isinstance(error, socket.timeout)
+        else:
+            if answer.accepts(len(batch)):
+                self._failures = 0
+                with self._lock:
+                    queue.sent += len(batch)
+                    queue.size = min(BATCH_RECORDS, 2 * queue.size)
+                return [], False
+            if answer.status == 413 or (answer.refusal and answer.status in _REFUSED):
+                self._failures = 0
+                with self._lock:
+                    return _without_refused(queue, batch, answer), False
+            words, after_s = answer.words, answer.retry_after_s
+            at_end = halve = not (answer.refusal and answer.status in _TRY_AGAIN)
+        with self._lock:
+            queue.retried += len(batch)
+            queue.note(len(queue), f"not sent yet, kept: {words}", add=False)
+            self._delay = words
+            if halve:
+                queue.size = max(1, len(batch) // 2)
+            pause_s = min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311
+            self._failures = min(self._failures + 1, 10)
+            closing = self._close_at < _NEVER
+            self._not_before = time.monotonic() + (pause_s if closing else min(after_s + pause_s, MAX_PAUSE_S))
+        return batch, at_end
+
+    def _report(self, now: float) -> None:
+        """A warning of each kind at once, then at most one an interval; all at the end."""
+        lines = []
+        with self._lock:
+            self._quiet = {kind: until for kind, until in self._quiet.items() if until > now and self._running}
+            for queue in self._queues:
+                for kind in [one for one in queue.trouble if (queue.name, one) not in self._quiet]:
+                    if len(self._quiet) < _MAX_WARNINGS or not self._running:
+                        self._quiet[queue.name, kind] = now + WARNING_INTERVAL_S
+                        count, what = queue.trouble.pop(kind)
+                        lines.append((count, queue.name, what))
+        for line in lines:
+            logger.warning("Persistence Service at %s: %d %s %s", _shown(self._service()[0]), *line)
+
+
+def _without_refused(queue: _Queue, batch: list[_Waiting], answer: _Answer) -> list[_Waiting]:
+    """Drops the records that a refusal names; where it names none, halves the batches until one is left to drop."""
+    faults: dict[int, list[str]] = {}
+    errors = answer.document.get("errors") if answer.refusal else None
+    for error in errors if isinstance(errors, list) else ():
+        named = str(error.get("field")) if isinstance(error, dict) else ""
+        found = re.fullmatch(r"\w+\[(\d{1,6})\]\.?([\w.]*).*", named, re.DOTALL)
+        if found and int(found[1]) < len(batch):
+            value = json.loads(batch[int(found[1])].body).get(found[2].partition(".")[0], Ellipsis)
+            kind = "" if value is Ellipsis else f" ({type(value).__name__})"
+            text = f"{found[2]}{kind}: {str(error.get('message'))[:200]}"
+            faults.setdefault(int(found[1]), []).append(text)
+    if not faults and len(batch) > 1:
+        queue.size = len(batch) // 2
+        return batch
+    queue.size = BATCH_RECORDS
+    for texts in faults.values():
+        queue.drop(1, f"HTTP {answer.status} {answer.document['error_code']}: {'; '.join(texts[:3])}")
+    if not faults:
+        queue.drop(1, answer.words)
+    return [one for index, one in enumerate(batch) if faults and index not in faults]
 
 
 class PersistenceClient:
@@ -571,24 +614,22 @@ class PersistenceClient:
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self.sync = SyncPersistenceClient(url, token)
 
-    async def persist_session(self, session: Mapping[str, Any]) -> None:
+    async def persist_session(self, session: object) -> None:
         """Queues the state of a session. Returns at once; never raises."""
         self.sync.persist_session(session)
 
-    async def persist_tasks(self, tasks: Iterable[Mapping[str, Any]]) -> None:
-        """Queues the states of tasks. Returns at once; never raises."""
+    async def persist_tasks(self, tasks: object) -> None:
+        """Queues the states of tasks: an iterable, one task, or a DataFrame. Returns at once; never raises."""
         self.sync.persist_tasks(tasks)
 
     async def flush_all(self) -> dict[str, Any]:
         """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`."""
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(self.sync.start_flush()), CALL_TIMEOUT_S)
-        except _NO_THREAD as error:
-            return _not_flushed(f"the client's thread gave no answer ({type(error).__name__})", self.counters.waiting)
+        answer: dict[str, Any] = await _in_thread(self.sync.flush_all)
+        return answer
 
     async def aclose(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
-        await asyncio.wait((asyncio.wrap_future(self.sync.start_close(CLOSE_TIMEOUT_S)),), timeout=CALL_TIMEOUT_S)
+        await _in_thread(self.sync.close)
 
     @property
     def counters(self) -> Counters:
@@ -601,50 +642,158 @@ class PersistenceClient:
         await self.aclose()
 
 
-class _Unusable(ValueError):
-    """A record that cannot be queued; its text has nothing of the record."""
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Not in the event loop's pool, whose threads may all be busy."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    thread = threading.Thread(target=lambda: future.set_result(function()), name="persistence-client-call", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # none is to be had, as when the interpreter exits
+        return function()
+    return await asyncio.wrap_future(future)
 
 
-def _moment(value: object) -> datetime | None:
-    """`updated_at` as the service reads it, None where only the service can tell."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(f"{value[:-1]}+00:00" if value.endswith(("Z", "z")) else value)
-        except ValueError:
-            return None
-    if not isinstance(value, datetime):
-        return None
-    return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+_clients: weakref.WeakSet[SyncPersistenceClient] = weakref.WeakSet()
 
 
-def _plain(value: object) -> object:
-    """What JSON does not know."""
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, (Decimal, UUID)):
-        return str(value)
+@functools.lru_cache(maxsize=None)
+def _hook() -> None:
+    """Once a process, with the first call. No client is held by it."""
+    atexit.register(_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    busy = [client for client in list(_clients) if any(len(one) or one.trouble for one in client._queues)]  # noqa: SLF001
+    for done in [client._end(EXIT_TIMEOUT_S) for client in busy]:  # noqa: SLF001
+        done.wait(EXIT_TIMEOUT_S + REQUEST_TIMEOUT_S)
+
+
+def _after_fork() -> None:
+    for client in list(_clients):
+        client._begin()  # noqa: SLF001
+
+
+def _records(given: Any) -> Any:
+    """One record is taken for a list of one; of a DataFrame its rows."""
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    several = hasattr(given, "__iter__") and not isinstance(given, str) and _fields(given) is None
+    return given if several else (given,)
+
+
+def _fields(record: Any) -> dict[Any, Any] | None:
+    """A copy of a record's fields, one deep; None if it is no record."""
+    if isinstance(record, Mapping):
+        return dict(record)
+    if is_dataclass(record) and not isinstance(record, type):
+        return {field.name: getattr(record, field.name) for field in fields(record)}
+    if isinstance(record, tuple) and hasattr(record, "_asdict"):
+        row = dict(record._asdict())
+        if type(record).__name__ == "Pandas":
+            row.pop("Index", None)  # DataFrame.itertuples() adds it
+        return row
+    for method in ("to_dict", "model_dump"):  # a Series; a pydantic model
+        if hasattr(type(record), method) and not hasattr(record, "columns"):
+            return dict(getattr(record, method)())
+    return None
+
+
+def _encode(record: Mapping[Any, Any], where: str) -> bytes:
+    """JSON. Raises: _Unusable, which names the field and its type."""
+    try:
+        return _json(record).encode()
+    except Exception:  # noqa: BLE001 -- NaN, which JSON lacks, a key that is no text, or a value that cannot be sent
+        return _json(_plain(record, where)).encode()
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:  # noqa: C901, PLR0911, PLR0912 -- a line or two a type
+    """A value in what JSON has. pandas and numpy are known by what they look like. Raises: _Unusable."""
+    name = type(value).__name__
     if isinstance(value, Enum):
-        return value.value
-    raise TypeError
+        return _plain(value.value, where, depth)
+    if value is None or isinstance(value, bool) or name in ("NAType", "NaTType"):
+        return value if isinstance(value, bool) else None
+    if isinstance(value, str):
+        if value.isascii() or not re.search("[\ud800-\udfff]", value):
+            return value
+        name = "text with a lone surrogate"
+    elif isinstance(value, int):
+        if value.bit_length() <= 64:
+            return value
+        name = "an integer over 64 bits"
+    elif isinstance(value, (float, Decimal)):
+        if value != value:  # noqa: PLR0124 -- NaN
+            return None
+        if value not in (float("inf"), float("-inf")):
+            return value if isinstance(value, float) else str(value)
+        name = "infinity"
+    elif isinstance(value, UUID):
+        return str(value)
+    elif depth >= _MAX_DEPTH:
+        name = f"{name} nested over {_MAX_DEPTH} deep"
+    else:
+        try:
+            return _converted(value, where, depth + 1)
+        except _Unusable:
+            raise
+        except Exception:  # noqa: BLE001, S110 -- whatever it is, it is no value that can be sent
+            pass
+    raise _Unusable(f"{where}: {name} cannot be sent")
+
+
+def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR0911 -- the same
+    """The same for a type that JSON does not have. Raises: anything, for one that cannot be sent."""
+    if isinstance(value, datetime):  # a Timestamp too, whose methods differ
+        day, clock = (value.year, value.month, value.day), (value.hour, value.minute, value.second, value.microsecond)
+        moment = datetime(*day, *clock, tzinfo=value.tzinfo, fold=value.fold)
+        if moment.utcoffset() is None:
+            moment = moment.replace(tzinfo=None).astimezone()
+        return moment.isoformat()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one, f"{where}[{index}]", depth) for index, one in enumerate(value)]
+    given = _fields(value)
+    if given is not None:
+        names = [name if isinstance(name, str) else _plain(name, where, depth) for name in given]
+        if any(isinstance(name, (list, dict)) for name in names):
+            raise TypeError
+        return {name: _plain(one, f"{where}.{name}", depth) for name, one in zip(names, given.values())}
+    if isinstance(value, os.PathLike):
+        return _plain(os.fspath(value), where, depth)
+    if hasattr(value, "isoformat") and not isinstance(value, timedelta):
+        return value.isoformat()
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "m" or hasattr(value, "columns") or isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError
+    if kind == "M":
+        value = value.astype("datetime64[us]")  # of nanoseconds tolist() makes integers
+    if getattr(value, "ndim", 0):
+        return _plain(list(value), where, depth)
+    result = value.tolist()
+    if isinstance(result, type(value)) or (kind == "M" and isinstance(result, int)):
+        raise TypeError
+    return _plain(result, where, depth)
 
 
 # NaN and lone surrogates, which the service would refuse with the whole batch, are refused here.
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
+_json = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=lambda value: _plain(value, "")
+).encode
 
 
-def _faults(answer: Mapping[str, Any], count: int) -> dict[int, tuple[str, str]]:
-    """The records that a refusal names, at most 100 by the service: position in the batch -> field, message."""
-    faults: dict[int, tuple[str, str]] = {}
-    errors = answer.get("errors")
-    for error in errors if isinstance(errors, list) else ():
-        found = re.fullmatch(r"\w+\[(\d+)\]\.?([\w.]*).*", str(error.get("field")) if isinstance(error, dict) else "")
-        if found and int(found[1]) < count:
-            faults.setdefault(int(found[1]), (found[2], str(error.get("message"))))
-    return faults
-
-
-def _not_flushed(detail: str, pending: int) -> dict[str, Any]:
-    return {"status": "error", "detail": detail, "pending": pending}
+def _moment(updated_at: object) -> tuple[datetime, str]:
+    """Returns: the time, and a name for those that it can be compared with. The service alone knows in which zone it
+    reads a time without an offset, and whether it can read what is none to us."""
+    text = str(updated_at)
+    try:
+        moment = datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
+    except ValueError:
+        return datetime.max.replace(tzinfo=timezone.utc), text
+    if moment.utcoffset() is None:
+        return moment.replace(tzinfo=timezone.utc), "without offset"
+    return moment, ""
 
 
 persistence_client = PersistenceClient()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from client import persistence_client as module
 from client.persistence_client import Counters, SyncPersistenceClient
 from tests.support import backend
 from tests.support.mariadb import MariaDB
@@ -50,7 +51,7 @@ def test_a_backend_of_30_lines_ends_with_every_tasks_last_state_though_the_servi
         try:
             written(mariadb, database, running, token)
             running.kill()
-            warned(process, "tasks not sent yet: Client")
+            warned(process, "tasks not sent yet, kept: Connection")
             running.start()
             written(mariadb, database, running, token)
             output, _ = process.communicate("", timeout=60)
@@ -120,18 +121,21 @@ def test_the_real_services_422_drops_the_invalid_records_only(
     assert len(mariadb.execute(STATES, (), database)) == 60
     assert (counters.sent, counters.retried, counters.waiting) == (60, 0, 0)
     assert counters.dropped == len(wrong) + len(many) + 1
-    assert "HTTP 422 INVALID_RECORD status (for example: must be one of" in caplog.text
+    assert "1 tasks dropped: HTTP 422 INVALID_RECORD: status (str): must be one of" in caplog.text
 
 
-def test_a_wrong_token_is_a_warning(running: Service, token: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_token_is_a_warning(
+    running: Service, token: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_TIMEOUT_S", 2.0)
     with SyncPersistenceClient(url_of(running), "wrong") as client:
         client.persist_tasks([task("t1")])
         result = client.flush_all()
         counters = client.counters
     if token:
-        assert (result["status"], result["error_code"]) == ("error", "TOKEN_WRONG")
-        assert counters == Counters(sent=0, retried=0, dropped=1, coalesced=0, waiting=0)
-        assert "1 tasks dropped: HTTP 403 TOKEN_WRONG" in caplog.text
+        assert (result["status"], result["pending"], counters.dropped) == ("error", 1, 0)
+        for text in (result["detail"], caplog.text):
+            assert "HTTP 403 TOKEN_WRONG: " in text
     else:
         assert (result["status"], counters.sent) == ("flushed", 1)
 

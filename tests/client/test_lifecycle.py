@@ -6,7 +6,9 @@ import ast
 import asyncio
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from client.persistence_client import PersistenceClient, SyncPersistenceClient
 from tests.support import backend
 from tests.support.scripted import Reply, ScriptedServer
 from tests.support.service import ROOT, free_port, task, wait_until
+from tests.support.stepped_clock import SteppedClock
 
 Scripted = Callable[..., ScriptedServer]
 
@@ -24,7 +27,7 @@ import asyncio, os, sys, threading, time
 from services.persistence.persistence_client import persistence_client
 
 def task(name, **fields):
-    return {"task_id": name, **fields}
+    return {"session_id": "s1", "task_id": name, **fields}
 """
 
 
@@ -39,23 +42,23 @@ def received(server: ScriptedServer) -> list[str]:
     return [one for request in requests if request.path.endswith("batch") for one in request.ids]
 
 
-def test_the_one_file_imports_nothing_but_the_standard_library_and_aiohttp() -> None:
-    tree = ast.parse((ROOT / "client" / "persistence_client.py").read_text())
+def test_the_one_file_imports_nothing_but_the_standard_library_and_is_python_3_8() -> None:
+    tree = ast.parse((ROOT / "client" / "persistence_client.py").read_text(), feature_version=(3, 8))
     names = {
         alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
     names |= {(node.module or "").partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names - set(sys.stdlib_module_names) == {"aiohttp"}
+    assert names <= set(sys.stdlib_module_names)
 
 
 def test_the_package_is_typed() -> None:
     assert (ROOT / "client" / "py.typed").exists()
 
 
-def test_importing_it_does_nothing(place: Path) -> None:
+def test_importing_it_does_nothing_but_import_all_that_it_needs(place: Path, scripted: Scripted) -> None:
+    """A child forked in the middle of an import waits for that module for ever."""
     program = """
-import atexit, os, sys, threading
-import aiohttp
+import asyncio, atexit, concurrent.futures, http.client, logging, os, random, sys, threading
 hooks = []
 os.register_at_fork = lambda **hook: hooks.append(hook)
 atexit.register = hooks.append
@@ -71,8 +74,12 @@ os.environ = Environ(os.environ)
 descriptors = os.listdir("/proc/self/fd")
 from services.persistence.persistence_client import persistence_client
 print(threading.active_count(), hooks, read, os.listdir("/proc/self/fd") == descriptors)
+loaded = set(sys.modules)
+persistence_client.sync.persist_tasks([{"session_id": "s1", "task_id": "t1"}])
+persistence_client.sync.close()
+print(persistence_client.counters.sent, set(sys.modules) - loaded)
 """
-    assert backend.run(place, program, "http://127.0.0.1:1") == "1 [] [] True\n"
+    assert backend.run(place, program, scripted().url) == "1 [] [] True\n1 set()\n"
 
 
 def test_event_loops_that_come_and_go_lose_nothing(place: Path, scripted: Scripted) -> None:
@@ -90,7 +97,7 @@ for number in range(5):
 
 
 def test_two_loops_at_once_share_the_client(place: Path, scripted: Scripted) -> None:
-    server = scripted(usual=lambda request: Reply(200 if "flush" in request.path else 202, {"status": "flushed"}))
+    server = scripted(usual=lambda one: Reply(200, {"status": "flushed"}) if "flush" in one.path else Reply())
     program = (
         START
         + """
@@ -148,7 +155,79 @@ def test_an_exit_does_not_wait_long_for_a_service_that_is_away(place: Path) -> N
     with backend.start(place, program, f"http://127.0.0.1:{free_port()}") as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert errors.splitlines()[-1] == "1 tasks dropped: the client was closed"
+    assert errors.splitlines()[-1].endswith(": 1 tasks dropped: the client was closed")
+
+
+LATE = """
+import atexit
+@atexit.register
+def late():
+    {late}
+{before}
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", 'persistence_client.sync.persist_tasks([task("early")])'], ids=["first", "later"]
+)
+@pytest.mark.parametrize(
+    "late",
+    [
+        'persistence_client.sync.persist_tasks([task("late")])',
+        'asyncio.run(persistence_client.persist_tasks([task("late")]))',
+        'persistence_client.sync.persist_tasks([task("late")]); persistence_client.sync.close()',
+        """asyncio.run(persistence_client.persist_tasks([task("late")]))
+    assert asyncio.run(persistence_client.flush_all())["status"] == "flushed\"""",
+    ],
+    ids=["sync", "async", "closed", "flushed"],
+)
+def test_a_record_of_an_atexit_handler_that_was_registered_before_the_first_call_is_sent(
+    place: Path, scripted: Scripted, late: str, before: str
+) -> None:
+    """It runs after the client's own handler, when Python 3.12 and later start no thread any more."""
+    server = scripted(usual=lambda one: Reply(200, {"status": "flushed"}) if "flush" in one.path else Reply())
+    backend.run(place, START + LATE.format(late=late, before=before), server.url)
+    assert received(server) == ([*(["early"] if before else []), "late"])
+
+
+def test_records_of_such_a_handler_that_cannot_be_sent_are_warned_of_and_do_not_hold_up_the_exit(place: Path) -> None:
+    late = '[persistence_client.sync.persist_tasks([task(f"late{number}")]) for number in range(50)]'
+    with backend.start(place, START + LATE.format(late=late, before=""), f"http://127.0.0.1:{free_port()}") as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors.count(": 1 tasks dropped: the client was closed\n") == 50
+
+
+@pytest.mark.parametrize("call", ["", "persist", "flush"])
+def test_closed_clients_are_freed(scripted: Scripted, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TICK_S", 0.001)
+    server = scripted(usual=lambda one: Reply(200, {"status": "flushed"}) if "flush" in one.path else Reply())
+    alive: list[weakref.ref[SyncPersistenceClient]] = []
+    for _ in range(500):
+        with SyncPersistenceClient(server.url) as client:
+            if call == "persist":
+                client.persist_tasks(task())
+            elif call == "flush":
+                client.flush_all()
+            alive.append(weakref.ref(client))
+        del client
+    wait_until(lambda: not [one for one in alive if one()])
+
+
+def test_a_client_that_nobody_closes_ends_its_thread_when_nothing_has_waited_for_long(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LINGER_S", 0.1)
+    server = scripted()
+    client = SyncPersistenceClient(server.url)
+    client.persist_tasks(task("t1"))
+    assert server.next().ids == ["t1"]
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "persistence-client"])
+    client.persist_tasks(task("t2"))
+    assert server.next().ids == ["t2"]
+    freed = weakref.ref(client)
+    del client
+    wait_until(lambda: freed() is None)
 
 
 FORK = """
@@ -208,8 +287,9 @@ for number in range(30):
     child = os.fork()
     if child == 0:
         persistence_client.sync.persist_tasks([task(f"child{number}")])
-        persistence_client.sync.close()
-        os._exit(0 if persistence_client.counters.sent == 1 else 1)
+        while persistence_client.counters.sent == 0:
+            time.sleep(0.01)
+        os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 stopped.set()
 [thread.join() for thread in threads]
@@ -253,15 +333,15 @@ def test_a_sender_that_dies_of_a_fault_of_its_own_is_replaced_and_nothing_is_los
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = scripted()
-    real, died = module._Sender._judge, []
+    real, died = SyncPersistenceClient._try, []
 
-    def judge(*arguments: object) -> object:
+    def dies_once(*arguments: object) -> object:
         if not died:
             died.append(threading.current_thread())
             raise ZeroDivisionError
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module._Sender, "_judge", staticmethod(judge))
+    monkeypatch.setattr(SyncPersistenceClient, "_try", dies_once)
     unhandled: list[type[BaseException]] = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: unhandled.append(arguments.exc_type))
     with SyncPersistenceClient(server.url) as client:
@@ -270,3 +350,39 @@ def test_a_sender_that_dies_of_a_fault_of_its_own_is_replaced_and_nothing_is_los
         client.persist_tasks([task("t2")])
     assert unhandled == [ZeroDivisionError]
     assert client.counters.sent == 2
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600])
+def test_a_clock_that_is_set_does_not_stop_it(place: Path, scripted: Scripted, step_s: int) -> None:
+    """Neither while it waits nor in a pause; what it stamps follows the clock."""
+    clock = SteppedClock(place)
+    server = scripted(Reply(503, {"error_code": "JOURNAL_FULL", "detail": "full"}, {"Retry-After": "1"}))
+    program = (
+        START
+        + """
+persistence_client.sync.persist_tasks([task("before")])
+assert sys.stdin.readline()
+persistence_client.sync.persist_tasks([task("after")])
+while persistence_client.counters.sent < 2:
+    time.sleep(0.01)
+assert persistence_client.sync.flush_all()["status"] == "flushed"
+"""
+    )
+    server.usual = lambda one: Reply(200, {"status": "flushed"}) if "flush" in one.path else Reply()
+    with backend.start(place, program, server.url, environ=clock.environ) as process:
+        server.next()
+        clock.step(step_s)
+        _, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, errors
+    records = [
+        record
+        for _ in range(server.requests.qsize())
+        if b"tasks" in (one := server.next()).body
+        for record in one.records
+    ]
+    assert {one["task_id"] for one in records} == {"before", "after"}
+    before, after = (
+        datetime.fromisoformat(one["updated_at"])
+        for one in sorted(records, key=lambda one: one["task_id"], reverse=True)
+    )
+    assert abs((after - before).total_seconds() - step_s) < 60

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.support.service import ROOT
 
@@ -19,14 +21,22 @@ def drop_in(directory: Path) -> Path:
     return directory
 
 
-def start(directory: Path, program: str, url: str, token: str = "", *options: str) -> subprocess.Popen[str]:
+def start(
+    directory: Path,
+    program: str,
+    url: str,
+    token: str = "",
+    *options: str,
+    python: str = sys.executable,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     """Starts a program there, with warnings as errors. Only what is installed can be imported besides the one file."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PERSISTENCE_", "PYTHON"))}
-    environ |= {"PERSISTENCE_URL": url, "PYTHONPATH": str(directory)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PERSISTENCE_", "PYTHON"))}
+    environ = {**inherited, **environ, "PERSISTENCE_URL": url, "PYTHONPATH": str(directory)}
     if token:
-        environ["PERSISTENCE_TOKEN"] = token
+        environ = {**environ, "PERSISTENCE_TOKEN": token}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", *options, "-c", program],
+        [python, "-W", "error", *options, "-c", program],
         cwd=directory,
         env=environ,
         stdin=subprocess.PIPE,

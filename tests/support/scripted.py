@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import queue
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer; `hold` keeps the answer back until it is set, `lost` closes the connection instead."""
+    """What to answer, the service's own 202 by default; `hold` keeps the answer back until it is set, `lost` closes the
+    connection instead."""
 
     status: int = 202
     document: Any = None
@@ -43,9 +46,14 @@ class Request:
 
 
 class ScriptedServer:
-    """Gives `replies` in order, then what `usual` makes of each request. next() waits for the next request."""
+    """Gives `replies` in order, then what `usual` makes of each request. next() waits for the next request.
 
-    def __init__(self, *replies: Reply, usual: Callable[[Request], Reply] | None = None) -> None:
+    Args: tls: certificate and key, to be served with.
+    """
+
+    def __init__(
+        self, *replies: Reply, usual: Callable[[Request], Reply] | None = None, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.replies = deque(replies)
         self.usual = usual or (lambda _: Reply())
         self.requests: queue.Queue[Request] = queue.Queue()
@@ -66,7 +74,14 @@ class ScriptedServer:
                 if reply.lost:
                     self.close_connection = True
                     return
-                answer = reply.document if isinstance(reply.document, bytes) else json.dumps(reply.document).encode()
+                document = reply.document
+                if document is None and reply.status == 202:
+                    document = {
+                        "status": "accepted",
+                        "count": len(request.records),
+                        "timestamp": "2026-11-23T10:15:30Z",
+                    }
+                answer = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.send_response(reply.status)
                 for name, value in {**reply.headers, "Content-Length": str(len(answer))}.items():
                     self.send_header(name, value)
@@ -81,6 +96,12 @@ class ScriptedServer:
                 pass  # a client that gave up while its answer was held back
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
