@@ -1,45 +1,83 @@
-"""The closer look at a batch: in steps between turns of the loop, one large body at a time."""
+"""The closer look at a batch gives the loop's other tasks their turns, and every body is looked at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
-from ingest.resources import LARGE_BODY_BYTES, Batch
+from ingest import resources
+from ingest.forwarder import Forwarder
+from ingest.resources import Batch, Problem
 from shared.records import TASKS
+from shared.validation import Validator
+from tests.support.bodies import POLICY, body_of
+from tests.support.service import task
 
 
-class Looks:
-    """A validator that writes down whose step each is."""
-
-    kind = TASKS
+class Clock:
+    """A millisecond passes between two looks."""
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
+        self.now = 0.0
 
-    def validate(self, body: bytes, _now_s: float) -> Generator[None, None, int]:
-        for _ in range(3):
-            self.steps.append(body[0])
-            yield
-        return 1
+    def monotonic(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def time(self) -> float:
+        return 2e9
 
 
-@pytest.mark.parametrize(
-    ("size", "steps"), [(LARGE_BODY_BYTES + 1, [0, 0, 0, 1, 1, 1]), (LARGE_BODY_BYTES, [0, 1, 0, 1, 0, 1])]
-)
-def test_large_bodies_are_looked_at_one_after_the_other(
-    size: int, steps: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or four callers would hold up everybody else for four steps at each turn."""
-    monkeypatch.setattr("ingest.resources.TURN_S", -1)
-    looks = Looks()
+class Request:
+    query_string = ""
 
-    async def main() -> None:
-        batch = Batch(cast(Any, looks), cast(Any, None))
-        await asyncio.gather(*(batch._validate(bytes([number]) * size) for number in (0, 1)))
+    def __init__(self, body: bytes) -> None:
+        self.scope = {"body": body}
 
-    asyncio.run(main())
-    assert looks.steps == steps
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bodies that were given to the slow path."""
+    found: list[bytes] = []
+    validate = Validator.validate
+
+    def counting(self: Validator, body: bytes, now_s: float) -> Iterator[None]:
+        found.append(body)
+        return validate(self, body, now_s)
+
+    monkeypatch.setattr(Validator, "validate", counting)
+    monkeypatch.setattr(resources, "time", Clock())
+    return found
+
+
+def post(body: bytes) -> int:
+    """Returns: the turns that another task had until the answer."""
+    batch = Batch(Validator(TASKS, POLICY), cast(Forwarder, None), wall=lambda: 2e9)
+
+    async def run() -> int:
+        turns = 0
+        answer = asyncio.ensure_future(batch.on_post(cast(Any, Request(body)), cast(Any, None)))
+        while not answer.done():
+            turns += 1
+            await asyncio.sleep(0)
+        with pytest.raises(Problem) as raised:
+            await answer
+        assert raised.value.status == 422
+        return turns
+
+    return asyncio.run(run())
+
+
+def test_other_tasks_have_a_turn_every_few_milliseconds(looks: list[bytes]) -> None:
+    records = [task(row_index="7")] * 200 + [task(status="done")]
+    turns = post(body_of(TASKS, *records))
+    assert turns > 200 * 0.001 / resources.TURN_S / 2
+    assert len(looks) == 1
+
+
+def test_a_body_of_many_invalid_records_is_looked_at_once(looks: list[bytes]) -> None:
+    post(body_of(TASKS, *[task(status="done")] * 500))
+    assert len(looks) == 1
