@@ -34,7 +34,7 @@ from flusher.writers import Writers
 from shared import logs, running
 from shared.config import Config, load_or_exit, unknown_variables
 from shared.exposure import warnings
-from shared.process import close_to_others, keep_freed_memory, lock_or_exit
+from shared.process import check_built, close_to_others, keep_freed_memory, lock_or_exit
 from shared.timers import repeat
 from shared.wire import SOCKET_NAME
 
@@ -209,6 +209,7 @@ def main() -> None:
     config = load_or_exit()
     logging_config = config.logging
     logs.setup("flusher", level=logging_config.level, format=logging_config.format, file=logging_config.file)
+    check_built("flusher")
     state_directory = Path(config.state_directory)
     held = lock_or_exit(state_directory, "flusher")
     for warning in [*unknown_variables(os.environ), *warnings(config)]:

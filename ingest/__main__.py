@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from ingest.metrics import METRICS_DIRECTORY, fold, node_counts
@@ -32,7 +31,7 @@ from ingest.workers import Workers
 from shared import logs
 from shared.config import Config, ConfigError, load, load_or_exit
 from shared.exposure import TlsUnusable, check_tls
-from shared.process import close_to_others, lock_or_exit
+from shared.process import check_built, close_to_others, lock_or_exit
 from shared.timers import logged
 from shared.wire import SOCKET_NAME
 
@@ -97,10 +96,7 @@ def check_start(config: Config) -> int:
         check_tls(config.service)
     except TlsUnusable as error:
         sys.exit(f"ingest: {error}")
-    try:
-        import_module("shared.fast_validator")
-    except ImportError as error:
-        sys.exit(f"ingest: {error}: ./scripts/install.sh builds shared/fast_validator.cpp anew")
+    check_built("ingest")
     return lock_or_exit(Path(config.state_directory), "ingest")
 
 

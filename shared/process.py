@@ -10,6 +10,7 @@ import resource
 import signal
 import stat
 import sys
+from importlib import import_module
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
@@ -76,6 +77,14 @@ def lock(state_directory: Path, name: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def check_built(name: str) -> None:
+    """For composition roots: without it no worker and no writer could start. Raises: SystemExit with one line."""
+    try:
+        import_module("shared.fast_validator")
+    except ImportError as error:
+        sys.exit(f"{name}: {error}: ./scripts/install.sh builds shared/fast_validator.cpp anew")
 
 
 def lock_or_exit(state_directory: Path, name: str) -> int:

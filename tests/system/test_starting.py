@@ -257,10 +257,13 @@ def test_a_start_that_fails_says_in_one_line_why_and_what_to_do(
             subprocess.run(["umount", str(copy.directory)], check=True)
 
 
-def test_a_validator_that_cannot_be_loaded_is_said_once_by_the_parent(make_copy: Make, mariadb: MariaDB) -> None:
+@pytest.mark.parametrize("name", ["ingest", "flusher"])
+def test_a_validator_that_cannot_be_loaded_is_said_once_by_the_parent(
+    name: str, make_copy: Make, mariadb: MariaDB
+) -> None:
     copy = make_copy(mariadb)
     program = (
-        "import runpy, sys; sys.modules['shared.fast_validator'] = None; runpy.run_module('ingest', None, '__main__')"
+        f"import runpy, sys; sys.modules['shared.fast_validator'] = None; runpy.run_module('{name}', None, '__main__')"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=copy.environ, capture_output=True, text=True, timeout=60)
