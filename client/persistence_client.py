@@ -189,6 +189,7 @@ def _address(url: str, token: str) -> tuple[str, str, int | None, str, dict[str,
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError as error:
         raise _Unusable(f"the URL {_shown(url)!r} cannot be used: {error}") from None
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
@@ -218,10 +219,8 @@ class _Answer(NamedTuple):
 
     def accepts(self, count: int) -> bool:
         """Whether this service says that it has `count` records."""
-        said = self.document.get("status"), self.document.get("count")
-        return self.status // 100 == 2 and said in [
-            (word, count) for word in ("accepted", "committed", "dead_lettered")
-        ]
+        ours = self.document.get("status") in _ACCEPTED and self.document.get("count") == count
+        return self.status // 100 == 2 and ours
 
 
 class _Response(http.client.HTTPResponse):
@@ -298,12 +297,13 @@ class _Connection:
         return _Answer(response.status, document, refusal, after_s, f"HTTP {response.status}{words}")
 
 
+_ACCEPTED = ("accepted", "committed", "dead_lettered")
 _REFUSED = (400, 422)
 """Something in the body is at fault: the records that `errors` names, or else one that halving finds."""
 _TRY_AGAIN = (401, 403, 408, 429, 503)
 """Not for what is in the body."""
 _NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
-_LOST = (http.client.HTTPException, OSError, _Unusable)
+_LOST = (http.client.HTTPException, OSError, ValueError)
 """No answer: what post() raises."""
 
 
@@ -369,7 +369,7 @@ class SyncPersistenceClient:
 
     def close(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
-        self._end(CLOSE_TIMEOUT_S).wait(CLOSE_TIMEOUT_S + REQUEST_TIMEOUT_S)
+        self._wait(self._end(CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> SyncPersistenceClient:  # noqa: PYI034 -- Self came with Python 3.11
         return self
@@ -482,6 +482,13 @@ class SyncPersistenceClient:
             self._last_try = within_s > 0
             return self._done
 
+    def _wait(self, done: threading.Event, within_s: float) -> None:
+        if not done.wait(within_s + REQUEST_TIMEOUT_S):
+            logger.warning("%s: %d records not sent: a request takes too long", self._name(), self.counters.waiting)
+
+    def _name(self) -> str:
+        return f"Persistence Service at {_shown(self._service()[0])}"
+
     def _run(self) -> None:
         """The sender. From here on, all runs in its thread."""
         done, self._connection = self._done, _Connection(*self._service())
@@ -544,7 +551,7 @@ class SyncPersistenceClient:
             words, after_s, at_end, halve = _words(error), 0.0, False, isinstance(error, socket.timeout)
         else:
             if answer.accepts(len(batch)):
-                self._failures = 0
+                self._failures, self._delay = 0, ""
                 with self._lock:
                     queue.sent += len(batch)
                     queue.size = min(BATCH_RECORDS, 2 * queue.size)
@@ -579,7 +586,7 @@ class SyncPersistenceClient:
                         count, what = queue.trouble.pop(kind)
                         lines.append((count, queue.name, what))
         for line in lines:
-            logger.warning("Persistence Service at %s: %d %s %s", _shown(self._service()[0]), *line)
+            logger.warning("%s: %d %s %s", self._name(), *line)
 
 
 def _without_refused(queue: _Queue, batch: list[_Waiting], answer: _Answer) -> list[_Waiting]:
@@ -667,8 +674,8 @@ def _hook() -> None:
 
 def _at_exit() -> None:
     busy = [client for client in list(_clients) if any(len(one) or one.trouble for one in client._queues)]  # noqa: SLF001
-    for done in [client._end(EXIT_TIMEOUT_S) for client in busy]:  # noqa: SLF001
-        done.wait(EXIT_TIMEOUT_S + REQUEST_TIMEOUT_S)
+    for client, done in [(client, client._end(EXIT_TIMEOUT_S)) for client in busy]:  # noqa: SLF001
+        client._wait(done, EXIT_TIMEOUT_S)  # noqa: SLF001
 
 
 def _after_fork() -> None:

@@ -236,8 +236,8 @@ BREAKS = (
         "2 journaled => written",
         "the client takes any 200 for delivered",
         "client/persistence_client.py",
-        "return self.status // 100 == 2 and said in",
-        "return self.status // 100 == 2 or said in",
+        "return self.status // 100 == 2 and ours",
+        "return self.status // 100 == 2 or ours",
         ("tests/client/test_answers.py",),
     ),
     Break(

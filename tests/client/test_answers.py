@@ -268,6 +268,7 @@ UNUSABLE = [
     ("http://", "", "write http://HOST:PORT"),
     ("http://a b", "", "write http://HOST:PORT"),
     ("http://127.0.0.1:99999", "", "Port out of range"),
+    (f"http://{'x' * 70}.example", "", "cannot be used: "),
     ("http://user:secret@127.0.0.1", "", "no user"),
     ("http://127.0.0.1/?token=secret", "", "no user, query"),
     ("http://127.0.0.1:1", "two\nsecrets", "the token cannot be used"),

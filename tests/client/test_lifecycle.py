@@ -230,6 +230,25 @@ def test_a_client_that_nobody_closes_ends_its_thread_when_nothing_has_waited_for
     wait_until(lambda: freed() is None)
 
 
+def test_an_exit_in_the_middle_of_a_request_that_takes_too_long_is_warned_of(place: Path, scripted: Scripted) -> None:
+    hold = threading.Event()
+    server = scripted(Reply(hold=hold))
+    program = (
+        START
+        + """
+from services.persistence import persistence_client as module
+module.REQUEST_TIMEOUT_S, module.SLOWEST_BYTES_PER_S, module.EXIT_TIMEOUT_S = 0.1, 1, 0.1
+persistence_client.sync.persist_tasks([task("t1")])
+assert sys.stdin.readline()
+"""
+    )
+    with backend.start(place, program, server.url) as process:
+        server.next()
+        _, errors = process.communicate("\n", timeout=30)
+    hold.set()
+    assert errors == f"Persistence Service at {server.url}: 1 records not sent: a request takes too long\n"
+
+
 FORK = """
 persistence_client.sync.persist_tasks([task("before")])
 {meanwhile}
