@@ -113,13 +113,13 @@ def connection_limit(wanted: int) -> int:
     """As many connections as are wanted, or as descriptors allow: without one, a connection could not even be told
     that there are too many."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = descriptors - MAX_SURPLUS - OWN_DESCRIPTORS
+    most = max(1, descriptors - MAX_SURPLUS - OWN_DESCRIPTORS)
     if descriptors == resource.RLIM_INFINITY or most >= wanted:
         return wanted
     log.warning(
         "service.max_connections: %d instead of %d, the limit of open files being %d", most, wanted, descriptors
     )
-    return max(1, most)
+    return most
 
 
 def policy_of(config: Config) -> Policy:

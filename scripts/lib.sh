@@ -115,7 +115,7 @@ need_python() { # need_python [dev]: .venv with the exact files of requirements.
     local stamp=.venv/.installed-$lock-$wanted
     # The lock for development has everything that production needs.
     if [ -f "$stamp" ] || [ -f ".venv/.installed-requirements-dev.lock-$wanted" ]; then
-        "$PYTHON" -c 'import shared.fast_validator' 2>/dev/null && return 0
+        (trap '' INT && exec "$PYTHON" -c 'import shared.fast_validator' 2>/dev/null) && return 0
         rm -f .venv/.installed-* shared/fast_validator*.so # built for another Python, or damaged
     fi
     python=$(find_python) || {

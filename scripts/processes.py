@@ -143,6 +143,8 @@ def stop(state: Path) -> float | None:
     """
     started_at = time.monotonic()
     found = False
+    if os.geteuid() not in (0, owner := state.stat().st_uid):
+        raise Failed(f"PERSISTENCE_STATE_DIR = {state}: is user {owner}'s; run this as that user")
     if (starter := starter_of(state)) is not None:  # it ends what it has started
         found = True
         os.kill(starter, signal.SIGTERM)

@@ -33,7 +33,7 @@ from scripts.processes import (
     stop_supervisord,
     supervisord_of,
 )
-from shared.config import load_or_exit, load_with_sources, local_url, names_database
+from shared.config import Database, Loaded, load_or_exit, load_with_sources, local_url, names_database
 from shared.exposure import local_tls
 from shared.process import end_with_parent, lock, open_own, own_state_directory
 from shared.wire import SOCKET_NAME
@@ -131,14 +131,19 @@ def last_line(path: Path, since: int = 0) -> str:
 
 
 class Start:
-    def __init__(self, state: Path, *, private: bool) -> None:
+    def __init__(self, state: Path, loaded: Loaded) -> None:
         self._state = state
-        self._private = private
+        self._private = not names_database(loaded)
         self._steps = Steps()
         self._supervisord: subprocess.Popen[bytes] | None = None
         self._helper: subprocess.Popen[bytes] | None = None
         self._socket = state / "mysql" / "mysqld.sock"
-        if private:
+        if self._private:
+            found, default = loaded.config.database, Database()
+            unused = [name for name in ("port", "user", "password") if getattr(found, name) != getattr(default, name)]
+            if unused:
+                names = ", ".join(f"database.{name}" for name in unused)
+                self._steps.begins(f"{names} not used: the database is a private one, since no database.host is set")
             os.environ |= {
                 "DB_SOCKET": str(self._socket),
                 "DB_USER": "root",
@@ -237,7 +242,7 @@ class Start:
         new.mkdir()
         # mariadb-install-db is a shell script that quotes little: by this name the directory is plain, and ours alone.
         plain = f"/proc/{os.getpid()}/fd/{os.open(self._state, os.O_DIRECTORY)}"
-        user = f"--user={os.environ.get('USER') or os.geteuid()}" if os.geteuid() else "--user=root"
+        user = "--user=root" if os.geteuid() == 0 else f"--user={os.geteuid()}"
         options = ["--no-defaults", user, f"--datadir={plain}/{new.name}", f"--tmpdir={plain}/mysql.tmp"]
         log = self._state / "mysql.install.log"
         with new_file(log) as output:
@@ -359,7 +364,7 @@ class Start:
 def start(state: Path, *, detach: bool) -> None:
     """Raises: Failed, SystemExit."""
     own_state_directory(state)
-    starting = Start(state, private=not names_database(load_with_sources(None, os.environ)))
+    starting = Start(state, load_with_sources(None, os.environ))
     try:
         held_lock = lock(state, "start")
     except BlockingIOError:

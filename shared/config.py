@@ -170,7 +170,13 @@ def _unique(values: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(map(shown, twice))} twice; each once")
 
 
+def _addresses(hosts: Sequence[str]) -> None:
+    for host in hosts:
+        address(host, 3306)
+
+
 CHECKS: dict[str, Callable[[Any], Any]] = {
+    "database.host": _addresses,
     "records.time_zone": time_zone,
     "records.session_statuses": _unique,
     "records.task_statuses": _unique,
@@ -200,6 +206,8 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
     named = path or environ.get("PERSISTENCE_CONFIG")
     values, sources = yaml_file.read(Path(named or DEFAULT_FILE), KEYS, wrong, required=named is not None)
     given, variables = _of_environment(environ, wrong)
+    if "database.host" in given:
+        values.pop("database.socket", None)  # the environment's host, not the file's socket, which would go before it
     values |= given
     sources |= variables
     for key in LISTS & values.keys():
@@ -215,13 +223,6 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
             field: _converted(key, values[key], fields[field], sources[key], wrong) for field, key in mine.items()
         }
         sections[name] = type_(**{field: value for field, value in converted.items() if value is not _WRONG})
-    for host in sections["database"].host:
-        try:
-            address(host, 3306)
-        except ValueError as error:
-            wrong.append(
-                f"{sources['database.host']}: database.host = {shown(list(sections['database'].host))}: {error}"
-            )
     try:
         sections["service"] = _with_tokens_of_the_file(sections["service"])
     except ConfigError as error:
@@ -233,7 +234,10 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
     if not sections["journal"].directory:
         directory = str(Path(state_directory, "journal"))
         sections["journal"] = msgspec.structs.replace(sections["journal"], directory=directory)
-    return Loaded(Config(**sections, state_directory=state_directory), {key: sources.get(key, DEFAULT) for key in KEYS})
+    return Loaded(
+        Config(**sections, state_directory=state_directory),
+        {key: sources[key] if key in values else DEFAULT for key in KEYS},
+    )
 
 
 def _real(path: str, wrong: list[str]) -> str:

@@ -312,6 +312,13 @@ def test_a_backends_names_are_read_where_ours_are_unset(variable: str, key: str,
         assert value_of(load(path, {variable: text, own: ours}), key) == OTHERS[key][2]
 
 
+def test_a_host_of_the_environment_goes_before_a_socket_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, {"database": {"socket": "/s"}})
+    assert load(path, {"MYSQL_HOST": "db"}).database.socket is None
+    assert load(path, {}).database.socket == "/s"
+    assert load(path, {"DB_HOST": "db", "DB_SOCKET": "/t"}).database.socket == "/t"
+
+
 def test_two_names_of_one_setting_that_disagree_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     message = refusal(path, {"DB_NAME": "a", "DB_DATABASE": "b"})
