@@ -39,8 +39,7 @@ class Database:
         self._db = self.mariadb.connect(self.name)
 
     def version(self) -> str:
-        self._db.query("SELECT CONCAT(@@version_comment, ' ', VERSION())")
-        return str(self._db.store_result().fetch_row()[0][0])
+        return f"{self.mariadb.flavour.value} {self._db.get_server_info()}"
 
     def move_to(self, cores: Sequence[int]) -> None:
         """Where it may run on any core, the service's too, it gives way, as run.sh has it do."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scripts import cluster as trial
+from scripts.galera import ClusterFault
 from scripts.network import Network, network_of
 from tests.support.service import ROOT
 from tests.system.chaos import report as one_service
@@ -67,6 +68,43 @@ def test_every_fault_can_be_done(tmp_path: Path) -> None:
 
     faults._log.close()
     assert set(faults._actions) == set(KINDS)
+
+
+class GivenUp:
+    """Database nodes; those in `down` have no process."""
+
+    def __init__(self, down: set[int], fails: int) -> None:
+        self.down = down
+        self.fails = fails
+        self.bootstrapped = 0
+
+    def pid(self, number: int) -> int:
+        return 0 if number in self.down else 1
+
+    def start(self, number: int) -> None:
+        self.down.remove(number)
+
+    def status(self, number: int) -> dict[str, str]:
+        return {"cluster_status": "non-Primary"}
+
+    def set_global(self, number: int, assignment: str) -> None:
+        self.bootstrapped += "pc.bootstrap" in assignment
+
+    def wait_whole(self) -> None:
+        assert not self.down
+        self.fails -= 1
+        if self.fails >= 0:
+            raise ClusterFault("not whole")
+
+
+@pytest.mark.parametrize(("fails", "whole", "bootstrapped"), [(0, True, 0), (1, True, 1), (9, False, 2)])
+def test_a_database_node_that_has_given_up_is_started_again_and_the_run_goes_on(
+    tmp_path: Path, fails: int, whole: bool, bootstrapped: int
+) -> None:
+    cluster = GivenUp({2}, fails)
+    faults = Faults(cluster, [], None, tmp_path / "log")  # type: ignore[arg-type]
+    assert (faults.make_whole(), cluster.down, cluster.bootstrapped) == (whole, set(), bootstrapped)
+    faults._log.close()
 
 
 @pytest.fixture

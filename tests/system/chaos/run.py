@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from random import Random
 
 import MySQLdb
+
+from scripts.galera import ClusterFault
 
 Kinds = dict[str, tuple[int, float, float]]
 """By kind of fault: how many in a full deck, shortest and longest duration in seconds."""
@@ -52,6 +55,10 @@ class TargetMissing(Exception):
     """There is nothing at the moment that this fault could hit."""
 
 
+_MET = (TargetMissing, OSError, MySQLdb.Error, ClusterFault, subprocess.SubprocessError, AssertionError)
+"""What an action may meet: the run goes on, and ends with its comparison."""
+
+
 class FaultRun:
     """`actions` by kind: does the fault and notes its hit, or raises TargetMissing, OSError or MySQLdb.Error."""
 
@@ -83,7 +90,7 @@ class FaultRun:
             try:
                 await self._actions[fault.kind](fault)
                 return
-            except (TargetMissing, OSError, MySQLdb.Error) as error:
+            except _MET as error:
                 if time.monotonic() > give_up_at:
                     self.note(fault, f"given up: {error!r}")
                     self.missed[fault.kind] += 1

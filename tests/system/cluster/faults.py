@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import MySQLdb
+
 from scripts.galera import NODES as DATABASE_NODES
-from scripts.galera import USER, Galera
+from scripts.galera import USER, ClusterFault, Galera
 from scripts.galera import host as database_host
 from tests.system.chaos.load import Load
 from tests.system.chaos.run import Fault, FaultRun, Kinds, TargetMissing
@@ -165,9 +167,30 @@ class Faults(FaultRun):
             number = DATABASE_NODES[_index(fault, len(DATABASE_NODES))]
             await asyncio.to_thread(self.count_conflicts, number)
             self.hit(fault, f"database node {number}")
-            yield number
-            await asyncio.to_thread(self._cluster.wait_whole)
-            self.note(fault, f"database node {number} belongs to it again")
+            try:
+                yield number
+            except (ClusterFault, OSError, MySQLdb.Error) as error:
+                self.note(fault, f"database node {number}: {error}")
+            whole = await asyncio.to_thread(self.make_whole)
+            self.note(fault, "the cluster is whole" if whole else "the cluster is NOT whole")
+
+    def make_whole(self) -> bool:
+        """As an operator would: a server that has given up (no primary view in time) is started again, and where nobody
+        is primary one is told to be. Blocks. Returns: whether all nodes belong to the cluster again."""
+        for attempt in range(3):
+            try:
+                if attempt and not any(
+                    self._cluster.status(one).get("cluster_status") == "Primary" for one in DATABASE_NODES
+                ):
+                    self._cluster.set_global(DATABASE_NODES[0], "wsrep_provider_options='pc.bootstrap=YES'")
+                for number in DATABASE_NODES:
+                    if not self._cluster.pid(number):
+                        self._cluster.start(number)
+                self._cluster.wait_whole()
+                return True
+            except (ClusterFault, OSError, MySQLdb.Error):
+                continue
+        return False
 
     async def _kill_database(self, fault: Fault) -> None:
         async with self._database_node(fault) as number:

@@ -49,6 +49,7 @@ class Node(Service):
             "DB_USER": USER,
             "DB_PASSWORD": PASSWORD,
             "DB_DATABASE": DATABASE,
+            "CLUSTER_NODES": ",".join(f"http://{network.address(f'node{one}')}:{PORT}" for one in NODES),
             "DB_CONNECT_TIMEOUT": "1",
             "DB_READ_TIMEOUT": "15",
         }
