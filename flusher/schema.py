@@ -24,6 +24,11 @@ ALGORITHMS = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE", "")
 NOT_BY_THIS_ALGORITHM = {1845, 1846, 4092}
 DONE_ALREADY = {1060, 1061, 1068, 1091}
 """A statement whose client was killed may go on in the server, and be done before the next try of it."""
+REMEDIES = {
+    1062: "two rows have the same session_id and task_id: delete one",
+    1205: "a transaction holds the table: try again when it has ended",
+    1833: "drop that foreign key first",
+}
 
 
 def open_store(database: Database) -> Store:
@@ -113,11 +118,12 @@ def main() -> None:
 
 
 def refusal(store: Store, database: Database, error: StoreError) -> str:
-    """As whom and where something was refused, why, and what to do."""
-    remedy = tables.remedy_of(
+    """As whom and where something was refused, why, and what to do. For a terminal: it may name a key."""
+    remedy = REMEDIES.get(error.number) or tables.remedy_of(
         error.number, error.error_class, database.database, f"{database.user}@%", tables.ALL_RIGHTS
     )
-    return f"{database.user!r} at {store.host}: {error.public}" + (f"; {remedy}" if remedy else "")
+    why = f"error {error.number} ({error.error_class.value}): {error.detail}"
+    return f"{database.user!r} at {store.host}: {why}" + (f"; {remedy}" if remedy else "")
 
 
 if __name__ == "__main__":

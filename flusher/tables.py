@@ -108,7 +108,10 @@ def faults(facts: Facts) -> list[Fault]:
             found.append(Fault(kind.table, kind.table, detail, remedy="./scripts/ctl.sh db init"))
         elif lacks := _lacking(table, expected):
             detail = f"another program's table: it has no column {', '.join(lacks)}"
-            remedy = "name another database (database.database), or rename that table; then ./scripts/ctl.sh db init"
+            remedy = (
+                "name another database (database.database) or rename that table, then ./scripts/ctl.sh db init;"
+                " if it is ours after all, add what it lacks"
+            )
             found.append(Fault(kind.table, kind.table, detail, remedy=remedy, foreign=True))
         else:
             found += _faults_of_table(kind, table, expected, COLLATIONS[facts.flavour])

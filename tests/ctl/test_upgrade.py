@@ -130,6 +130,31 @@ def test_tables_of_another_program_are_left_alone(node: Service, mariadb: MariaD
         assert definitions(mariadb, database) == before
 
 
+def test_a_counter_as_primary_key_becomes_a_key_of_its_own_and_rows_of_one_key_are_named(
+    node: Service, mariadb: MariaDB, database: str
+) -> None:
+    counted = VERSION_1[1].replace("PRIMARY KEY (task_id)", "id INT AUTO_INCREMENT PRIMARY KEY, UNIQUE KEY (task_id)")
+    make(mariadb, database, (VERSION_1[0], counted))
+    mariadb.execute("ALTER TABLE translation_tasks DROP INDEX task_id", (), database)
+    before = held(mariadb, database)
+    for statement in (
+        "CREATE TABLE one SELECT * FROM translation_tasks LIMIT 1",
+        "UPDATE one SET id = 1000",
+        "INSERT INTO translation_tasks SELECT * FROM one",
+    ):
+        mariadb.execute(statement, (), database)
+
+    result = ctl(node, "db", "upgrade", "--yes")
+
+    assert result.status == 1
+    assert "two rows have the same session_id and task_id: delete one" in result.err
+    assert len(held(mariadb, database)) == len(before) + 1
+    mariadb.execute("DELETE FROM translation_tasks WHERE id = 1000", (), database)
+    assert ctl(node, "db", "upgrade", "--yes").status == 0
+    is_ours(node)
+    assert held(mariadb, database) == before
+
+
 def test_rows_without_a_session_have_no_place_in_the_key(node: Service, mariadb: MariaDB, database: str) -> None:
     make(mariadb, database, FIRST_USER)
     mariadb.execute("UPDATE translation_tasks SET session_id = NULL WHERE task_id LIKE '%0'", (), database)
