@@ -144,7 +144,9 @@ def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_bad(tmp_
         node.writers.answer = lambda path: failed(ErrorClass.STORAGE, 5, of_segment=True)
         node.submit(b"body")
         for _ in range(5):
-            await node.ask_flush(0.01)
+            asked = len(node.writers.asked)
+            node.ask_flush()
+            await node.until(lambda asked=asked: len(node.writers.asked) > asked and node.alarm)
             node.clock.now += 10
             node.flush.look()
         assert node.figures.database.state is UP

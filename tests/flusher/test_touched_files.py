@@ -184,7 +184,7 @@ def test_a_caller_of_a_commit_is_not_told_of_one_when_its_segment_has_vanished(t
         next(iter(node.backlog)).path.unlink()
         writers.away = False
         node.clock.now += 60
-        await node.ask_flush(0.1)
+        await node.ask_flush()
         assert node.figures.vanished == 1
         assert len(node.answers) == 1
         assert node.flush._callers._of_commits == {}
@@ -209,7 +209,8 @@ def test_a_journal_that_is_removed_whole_refuses_until_it_is_back_and_says_how(
         writers.away = False
         submit(node, "refused")
         node.clock.now += 60
-        await node.ask_flush(0.1)
+        node.ask_flush()
+        await node.until(lambda: node.alarm)
         assert len(node.acked()) == 2
         assert len(node.rejected()) == 1
         refusing = node.intake.refusing
@@ -246,7 +247,9 @@ def test_a_segment_that_cannot_be_removed_is_kept_and_written_again(
         submit(node, "kept")
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", refuse)
-            assert (await node.ask_flush(0.1)).pending == 1
+            node.ask_flush()
+            await node.until(lambda: node.alarm)
+            assert len(node.backlog) == 1
         assert node.alarm is not None
         assert node.alarm.split("; ")[1]
         assert (await node.ask_flush()).pending == 0
