@@ -17,6 +17,8 @@ from flusher.writers import WriterDied, Writers
 from shared.timers import logged
 
 PING_S = 5.0
+DEATHS = 3
+"""Of writers in a row, before it is told: one may have been killed."""
 FIRST_PING_S = 0.2
 """Until the database's state is known for the first time."""
 
@@ -36,6 +38,7 @@ class Pinger:
         self._figures = figures
         self._answered = answered
         self._wall = wall
+        self._deaths = 0
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -70,9 +73,13 @@ class Pinger:
             answer = await self._writers.ask({"ping": True})
         except WriterDied as error:
             self._figures.last_error = f"a writer died: {error}"
+            self._deaths += 1
+            if self._deaths >= DEATHS:
+                self._figures.database.not_asked(str(error), self._wall())
             return
         finally:
             self._task = None
+        self._deaths = 0
         if isinstance(answer, Failed):
             self._figures.last_error = answer.message
             self._figures.database.failed(answer, self._wall(), writing=False)

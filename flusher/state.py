@@ -101,6 +101,11 @@ class Database:
             reason = f"no write has succeeded for {HANGING_S:.0f} s: {why}; SHOW FULL PROCESSLIST names who holds it up"
             self._bad(DatabaseState.NOT_WRITABLE, reason, wall, writing=True)
 
+    def not_asked(self, why: str, wall: float) -> None:
+        """Writer after writer dies before it can ask."""
+        if not self.bad:
+            self._bad(DatabaseState.NOT_WRITABLE, f"no writer can work: {why}", wall, writing=False)
+
     def _bad(self, state: DatabaseState, reason: str, wall: float, writing: bool) -> None:
         if not self.bad:
             self.since = wall

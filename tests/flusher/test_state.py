@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flusher import pinger
 from flusher.answers import Alive, Answer
 from flusher.mysql_errors import ErrorClass
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES
@@ -196,6 +197,22 @@ def test_a_journal_that_cannot_be_written_is_tried_although_nobody_sends(tmp_pat
         node.intake.probe()
         assert node.intake.refusing is None
         assert list(tmp_path.glob("probe*")) == []
+
+    run(test, tmp_path)
+
+
+def test_writers_that_die_one_after_another_are_told_although_nothing_is_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinger, "FIRST_PING_S", 0.01)
+    monkeypatch.setattr(pinger, "PING_S", 0.01)
+
+    async def test(node: Node) -> None:
+        node.writers.dies = True
+        await node.until(lambda: node.figures.database.state is NOT_WRITABLE)
+        assert node.figures.database.reason == "no writer can work: killed"
+        node.writers.dies = False
+        await node.until(lambda: node.figures.database.state is UP)
 
     run(test, tmp_path)
 
