@@ -37,6 +37,7 @@ from shared.wire import SOCKET_NAME
 
 log = logging.getLogger("ingest")
 
+MIN_DESCRIPTORS = 64
 BIND_TRIES_S = 3.0
 """After a kill -9 of the parent its orphaned workers hold the port until they notice."""
 GRACEFUL_S = 20.0
@@ -125,6 +126,8 @@ def main() -> None:
     held = check_start(config)
     # Every connection takes a descriptor; the usual soft limit of 1024 is for programs that use select().
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < MIN_DESCRIPTORS:
+        sys.exit(f"ingest: the limit of open files is {most}, and {MIN_DESCRIPTORS} are needed: raise it (ulimit -n)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     waited_for = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)

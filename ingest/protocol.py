@@ -124,8 +124,9 @@ NO_TRAILERS = NoTrailers()
 class Protocol(asyncio.Protocol):
     """Made by uvicorn's server for each connection.
 
-    Args: max_connections: of this worker; shortcuts: by path; observe(route, status, seconds): told of every answer,
-    status 0 where the client left before it; reject(records): told of refused requests, each as one record, by reason.
+    Args: max_connections: of this worker, and max_surplus beyond them that are still listened to; shortcuts: by path;
+    observe(route, status, seconds): told of every answer, status 0 where the client left before it; reject(records):
+    told of refused requests, each as one record, by reason.
     """
 
     unread: ClassVar[dict[Protocol, int]] = {}
@@ -139,6 +140,7 @@ class Protocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         max_connections: int,
+        max_surplus: int = MAX_SURPLUS,
         shortcuts: Mapping[bytes, Shortcut],
         observe: Callable[[str, int, float], None],
         reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
@@ -146,7 +148,7 @@ class Protocol(asyncio.Protocol):
     ) -> None:
         self._app = cast(App, config.loaded_app)
         self._server = server_state
-        self._max_connections = max_connections
+        self._max_connections, self._max_surplus = max_connections, max_surplus
         self._shortcuts = shortcuts
         self._observe = observe
         self._reject = reject
@@ -213,7 +215,7 @@ class Protocol(asyncio.Protocol):
         surplus = len(self._server.connections) - self._max_connections
         if surplus > 0:
             self._surplus = True
-            if surplus > MAX_SURPLUS:
+            if surplus > self._max_surplus:
                 self._refuse(FULL)
                 self._transport.close()
 

@@ -109,17 +109,19 @@ def tick(server: uvicorn.Server, metrics: RequestMetrics) -> None:
     publish(metrics, len(server.server_state.connections))
 
 
-def connection_limit(wanted: int) -> int:
-    """As many connections as are wanted, or as descriptors allow: without one, a connection could not even be told
-    that there are too many."""
+def connection_limits(wanted: int) -> tuple[int, int]:
+    """As many connections as are wanted, or as descriptors allow, and how many more are listened to: without a
+    descriptor, a connection could not even be told that there are too many."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(1, descriptors - MAX_SURPLUS - OWN_DESCRIPTORS)
+    room = descriptors - OWN_DESCRIPTORS
+    surplus = min(MAX_SURPLUS, room // 2)
+    most = room - surplus
     if descriptors == resource.RLIM_INFINITY or most >= wanted:
-        return wanted
+        return wanted, MAX_SURPLUS
     log.warning(
         "service.max_connections: %d instead of %d, the limit of open files being %d", most, wanted, descriptors
     )
-    return most
+    return most, surplus
 
 
 def policy_of(config: Config) -> Policy:
@@ -146,7 +148,7 @@ def main() -> None:
     rules = policy.rules.encode()
     forwarder = Forwarder(str(socket_path), ack_timeout_s=config.service.ack_timeout, rules=rules)
     metrics = RequestMetrics(socket_path.parent / METRICS_DIRECTORY)
-    most = connection_limit(config.service.max_connections)
+    most, surplus = connection_limits(config.service.max_connections)
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
     leaving = asyncio.Event()
     app, shortcuts = create_app(forwarder, metrics, history, config.service, leaving, policy=policy)
@@ -158,6 +160,7 @@ def main() -> None:
                 partial(
                     Protocol,
                     max_connections=most,
+                    max_surplus=surplus,
                     shortcuts=shortcuts,
                     observe=metrics.observe,
                     reject=metrics.reject,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from ingest.metrics import RequestMetrics
-from ingest.worker import connection_limit, tick
+from ingest.worker import connection_limits, tick
 
 
 def limited_to(monkeypatch: pytest.MonkeyPatch, descriptors: int) -> None:
@@ -16,24 +16,25 @@ def limited_to(monkeypatch: pytest.MonkeyPatch, descriptors: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "expected"), [(6000, 5000), (resource.RLIM_INFINITY, 5000), (1024, 924), (64, 1)]
+    ("descriptors", "expected"),
+    [(6000, (5000, 64)), (resource.RLIM_INFINITY, (5000, 64)), (1024, (924, 64)), (256, (156, 64)), (64, (14, 14))],
 )
 def test_no_more_connections_are_taken_than_descriptors_allow_with_some_left_to_refuse_the_others(
-    monkeypatch: pytest.MonkeyPatch, descriptors: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, expected: tuple[int, int]
 ) -> None:
     limited_to(monkeypatch, descriptors)
 
-    assert connection_limit(5000) == expected
+    assert connection_limits(5000) == expected
 
 
 def test_a_lower_limit_than_configured_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     limited_to(monkeypatch, 1024)
-    connection_limit(924)
+    connection_limits(924)
     assert not caplog.records
 
-    connection_limit(925)
+    connection_limits(925)
     assert "924 instead of 925" in caplog.text
 
 

@@ -129,6 +129,8 @@ class Service:
             "LOGGING_FILE": str(self.log),
             **{name: str(value) for name, value in settings.items()},
         }
+        self.limits: dict[str, list[str]] = {}
+        """Options of prlimit(1) by process, as --nofile=64."""
         self.flusher: subprocess.Popen[bytes] | None = None
         self.ingest: subprocess.Popen[bytes] | None = None
 
@@ -247,8 +249,13 @@ class Service:
     def _start(self, module: str) -> subprocess.Popen[bytes]:
         errors = (self.directory / f"{module}.stderr").open("ab")
         with errors:
+            limited = ["prlimit", *self.limits[module], "--"] if module in self.limits else []
             return subprocess.Popen(
-                [sys.executable, "-m", module], cwd=self.code, env=self.environ, stdin=subprocess.DEVNULL, stderr=errors
+                [*limited, sys.executable, "-m", module],
+                cwd=self.code,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
             )
 
     def _is_ready(self) -> bool:
