@@ -63,6 +63,8 @@ MAX_IGNORED_BYTES = 64 * 1024
 """Of a body that comes after the answer to its request, as of a GET with a body."""
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Of all answers in this process that wait for their clients, and all requests that wait behind others."""
+MAX_RAW_HEADER_BYTES = MAX_HEADER_BYTES + 256
+"""With method, version and line ends: a larger one is not parsed to its end."""
 REQUEST_BYTES = 2048
 """What a waiting request takes besides its header, whose every byte may take eight: a field has 100 of its own."""
 UNREAD_BYTES = 16 * 1024
@@ -261,7 +263,9 @@ class Protocol(asyncio.Protocol):
         0. What stands behind it is at most a body, not a chunked one."""
         line = data.find(b"\r\n")
         end = data.find(b"\r\n\r\n", line) + 4
-        plain = line > 0 and end > 3 and data[line - 9 : line - 3] == b" HTTP/" and data[0] > 32  # no CR, no LF
+        plain = (
+            line > 0 and 3 < end <= MAX_HEADER_BYTES and data[line - 9 : line - 3] == b" HTTP/" and data[0] > 32
+        )  # no CR, no LF
         return end if plain and data.find(b"\r", end) < 0 and not self._line else 0
 
     def _feed(self, data: bytes) -> None:
@@ -278,6 +282,7 @@ class Protocol(asyncio.Protocol):
             if chunked:
                 self._wire_bytes += end - start
             elif not in_body:
+                end = min(end, start + MAX_RAW_HEADER_BYTES + 1 - self._header_bytes)
                 self._header_bytes += end - start
             self._parse(data[start:end])
             if chunked and self.phase is Phase.BODY:
@@ -285,7 +290,7 @@ class Protocol(asyncio.Protocol):
                     raise Refused(CHUNKS)
             elif self.phase is not Phase.HEADER:
                 self._header_bytes = 0
-            elif self._header_bytes > MAX_HEADER_BYTES:
+            elif self._header_bytes > MAX_RAW_HEADER_BYTES:
                 raise Refused(LONG_URL if len(self._url) > MAX_URL_BYTES else LARGE_HEADER)
             start = end
         self._end = data[-3:] if size > 2 else (self._end + data)[-3:]

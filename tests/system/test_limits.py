@@ -1,60 +1,207 @@
-"""Ingest within limits of descriptors and of memory, and beside a clock that is set."""
+"""Disk, descriptors and memory run out under the real service: refused or kept, said in words, and over by itself."""
 
 from __future__ import annotations
 
-import socket
-from contextlib import ExitStack, closing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from flusher.dead_letters import FILE_NAME
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
-from tests.system.hostile.good import GoodClient, worker_of
 
-ACCEPTED = b"HTTP/1.1 202 Accepted"
+SMALL = "text"
+LARGE = "x" * 60_000
 
 
-@pytest.mark.parametrize("descriptors", [64, 256, 1024])
-def test_more_connections_than_descriptors_harm_nobody_who_is_connected(
-    descriptors: int, short_path: Path, mariadb: MariaDB, database: str
+@pytest.fixture
+def disk(short_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 2 MiB."""
+    directory = short_path / "disk"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(directory)], check=True)
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@pytest.fixture
+def service(disk: Path, mariadb: MariaDB, database: str) -> Iterator[Service]:
+    """Its state is on the small disk, its log is not."""
+    made = Service(
+        disk, mariadb, database, BUFFER_FLUSH_INTERVAL=0.2, LOGGING_FILE=disk.parent / "log", SERVICE_ACK_TIMEOUT=3
+    )
+    yield made
+    made.stop()
+    made.kill()
+
+
+class Sender:
+    """Sends tasks, and knows those that were accepted."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.accepted: set[str] = set()
+        self._sent = 0
+
+    def send(self, source_text: str = SMALL) -> int:
+        self._sent += 1
+        key = f"t{self._sent}"
+        status = self.service.post(TASKS, {"tasks": [task(key, source_text=source_text)]}).status
+        if status == 202:
+            self.accepted.add(key)
+        return status
+
+    def check(self, mariadb: MariaDB, database: str) -> None:
+        """Every accepted task is in the table after a flush."""
+        assert self.service.flush().status == 200
+        found = {row[0] for row in mariadb.execute("SELECT task_id FROM translation_tasks", (), database)}
+        assert self.accepted <= found
+
+
+def fill(disk: Path) -> Callable[[], None]:
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    return filler.unlink
+
+
+def make_read_only(disk: Path) -> Callable[[], None]:
+    # The log's neighbours stay writable: only this mount, although files on it are open.
+    subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(disk)], check=True)
+    return lambda: subprocess.run(["umount", "-l", str(disk)], check=True) and None
+
+
+def move_journal(disk: Path) -> Callable[[], None]:
+    moved = (disk / "journal").rename(disk / "moved")
+    return lambda: moved.rename(disk / "journal") and None
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [(fill, "make room"), (make_read_only, "mount its file system for writing"), (move_journal, "mkdir -p")],
+)
+def test_a_disk_that_takes_nothing_is_refused_in_words_and_accepting_goes_on_by_itself(
+    service: Service, mariadb: MariaDB, database: str, fault: Callable[[Path], Callable[[], None]], advice: str
 ) -> None:
-    service = Service(short_path, mariadb, database)
-    service.limits["ingest"] = [f"--nofile={descriptors}"]
+    disk = service.directory
+    service.start()
+    sender = Sender(service)
+    assert sender.send() == 202
+    wait_until(lambda: service.stats()["performance"]["total_flush_count"] == 1)
+
+    mend = fault(disk)
     try:
-        service.start()
-        worker = worker_of(service)
-        with closing(GoodClient(service.port)) as good, ExitStack() as crowd:
-            assert good.post(keep=True)[0] == ACCEPTED
-            for _ in range(3 * descriptors):
-                crowd.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=30))
-            for _ in range(20):
-                assert good.post(keep=True)[0] == ACCEPTED
-            crowd.close()
-            wait_until(lambda: answered(service), what="there is room again")
-            assert good.post(keep=True)[0] == ACCEPTED
-        assert service.workers() == [worker]
-        assert len(service.log.read_text().splitlines()) < 30
-        service.stop()
+        wait_until(lambda: sender.send(LARGE) == 503, what="the journal takes no more")
+        health = service.get("/health")
+        assert (health.status, health.json["status"]) == (503, "unhealthy")
+        assert advice in health.json["reason"]
+        for _ in range(20):  # whatever is tried meanwhile
+            assert service.get("/ready").status == 503
+        assert health.json["since"] == service.get("/health").json["since"]
     finally:
-        service.kill()
+        mend()
+
+    wait_until(lambda: service.get("/ready").status == 200, what="nobody has to send for it")
+    assert sender.send(LARGE) == 202
+    sender.check(mariadb, database)
+    assert service.get("/health").json["status"] == "healthy"
 
 
-def answered(service: Service) -> bool:
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (make_read_only, "Read-only file system"),
+        (lambda disk: (disk / "journal").write_text("a file") and None, "journal.directory"),
+        (lambda disk: (disk / "flusher.lock").mkdir(), "Is a directory"),
+        (lambda disk: (disk / "run").write_text("a file") and None, "mv "),
+    ],
+)
+def test_a_start_that_cannot_have_its_files_says_which_in_one_line(
+    service: Service, fault: Callable[[Path], Callable[[], None] | None], said: str
+) -> None:
+    mend = fault(service.directory)
     try:
-        return service.post(TASKS, {"tasks": [task("late")]}).status == 202
-    except OSError:
-        return False
-
-
-def test_too_few_descriptors_for_a_start_are_said_in_a_line(short_path: Path, mariadb: MariaDB, database: str) -> None:
-    service = Service(short_path, mariadb, database)
-    service.limits["ingest"] = ["--nofile=40"]
-    try:
-        service.start_ingest()
-        assert service.ingest is not None
-        assert service.ingest.wait(30) == 1
-        text = (short_path / "ingest.stderr").read_text()
-        assert text == "ingest: the limit of open files is 40, and 64 are needed: raise it (ulimit -n)\n"
+        command = [sys.executable, "-m", "flusher"]
+        started = subprocess.run(command, cwd=service.code, env=service.environ, capture_output=True, timeout=60)
     finally:
-        service.kill()
+        if mend is not None:
+            mend()
+    assert started.returncode == 1
+    assert started.stderr.count(b"\n") == 1, started.stderr.decode()
+    line = started.stderr.decode()
+    assert said in line
+    assert line.startswith("flusher: ")
+
+
+@contextmanager
+def limited(pid: int, what: int, value: int) -> Iterator[None]:
+    before = resource.prlimit(
+        pid, what, (value, resource.RLIM_INFINITY if value < 0 else resource.prlimit(pid, what)[1])
+    )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it was killed meanwhile
+            resource.prlimit(pid, what, before)
+
+
+def test_without_descriptors_nothing_is_lost_and_all_goes_on_with_them(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    """EMFILE in the open of the next segment and in the start of a writer."""
+    service = start_service(mariadb, database, BUFFER_FLUSH_INTERVAL=0.1)
+    sender = Sender(service)
+    assert sender.send() == 202
+    wait_until(lambda: service.stats()["performance"]["total_flush_count"] == 1)
+    assert service.flusher is not None
+    with limited(service.flusher.pid, resource.RLIMIT_NOFILE, 3):
+        sender.send()
+        wait_until(lambda: sender.send() == 503, what="no next segment")
+        assert "ulimit -n" in service.get("/health").json["reason"]
+        for writer in service.writers():
+            os.kill(writer, signal.SIGKILL)
+        wait_until(lambda: not service.writers())
+    wait_until(lambda: service.get("/ready").status == 200)
+    assert sender.send() == 202
+    sender.check(mariadb, database)
+
+
+def virtual_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmSize:")[2].split()[0])
+
+
+def test_a_backlog_takes_no_more_memory_than_a_limit_allows_and_the_oom_killer_costs_nothing(
+    start_service: Callable[..., Service], mariadb: MariaDB, database: str
+) -> None:
+    service = start_service(mariadb, database, BUFFER_FLUSH_INTERVAL=0.1)
+    sender = Sender(service)
+    assert sender.send(LARGE) == 202
+    wait_until(lambda: service.stats()["performance"]["total_flush_count"] == 1)
+    assert service.flusher is not None
+    (writer,) = service.writers()
+    with (
+        mariadb.locked(database),
+        limited(service.flusher.pid, resource.RLIMIT_AS, virtual_bytes(service.flusher.pid) + (64 << 20)),
+        limited(writer, resource.RLIMIT_AS, virtual_bytes(writer) + (128 << 20)),
+    ):
+        for _ in range(600):  # 36 MB
+            assert sender.send(LARGE) == 202
+        os.kill(writer, signal.SIGKILL)
+    service.kill_flusher()
+    service.start_flusher()
+    wait_until(lambda: sender.send() == 202)
+    sender.check(mariadb, database)
+    assert not (service.directory / FILE_NAME).exists()
