@@ -107,7 +107,7 @@ class Reader:
 
     def in_one_pass_folded(self, body: bytes | memoryview) -> list[Record] | None:
         """The records of most bodies with unknown fields; None for all others."""
-        folded = fold(body, self._kind.record.__struct_fields__, self._keep)
+        folded = fold(body, self._kind.name, self._kind.record.__struct_fields__, self._keep)
         try:
             return _FOLDED[self._kind.code].decode(folded) if folded else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

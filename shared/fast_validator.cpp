@@ -9,8 +9,9 @@
 //                                        the first `most` a tuple: key (its JSON, None in a list), start, end, values
 //                                        inside, depth, whether an integer in it is beyond 64 bits.
 //                                        Raises: ValueError where text[start:end] is neither
-//     fold(body, known, keep)            the list of an accepted body, its records with their unknown fields in one
-//                                        object, "extra" (keep), or without them; None where that takes a closer look
+//     fold(body, name, known, keep)      the list of an accepted body {"<name>": [...]}, its records with their unknown
+//                                        fields in one object, "extra" (keep), or without them; None where that takes
+//                                        a closer look
 //
 // count() parses with simdjson: what that takes is JSON in UTF-8, to the last byte. Every "return 0" and "return false"
 // means "not sure", never "invalid": validation.py decides then, and words the error. So the one mistake that must not
@@ -433,11 +434,14 @@ bool fold_record(Scanner &scanner, const Names &known, bool keep, std::string &f
     return wrong == nullptr;
 }
 
-// Of a body with one key only.
-bool fold_list(Scanner scanner, const Names &known, bool keep, std::string &folded) {
+// Of a body with this key (in quotes) only.
+bool fold_list(Scanner scanner, string_view name, const Names &known, bool keep, std::string &folded) {
     if (scanner.skip_space() != '{') return false;
     scanner.at++;
-    if (scanner.skip_space() != '"' || !scanner.skip_string() || scanner.skip_space() != ':') return false;
+    scanner.skip_space();
+    if (string_view(scanner.at, scanner.end - scanner.at).substr(0, name.size()) != name) return false;
+    scanner.at += name.size();
+    if (scanner.skip_space() != ':') return false;
     scanner.at++;
     if (scanner.skip_space() != '[') return false;
     do {
@@ -472,16 +476,17 @@ PyObject *children(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
 
 PyObject *fold(PyObject *, PyObject *args) {
     Py_buffer text;
+    const char *name;
     PyObject *names;
     int keep;
-    if (!PyArg_ParseTuple(args, "y*O!p", &text, &PyTuple_Type, &names, &keep)) return nullptr;
+    if (!PyArg_ParseTuple(args, "y*sO!p", &text, &name, &PyTuple_Type, &names, &keep)) return nullptr;
     Names known;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++)
-        if (const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i))) known.add('"' + std::string(name) + '"');
+        if (const char *field = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i))) known.add('"' + std::string(field) + '"');
     const auto *bytes = static_cast<const char *>(text.buf);
     std::string folded = "[";
     Scanner scanner{bytes, bytes + text.len};
-    const bool good = fold_list(scanner, known, keep != 0, folded);
+    const bool good = fold_list(scanner, '"' + std::string(name) + '"', known, keep != 0, folded);
     PyBuffer_Release(&text);
     if (PyErr_Occurred()) return nullptr;
     if (!good) Py_RETURN_NONE;

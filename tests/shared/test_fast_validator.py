@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from shared import validation
-from shared.fast_validator import FastValidator, children
+from shared.fast_validator import FastValidator, children, fold
 from shared.records import KINDS, SESSIONS, TASKS, Kind, Object
 from shared.validation import Validator
 from tests.support.bodies import POLICY, policy
@@ -438,3 +438,42 @@ def test_children_are_those_that_a_parser_finds(value: Any) -> None:
     assert [json.loads(text[start:end]) for _, start, end, *_ in found] == inside(value)
     assert [json.loads(key) for key, *_ in found if key] == list(value if isinstance(value, dict) else [])
     assert [inner for _, _, _, inner, *_ in found] == [values(child) for child in inside(value)]
+
+
+# ---- fold
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"x":[{"a":1,"c":[{}],"b":"2","extra":"]"}]}', b'[{"a":1,"b":"2","extra":{"c":[{}],"extra":"]"}}]'),
+        (b' { "x" : [ {"a":1 , "created_at":2} , {} ] } ', b'[{"a":1 },{}]'),
+        (b'{"x":[{"c":1}]}', b'[{"extra":{"c":1}}]'),
+    ],
+)
+def test_unknown_fields_are_folded_into_one(body: bytes, kept: bytes) -> None:
+    assert fold(body, "x", ("a", "b"), True) == kept
+    dropped = fold(memoryview(body), "x", ("a", "b"), False)
+    assert dropped is not None
+    assert json.loads(dropped) == [
+        {name: value for name, value in item.items() if name != "extra"} for item in json.loads(kept)
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"[]", b"{", b'{"x":{}}', b'{"x":[]}', b'{"x":[1]}', b'{"y":[{}]}', b'{"x":[{}],"y":1}', b'{"x":[{}]}x'),
+        *(
+            b'{"x":[{"\\u0061":1}]}',
+            b'{"x":[{}',
+            b'{"x":[{}]',
+            b'{"x":[{"a":1]]}',
+            b'{"x":[{},]}',
+            b'{"x"',
+            b'{"x":[{}}',
+        ),
+    ],
+)
+def test_what_is_no_body_of_records_is_not_folded(body: bytes) -> None:
+    assert fold(body, "x", ("a",), True) is None

@@ -306,4 +306,6 @@ def _names(record: Record) -> list[str]:
 def _value(value: Any) -> Any:
     if isinstance(value, msgspec.Raw):
         return orjson.loads(memoryview(value))
+    if isinstance(value, float):
+        return round(value, 4)  # as it is stored
     return utc(value) if isinstance(value, datetime) else value
