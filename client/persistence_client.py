@@ -71,16 +71,13 @@ logger = logging.getLogger(__name__)
 
 
 class Counters(NamedTuple):
-    """Records since the process started: given = sent + coalesced + dropped + waiting."""
+    """Records since the process started. Each is acknowledged (`sent`), refused, unsendable or too many (`dropped`),
+    made unnecessary by a later state of its key (`coalesced`), or `waiting`; `retried` counts repetitions."""
 
     sent: int
-    """Acknowledged by the service."""
     retried: int
-    """Sent again, counted each time."""
     dropped: int
-    """Refused by the service, not encodable, or too many."""
     coalesced: int
-    """Made unnecessary by a later state of the same key."""
     waiting: int
 
 
@@ -290,7 +287,7 @@ class _Connection:
         code, detail = document.get("error_code"), document.get("detail")
         refusal = response.status >= 400 and isinstance(code, str) and isinstance(detail, str)
         named = ((word, response.getheader(name)) for word, name in _NAMED_HEADERS)
-        said = "".join(f"{word} {value[:80].partition('?')[0]}" for word, value in named if value)
+        said = "".join(f"{word} {value.partition('?')[0][:80]}" for word, value in named if value)
         words = f" {code}: {detail[:300]}" if refusal else f"{said}, no answer of Persistence Service"
         after = response.getheader("Retry-After", "")
         after_s = min(float(after), MAX_PAUSE_S) if after.isdecimal() else 0.0
@@ -379,7 +376,7 @@ class SyncPersistenceClient:
 
     @property
     def counters(self) -> Counters:
-        _hook()  # before the lock is taken: a child of a fork could find it taken for ever
+        _hook()  # before the lock is taken: a child could find it taken for ever
         with self._lock:
             figures = [(one.sent, one.retried, one.dropped, one.coalesced, len(one)) for one in self._queues]
             return Counters(*map(sum, zip(*figures)))
@@ -398,7 +395,8 @@ class SyncPersistenceClient:
         self._queues = (self._sessions, self._tasks)
         if self._connection is not None:
             self._connection.close_inherited()
-        self._running = self._last_try = False
+        self._sending = threading.Lock()  # taken while a sender runs: a signal's handler comes in between any two steps
+        self._last_try = False
         self._done = threading.Event()
         self._done.set()
         self._close_at, self._hurry_at = _NEVER, -_NEVER
@@ -457,16 +455,16 @@ class SyncPersistenceClient:
         """Has a thread send; or sends here and now, when the interpreter exits and no thread would live on."""
         exiting = not threading.main_thread().is_alive()
         with self._lock:
-            if self._running:
+            if not self._sending.acquire(blocking=False):
                 return
-            self._running, self._close_at, self._done = True, _NEVER, threading.Event()
+            self._close_at, self._done = _NEVER, threading.Event()
             if exiting:
                 self._end(self._exit_left_s)
             else:
                 try:
                     threading.Thread(target=self._run, name="persistence-client", daemon=True).start()
                 except RuntimeError:  # none is to be had: the records wait, and the next call tries again
-                    self._running = False
+                    self._sending.release()
                     self._done.set()
         if exiting:
             began_at = time.monotonic()
@@ -487,7 +485,7 @@ class SyncPersistenceClient:
             logger.warning("%s: %d records not sent: a request takes too long", self._name(), self.counters.waiting)
 
     def _name(self) -> str:
-        return f"Persistence Service at {_shown(self._service()[0])}"
+        return f"persistence client of {_shown(self._service()[0])}"
 
     def _run(self) -> None:
         """The sender. From here on, all runs in its thread."""
@@ -500,11 +498,11 @@ class SyncPersistenceClient:
                 due = self._due(time.monotonic())
                 for queue in due or ():
                     self._send(queue, self._connection)
-                self._report(time.monotonic())
+                self._report(time.monotonic(), all_kinds=due is None)
                 if due == []:
                     time.sleep(_TICK_S)  # no lock's timeout: before Python 3.11 it follows a clock that is set back
         except BaseException:
-            self._running = False
+            self._sending.release()
             raise
         finally:
             self._connection.close()
@@ -523,7 +521,7 @@ class SyncPersistenceClient:
             if (closing and not (waiting and in_time)) or self._busy_at < now - _LINGER_S:
                 for queue in waiting:
                     queue.drop_all("the client was closed")
-                self._running = False
+                self._sending.release()
                 return None
             if now < self._not_before:
                 return []
@@ -574,14 +572,14 @@ class SyncPersistenceClient:
             self._not_before = time.monotonic() + (pause_s if closing else min(after_s + pause_s, MAX_PAUSE_S))
         return batch, at_end
 
-    def _report(self, now: float) -> None:
-        """A warning of each kind at once, then at most one an interval; all at the end."""
+    def _report(self, now: float, *, all_kinds: bool) -> None:
+        """A warning of each kind at once, then at most one an interval."""
         lines = []
         with self._lock:
-            self._quiet = {kind: until for kind, until in self._quiet.items() if until > now and self._running}
+            self._quiet = {kind: until for kind, until in self._quiet.items() if until > now and not all_kinds}
             for queue in self._queues:
                 for kind in [one for one in queue.trouble if (queue.name, one) not in self._quiet]:
-                    if len(self._quiet) < _MAX_WARNINGS or not self._running:
+                    if len(self._quiet) < _MAX_WARNINGS or all_kinds:
                         self._quiet[queue.name, kind] = now + WARNING_INTERVAL_S
                         count, what = queue.trouble.pop(kind)
                         lines.append((count, queue.name, what))
@@ -631,8 +629,7 @@ class PersistenceClient:
 
     async def flush_all(self) -> dict[str, Any]:
         """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`."""
-        answer: dict[str, Any] = await _in_thread(self.sync.flush_all)
-        return answer
+        return dict(await _in_thread(self.sync.flush_all))
 
     async def aclose(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
@@ -784,7 +781,6 @@ def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR091
     return _plain(result, where, depth)
 
 
-# NaN and lone surrogates, which the service would refuse with the whole batch, are refused here.
 _json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=lambda value: _plain(value, "")
 ).encode

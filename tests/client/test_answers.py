@@ -54,7 +54,7 @@ def test_what_is_no_answer_of_the_service_delivers_nothing(
     assert server.next().ids == ["t1"]  # in halves: what a proxy refuses may be in one of them
     assert settled(client) == Counters(sent=2, retried=2, dropped=0, coalesced=0, waiting=0)
     said = warnings(caplog)[0]
-    assert said.startswith(f"Persistence Service at {server.url}: 2 tasks not sent yet, kept: HTTP {reply.status} ")
+    assert said.startswith(f"persistence client of {server.url}: 2 tasks not sent yet, kept: HTTP {reply.status} ")
     assert all(f" {value.partition('?')[0]}" in said for value in reply.headers.values())
     assert "secret" not in said
 
@@ -86,7 +86,7 @@ def test_a_refused_token_keeps_the_records_until_it_is_mended(
     assert [server.next().ids for _ in range(4)] == [["t1", "t2"]] * 4
     assert settled(client) == Counters(sent=2, retried=6, dropped=0, coalesced=0, waiting=0)
     line = f"2 tasks not sent yet, kept: HTTP {status} TOKEN_WRONG: the token is wrong"
-    assert warnings(caplog) == [f"Persistence Service at {server.url}: {line}"]
+    assert warnings(caplog) == [f"persistence client of {server.url}: {line}"]
 
 
 def test_an_absent_service_is_waited_for_and_the_warning_names_it(
@@ -99,7 +99,7 @@ def test_an_absent_service_is_waited_for_and_the_warning_names_it(
     wait_until(lambda: client.counters.retried > 20)
     assert client.counters[2:] == (0, 0, 2)
     line = "2 tasks not sent yet, kept: ConnectionRefusedError Connection refused"
-    assert warnings(caplog)[0] == f"Persistence Service at {url}: {line}"
+    assert warnings(caplog)[0] == f"persistence client of {url}: {line}"
 
 
 @pytest.mark.parametrize("retry_after_s", [1, 0])

@@ -58,7 +58,7 @@ def test_the_package_is_typed() -> None:
 def test_importing_it_does_nothing_but_import_all_that_it_needs(place: Path, scripted: Scripted) -> None:
     """A child forked in the middle of an import waits for that module for ever."""
     program = """
-import asyncio, atexit, concurrent.futures, http.client, logging, os, random, sys, threading
+import asyncio, atexit, concurrent.futures, http.client, logging, os, random, sys, threading, uuid
 hooks = []
 os.register_at_fork = lambda **hook: hooks.append(hook)
 atexit.register = hooks.append
@@ -246,7 +246,7 @@ assert sys.stdin.readline()
         server.next()
         _, errors = process.communicate("\n", timeout=30)
     hold.set()
-    assert errors == f"Persistence Service at {server.url}: 1 records not sent: a request takes too long\n"
+    assert errors == f"persistence client of {server.url}: 1 records not sent: a request takes too long\n"
 
 
 FORK = """

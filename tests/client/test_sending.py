@@ -141,7 +141,7 @@ def test_a_slow_answer_is_given_up_and_the_records_sent_again(
     assert server.next().ids == ["t1"]
     assert server.next().ids == ["t1"]
     assert settled(client).retried == 1
-    assert warnings(caplog) == [f"Persistence Service at {server.url}: 1 tasks not sent yet, kept: no answer in time"]
+    assert warnings(caplog) == [f"persistence client of {server.url}: 1 tasks not sent yet, kept: no answer in time"]
     hold.set()
 
 
