@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.client.conftest import Scripted
 from tests.support import backend
+from tests.support.frames import python_with
 from tests.support.scripted import Reply
 from tests.support.service import ROOT
 
@@ -21,13 +21,7 @@ VERSIONS = {"pandas-2.1": ("1.24.", "2.1."), "newest": ("2.", "3.")}
 @pytest.fixture(params=VERSIONS)
 def python(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Returns: the name of an environment, and its interpreter."""
-    script = f'. scripts/lib.sh; need_frames {request.param} >&2; echo "$PERSISTENCE_STATE_DIR"'
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    venv = Path(done.stdout.strip()) / f"{request.param}-venv"
-    if (venv / "no-wheels").exists():
-        pytest.skip(f"{request.param}: {(venv / 'no-wheels').read_text().strip()}")
-    return request.param, str(venv / "bin" / "python")
+    return request.param, python_with(request.param)
 
 
 ROWS: list[dict[str, Any]] = [
