@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -191,15 +191,15 @@ def test_a_backlog_takes_no_more_memory_than_a_limit_allows_and_the_oom_killer_c
     assert sender.send(LARGE) == 202
     wait_until(lambda: service.stats()["performance"]["total_flush_count"] == 1)
     assert service.flusher is not None
-    (writer,) = service.writers()
-    with (
-        mariadb.locked(database),
-        limited(service.flusher.pid, resource.RLIMIT_AS, virtual_bytes(service.flusher.pid) + (64 << 20)),
-        limited(writer, resource.RLIMIT_AS, virtual_bytes(writer) + (128 << 20)),
-    ):
+    with ExitStack() as limits, mariadb.locked(database):
+        writers = service.writers()
+        for pid, more in ((service.flusher.pid, 64 << 20), *((writer, 128 << 20) for writer in writers)):
+            limits.enter_context(limited(pid, resource.RLIMIT_AS, virtual_bytes(pid) + more))
         for _ in range(600):  # 36 MB
             assert sender.send(LARGE) == 202
-        os.kill(writer, signal.SIGKILL)
+        for writer in writers:
+            with suppress(ProcessLookupError):
+                os.kill(writer, signal.SIGKILL)
     service.kill_flusher()
     service.start_flusher()
     wait_until(lambda: sender.send() == 202)
