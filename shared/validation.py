@@ -32,6 +32,8 @@ from shared.records import UTC, Kind, Rules, types_of_field
 
 MAX_ERRORS = 100
 """Records whose faults are named."""
+_MAX_FAULTS = 32
+"""Of a record, from which on unknown fields are not named."""
 _SHORT_BODY_BYTES = 64 * 1024
 """Of a body that may be parsed whole, to say where it stops being JSON."""
 _MAX_FIELDS = 64
@@ -202,7 +204,7 @@ class Validator:
                 faulty.add(name)
                 item.pop(name, None)
                 reason = f"{self.kind.name}.{name}" if name in self._fields else f"{self.kind.name} unknown field"
-                if len(errors) < MAX_ERRORS:
+                if name in self._fields or len(errors) < _MAX_FAULTS:
                     errors.append(FieldError(f"{where}.{name[:64]}", fault, reason + kind_of_fault))
             elif unknown <= MAX_OBJECT_VALUES:
                 item[name] = _parsed(body[start:end], f"{where}.{name[:64]}")
@@ -237,9 +239,7 @@ class Validator:
                     setattr(right, name, msgspec.convert(item[name], field.type))
                     continue
                 except msgspec.ValidationError as error:
-                    choices = get_args(field.type) if str(error).startswith("Invalid enum value") else ()
-                    message = f"must be one of {', '.join(choices)}" if choices else str(error)
-                    message = message.replace("`raw`", "`object | null`" if not field.required else "`object`")
+                    message = _in_words(str(error), field)
             errors.append(FieldError(f"{where}.{name}", message, f"{self.kind.name}.{name}"))
         return right
 
@@ -284,6 +284,15 @@ class Validator:
             ]
             self._offset = latest_s, min(int(offset.total_seconds()) for offset in offsets if offset is not None)
         return self._offset[1]
+
+
+def _in_words(message: str, field: msgspec.structs.FieldInfo) -> str:
+    """What msgspec says, where callers would not understand it."""
+    if message.startswith("Invalid enum value"):
+        return f"must be one of {', '.join(get_args(field.type))}"
+    if message.startswith("Invalid RFC3339"):
+        return "must be an ISO 8601 time, such as 2026-11-23T10:15:30Z"
+    return message.replace("`raw`", "`object`" if field.required else "`object | null`")
 
 
 def _parsed(text: bytes, where: str) -> Any:
