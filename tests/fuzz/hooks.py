@@ -1,9 +1,10 @@
 """What schemathesis must know that no schema can say: a time that is accepted does not lie in the future, and its
-second is one that DATETIME holds."""
+second is one that DATETIME holds; an integer in an object has 64 bits, and an object 20 levels."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
@@ -19,3 +20,15 @@ schemathesis.openapi.format(
         st.builds(lambda time, form: time.isoformat() + form, times, forms),
     ),
 )
+
+
+@schemathesis.hook
+def filter_body(_context: Any, body: Any) -> bool:
+    return _can_be_kept(body, 23)  # the body, its list and the record are around an object
+
+
+def _can_be_kept(value: Any, depth: int) -> bool:
+    if isinstance(value, (dict, list)):
+        inside = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_can_be_kept(child, depth - 1) for child in inside)
+    return not isinstance(value, int) or -(2**63) <= value < 2**64
