@@ -49,6 +49,23 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(number: si
     copy.stop()
 
 
+def test_a_mariadbd_that_does_not_hear_the_signal_is_killed(short_path: Path, make_copy: Make) -> None:
+    """As a real one for ever after a SIGTERM in its first tenth of a second; supervisord would wait for a minute."""
+    deaf = short_path / "bin" / "mariadbd"
+    deaf.parent.mkdir()
+    deaf.write_text("#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")
+    deaf.chmod(0o755)
+    copy = make_copy()
+    (copy.directory / "mysql" / "mysql").mkdir(parents=True, mode=0o700)
+    copy.directory.chmod(0o700)
+    copy.environ["PATH"] = f"{deaf.parent}:{copy.environ['PATH']}"
+    run = copy.start_in_foreground()
+    wait_until(lambda: any(str(deaf) in command for command in processes_of(copy.directory).values()), 60)
+    run.terminate()
+    assert run.wait(30) == 0
+    wait_until(lambda: processes_of(copy.directory) == {}, 5)
+
+
 def test_run_sh_killed_at_each_of_its_steps_and_run_again(make_copy: Make) -> None:
     copy = make_copy()
     for step in ("making a private MariaDB", "starting MariaDB", "the tables are ours"):
