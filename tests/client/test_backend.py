@@ -97,6 +97,44 @@ def test_flush_all_brings_every_state_into_the_tables(
         assert client.counters.sent + client.counters.coalesced == 501
 
 
+WORKBOOK = """
+import os, time
+from datetime import datetime
+from services.persistence.persistence_client import persistence_client
+os.environ["TZ"] = "Asia/Shanghai"
+time.tzset()
+nan = float("nan")
+client = persistence_client.sync
+for workbook in ("w1", "w2"):
+    client.persist_session({"session_id": workbook, "filename": workbook, "status": "split_complete"})
+    client.persist_tasks(
+        {"session_id": workbook, "task_id": f"TASK_{number:04}", "source_text": workbook, "batch_id": "",
+         "status": "skipped", "start_time": datetime(2026, 11, 23, 10, 15, 30), "target_text": nan,
+         "updated_at": datetime.now(), "source_lang": "zh", "cost": 0.25, "reviewer_notes": nan}
+        for number in range(120)
+    )
+answer = client.flush_all()
+assert (answer["status"], answer["sessions_written"], answer["tasks_written"]) == ("flushed", 2, 240), answer
+assert client.counters == (242, 0, 0, 0, 0), client.counters
+"""
+
+
+def test_two_workbooks_with_the_same_ids_local_times_and_fields_of_their_own_are_all_stored(
+    running: Service, mariadb: MariaDB, database: str, token: str, tmp_path: Path
+) -> None:
+    backend.run(backend.drop_in(tmp_path / "backend"), WORKBOOK, url_of(running), token)
+    rows = mariadb.execute(
+        "SELECT session_id, source_text, CAST(start_time AS CHAR), target_text, extra, count(*) FROM translation_tasks"
+        " GROUP BY 1, 2, 3, 4, 5 ORDER BY 1",
+        (),
+        database,
+    )
+    own = {"source_lang": "zh", "cost": 0.25, "reviewer_notes": None}
+    assert [(*row[:4], json.loads(row[4]), row[5]) for row in rows] == [
+        (workbook, workbook, "2026-11-23 02:15:30.000000", None, own, 120) for workbook in ("w1", "w2")
+    ]
+
+
 def test_the_real_services_422_drops_the_invalid_records_only(
     running: Service, mariadb: MariaDB, database: str, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
