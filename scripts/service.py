@@ -10,17 +10,14 @@ import errno
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 from scripts.processes import (
     Failed,
@@ -33,13 +30,12 @@ from scripts.processes import (
     stop_supervisord,
     supervisord_of,
 )
+from scripts.steps import ROOT, Steps, Stopped, end, last_line, new_file, pause, spawn, wait_for
 from shared.config import Database, Loaded, load_or_exit, load_with_sources, local_url, names_database
 from shared.exposure import local_tls
-from shared.process import end_with_parent, lock, open_own, own_state_directory
+from shared.process import lock, own_state_directory
 from shared.wire import SOCKET_NAME
 
-ROOT = Path(__file__).resolve().parent.parent
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 PRIVATE_FREE_BYTES = 400 * 1024 * 1024
 """A new MariaDB takes 110 MiB and a log of 256."""
 _PROGRAM_LOG = """stdout_logfile=NONE
@@ -47,87 +43,6 @@ stderr_logfile=mariadb.stderr.log
 stderr_logfile_maxbytes=1MB
 stderr_logfile_backups=1
 """
-
-
-class Stopped(Exception):
-    """A signal asks for the end."""
-
-
-class Steps:
-    """Says what begins where it takes long, and what is done, with its time."""
-
-    def __init__(self) -> None:
-        self._at = time.monotonic()
-
-    def begins(self, text: str) -> None:
-        print(f"           {text}", flush=True)
-
-    def done(self, text: str) -> None:
-        now = time.monotonic()
-        print(f"{(now - self._at) * 1000:6.0f} ms  {text}", flush=True)
-        self._at = now
-
-
-def pause(seconds: float) -> None:
-    """Waits; the end of a child cuts it short. Raises: Stopped."""
-    got = signal.sigtimedwait(SIGNALS | {signal.SIGCHLD}, seconds)
-    if got is not None and got.si_signo != signal.SIGCHLD:
-        raise Stopped
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float) -> Any:
-    """Returns: the condition's first true value, or its last. Raises: Stopped."""
-    give_up_at = time.monotonic() + timeout_s
-    while not (value := condition()) and time.monotonic() < give_up_at:
-        pause(0.05)
-    return value
-
-
-def spawn(
-    arguments: list[str], output: IO[bytes], *, with_us: bool = True, cwd: Path = ROOT
-) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C reaches only us.
-
-    Args: with_us: whether it is killed when we are.
-    """
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS | {signal.SIGCHLD})
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        if with_us:
-            end_with_parent(signal.SIGKILL)
-
-    return subprocess.Popen(
-        arguments,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        preexec_fn=prepare,  # noqa: PLW1509 -- no threads here
-    )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """It and its children, at once."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def new_file(path: Path) -> IO[bytes]:
-    return os.fdopen(open_own(path, os.O_WRONLY | os.O_TRUNC), "wb")
-
-
-def last_line(path: Path, since: int = 0) -> str:
-    """What a program has said last on its stderr; of supervisord its error, behind which a hint stands."""
-    try:
-        lines = path.read_bytes()[since:].decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    errors = [line for line in lines if line.startswith("Error:")]
-    return (errors or lines or [""])[-1]
 
 
 class Start:
