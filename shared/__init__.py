@@ -1,3 +1,3 @@
 """What ingest and flusher must agree on. Opens nothing, starts nothing."""
 
-VERSION = "1.0.0"
+VERSION = "2.0.0"
