@@ -86,13 +86,13 @@ def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Serv
 
 @pytest.mark.parametrize("attack", [*FLOODS, "pipeline"])
 def test_four_connections_do_not_hold_up_a_good_client(service: Service, good: GoodClient, attack: str) -> None:
-    """100 requests a second, p99 at most 100 ms; a busy machine may spoil a round, but only slower than it is."""
+    """100 requests a second: the attack costs p99 at most 100 ms. A busy machine may spoil a round, and only slow it."""
+    alone_s = p99_s(good, 100, 0.01)
     with Crowd(service.port, {attack: 4}) as crowd:
-        best_s = p99_s(good, 150, 0.01)
-        for _ in range(4):
-            if best_s > 0.1:
-                best_s = min(best_s, p99_s(good, 150, 0.01))
-    assert best_s <= 0.1
+        rounds_s = [p99_s(good, 100, 0.01)]
+        while min(rounds_s) > 0.1 + alone_s and len(rounds_s) < 10:
+            rounds_s.append(p99_s(good, 100, 0.01))
+    assert min(rounds_s) <= 0.1 + alone_s
     assert crowd.done[attack] >= 4
 
 
