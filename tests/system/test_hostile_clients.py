@@ -86,7 +86,7 @@ def test_what_one_request_costs_has_a_bound_and_good_clients_go_on(service: Serv
 
 @pytest.mark.parametrize("attack", [*FLOODS, "pipeline"])
 def test_four_connections_do_not_hold_up_a_good_client(service: Service, good: GoodClient, attack: str) -> None:
-    """100 requests a second: the attack costs p99 at most 100 ms. A busy machine may spoil a round, and only slow it."""
+    """100 requests a second: an attack adds 100 ms to p99 at most. A busy machine may spoil a round, never mend it."""
     alone_s = p99_s(good, 100, 0.01)
     with Crowd(service.port, {attack: 4}) as crowd:
         rounds_s = [p99_s(good, 100, 0.01)]
