@@ -54,7 +54,7 @@ def test_rows_become_together_what_each_becomes_alone(data: st.DataObject) -> No
 
 def test_a_row_as_sql() -> None:
     record = task('quote " back \\ line \n end', confidence=0.5, row_index=7, start_time=NOON, duration_ms=3)
-    texts = b'"s","quote "" back \\\\ line \n end","b","sheet","A","text","pending",null,null,null,NULL,NULL'
+    texts = b'"quote "" back \\\\ line \n end","b","s","sheet","A","text","pending",null,null,null,NULL,NULL'
     assert values_of(TASKS, [row(record)]) == [
         b"%b,0.5000,7,0,20261124120000.000005,null,3,20261124120000.000005" % texts
     ]
