@@ -206,7 +206,7 @@ class Validator:
                 reason = f"{self.kind.name}.{name}" if name in self._fields else f"{self.kind.name} unknown field"
                 if name in self._fields or len(errors) < _MAX_FAULTS:
                     errors.append(FieldError(f"{where}.{name[:64]}", fault, reason + kind_of_fault))
-            elif unknown <= MAX_OBJECT_VALUES:
+            elif unknown <= MAX_OBJECT_VALUES or name in self._fields:
                 item[name] = _parsed(body[start:end], f"{where}.{name[:64]}")
         if unknown > MAX_OBJECT_VALUES:
             fault = f"its unknown fields hold {unknown} values together, {MAX_OBJECT_VALUES} are allowed"

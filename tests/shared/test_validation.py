@@ -179,6 +179,9 @@ def test_unknown_fields_have_the_limits_of_an_object_together() -> None:
     assert error_of(TASKS, a=half, b=half + "x" * (frame + 1)) == FieldError("tasks[0]", message, reason)
     message = "its unknown fields hold 4097 values together, 4096 are allowed"
     assert error_of(TASKS, a=[1] * 4000, b=[1] * 95) == FieldError("tasks[0]", message, reason)
+    assert errors_of(TASKS, body_of(TASKS, {"a": [1] * 4000, "b": [1] * 95, **task()})) == [
+        FieldError("tasks[0]", message, reason)
+    ]
     error = error_of(TASKS, **{f"f{number}": 0 for number in range(5000)})
     assert (error.field, error.reason) == ("tasks[0]", "tasks too large")
 
