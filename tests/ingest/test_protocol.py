@@ -18,10 +18,9 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from ingest import protocol
 from ingest.cycle import NO_OTHER_SITE
 from ingest.guard import Guard
-from ingest.protocol import MAX_PIPELINED, MAX_SURPLUS, SURPLUS_S, UNREAD_S, Clock, Phase, Protocol, sweep
+from ingest.protocol import MAX_PIPELINED, Clock, Phase, Protocol, sweep
 from ingest.refusals import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -254,22 +253,6 @@ def test_a_header_without_end_is_refused_before_much_of_it_is_kept(begin: bytes)
     play(scenario)
 
 
-def test_fields_without_end_are_refused_before_many_of_them_are_kept() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        client = await connect()
-        await client.send(b"GET / HTTP/1.1\r\n")
-        await front.reach(Phase.HEADER)
-        (connection,) = front.connections
-        for number in range(10_000):
-            await client.send(b"x%d: y\r\n" % number)
-            if front.phase is Phase.LINGER:
-                break
-        assert await client.answer() == (431, b"HEADER_TOO_LARGE")
-        assert len(connection._headers) < MAX_HEADER_BYTES
-
-    play(scenario)
-
-
 @pytest.mark.parametrize("size", [1000, 7000, 9000, 15_000])
 def test_a_header_behind_a_large_body_is_not_taken_for_a_large_header(size: int) -> None:
     async def scenario(front: Front, connect: Any) -> None:
@@ -311,22 +294,6 @@ def test_pipelined_requests_are_answered_in_order_up_to_a_bound() -> None:
             await client.send(requests)
             for body in bodies:
                 assert await client.answer() == (200, body)
-
-    play(scenario)
-
-
-def test_what_one_read_brings_of_pipelined_requests_takes_little_memory() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        client = await connect()
-        await client.send(post(path="/slow"))
-        await front.started.acquire()
-        await client.send(GET * (READ_AT_ONCE // len(GET)))
-        (connection,) = front.connections
-        await front.until(lambda: connection._last is not None)
-        assert len(connection._pipeline) == MAX_PIPELINED
-        front.release.set()
-        answers = await client.rest()
-        assert answers == [(200, b"12345"), *[(200, b"-")] * MAX_PIPELINED, (400, b"TOO_MANY_PIPELINED")]
 
     play(scenario)
 
@@ -612,43 +579,6 @@ def test_a_connection_whose_body_came_after_its_answer_does_not_stay_for_ever() 
     play(scenario)
 
 
-def test_an_answer_that_nobody_reads_ends_its_connection() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        client = await unreading(front)
-        client.sendall(GET.replace(b"/ ", b"/large ") * 10)
-        await front.until(lambda: len(front.connections) == 1)
-        (connection,) = front.connections
-        await front.until(lambda: connection.writable is not None)
-        # Nothing is worked on meanwhile, and little is kept.
-        assert len(front.seen) < 4
-        assert connection._transport.get_write_buffer_size() < LARGE + 64 * 1024 + 1000
-        stalled_at = connection._stalled_at
-        await front.sweep(stalled_at + UNREAD_S)
-        assert front.connections
-        await front.sweep(stalled_at + UNREAD_S + 0.001)
-        await front.until(lambda: not front.connections)
-
-    play(scenario)
-
-
-@pytest.mark.parametrize("fields", [[], ["Connection: close"]])
-def test_the_last_answer_that_nobody_reads_ends_its_connection_too(fields: list[str]) -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        client = await unreading(front)
-        request = get_with(*fields).replace(b"/ ", b"/large ")
-        client.sendall(request)
-        await front.until(lambda: len(front.connections) == 1)
-        (connection,) = front.connections
-        # The kernel takes what it has room for; what is left is ours.
-        await front.until(lambda: bool(front.seen) and connection._cycle is None)
-        assert connection._transport.get_write_buffer_size() > 0
-        await front.sweep(Clock.now + UNREAD_S + 1)
-        await front.sweep(Clock.now + UNREAD_S + 1)
-        await front.until(lambda: not front.connections)
-
-    play(scenario)
-
-
 async def unreading(front: Front) -> socket.socket:
     """A client whose kernel takes little, and that reads nothing of it."""
     client = front.clients.enter_context(socket.socket())
@@ -657,90 +587,3 @@ async def unreading(front: Front) -> socket.socket:
     await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", front.port))
     client.setblocking(True)
     return client
-
-
-def test_who_got_its_last_answer_and_goes_on_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "DISCARD_BYTES", 1_000_000)
-
-    async def scenario(front: Front, connect: Any) -> None:
-        client = await connect()
-        with pytest.raises(ConnectionError):
-            await client.send(b"\0" * 200_000_000)
-        await front.until(lambda: not front.connections)
-
-    play(scenario)
-
-
-# ---- connections
-
-
-def test_connections_over_the_limit_get_a_503_while_the_others_go_on() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        first, second = await connect(), await connect()
-        for client in (first, second):
-            await client.send(post())
-            assert await client.answer() == (200, b"12345")
-        third = await connect()
-        await third.send(post())
-        header = await third.reader.readuntil(b"\r\n\r\n")
-        assert header.startswith(b"HTTP/1.1 503 ")
-        assert b"\r\nretry-after: 1\r\n" in header
-        assert b"\r\nconnection: close\r\n" in header
-        assert b'"TOO_MANY_CONNECTIONS"' in await third.reader.read()
-        for client in (first, second):
-            await client.send(post())
-            assert await client.answer() == (200, b"12345")
-        # Whoever leaves makes room.
-        first.writer.close()
-        third.writer.close()
-        await front.until(lambda: len(front.connections) == 1)
-        assert await ask(connect, post()) == [(200, b"12345")]
-        assert front.refused == [503]
-        assert front.rejected == {"TOO_MANY_CONNECTIONS": 1}
-
-    play(scenario, max_connections=2)
-
-
-def test_health_is_answered_on_connections_over_the_limit() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        holder = await connect()
-        for _ in range(3):
-            client = await connect()
-            await client.send(HEALTH + HEALTH)
-            assert await client.rest() == [(200, b"-")]  # one request each
-        assert (await ask(connect, b"GET /health?x=/ HTTP/1.1\r\nHost: h\r\n\r\n")) == [(200, b"-")]
-        assert (await ask(connect, post(path="/health")))[0][0] == 405
-        await holder.send(GET)
-        assert await holder.answer() == (200, b"-")
-
-    play(scenario, max_connections=1)
-
-
-def test_connections_over_the_limit_must_hurry() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        holder = await connect()
-        await front.until(lambda: len(front.connections) == 1)
-        silent, slow = await connect(), await connect()
-        await slow.send(b"G")
-        await front.until(lambda: sorted(one.phase.name for one in front.connections) == ["FIRST", "FIRST", "HEADER"])
-        await front.sweep(SURPLUS_S)
-        await front.sweep(SURPLUS_S + 0.001)
-        assert await silent.rest() == []
-        assert await slow.rest() == [(408, b"REQUEST_TOO_SLOW")]
-        await holder.send(GET)
-        assert await holder.answer() == (200, b"-")
-
-    play(scenario, max_connections=1)
-
-
-def test_connections_far_over_the_limit_are_told_so_and_closed() -> None:
-    async def scenario(front: Front, connect: Any) -> None:
-        for _ in range(1 + MAX_SURPLUS):
-            await connect()
-        await front.until(lambda: len(front.connections) == 1 + MAX_SURPLUS)
-        for _ in range(100):
-            client = await connect()
-            assert await client.rest() == [(503, b"TOO_MANY_CONNECTIONS")]
-        assert len(front.connections) <= 2 + MAX_SURPLUS
-
-    play(scenario, max_connections=1)
