@@ -205,14 +205,6 @@ BREAKS = (
     ),
     Break(
         "5 bounded everything",
-        "the look back does not restore the host",
-        "flusher/store.py",
-        "        self._host, self.version, self._flavour, self._form, self._max_packet_bytes = before\n",
-        "",
-        ("tests/flusher/test_store.py",),
-    ),
-    Break(
-        "5 bounded everything",
         "a login that is answered byte by byte has no end",
         "flusher/store.py",
         "with hung_up_after(2 * timeout_s, self._peer):",
