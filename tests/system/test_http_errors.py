@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from shared import VERSION
 from tests.support.mariadb import MariaDB
 from tests.support.service import (
     FLUSH,
@@ -673,7 +674,7 @@ def test_healthy_means_ready(running: Observed) -> None:
     document = answer.json
     assert document["status"] == "healthy"
     assert document["database"] == "healthy"
-    assert document["version"] == "1.0.0"
+    assert document["version"] == VERSION
     assert document["uptime_seconds"] > 0
     assert document["buffer"].keys() >= {
         "sessions_count",
