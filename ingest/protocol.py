@@ -248,6 +248,7 @@ class Protocol(asyncio.Protocol):
                 self._header_bytes = end
                 self._parse(data)
                 end += self._length
+                self._header_bytes = 0
                 if end < len(data) and self.phase is not Phase.BODY:
                     self._check_line(data, end)  # of a request that has just begun behind this one
                     self._header_bytes = len(data) - end
@@ -606,6 +607,7 @@ class Protocol(asyncio.Protocol):
         """Ends the connection. Where a part of a request is `unread` its client gets to read the answer before: closing
         now would reset the connection."""
         self.since = Clock.now
+        self._pipeline.clear()
         if self._ended or not unread:
             self._transport.close()
             return

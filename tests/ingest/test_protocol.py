@@ -269,6 +269,14 @@ def test_a_header_behind_a_large_body_is_not_taken_for_a_large_header(size: int)
     play(scenario)
 
 
+def test_a_header_that_comes_in_two_reads_behind_a_large_one_is_not_taken_for_both() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        large = get_with("x: " + "a" * 9000)
+        assert await ask(connect, large, large[:5000], large[5000:]) == [(200, b"-")] * 2
+
+    play(scenario)
+
+
 def test_fields_behind_a_chunked_body_are_refused() -> None:
     async def scenario(front: Front, connect: Any) -> None:
         chunked = CHUNKED + b"2\r\nab\r\n0\r\n"

@@ -259,6 +259,19 @@ def test_no_request_is_begun_for_a_client_that_does_not_read() -> None:
     play(scenario)
 
 
+def test_nothing_behind_the_last_answer_is_begun_once_its_client_has_read_it() -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await unreading(front)
+        last = GET.replace(b"/ HTTP/1.1", b"/large HTTP/1.0\r\nConnection: keep-alive")
+        client.sendall(last + post(b"{}"))
+        await front.until(lambda: front.seen == ["/large"])
+        await asyncio.get_running_loop().run_in_executor(None, read_all, client, LARGE)
+        await front.until(lambda: not front.connections)
+        assert front.seen == ["/large"]
+
+    play(scenario)
+
+
 def read_all(client: Any, size: int) -> None:
     got = 0
     while got < size:
