@@ -13,8 +13,10 @@ import yaml
 
 _CONSTRUCTORS_RAISE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """PyYAML's constructors let through what Python raises on a value such as 2001-99-99, !!bool x or !!timestamp x."""
-_SECRETIVE = re.compile(r"pass|pwd|token|secret|key|auth|cred|url|uri|dsn", re.IGNORECASE)
-"""Names of unknown keys whose values are not shown."""
+_SECRETIVE = re.compile(r"pas|ps?wd?|tok|secret|key|auth|cred|url|uri|dsn", re.IGNORECASE)
+"""Names of unknown keys whose values are not shown, and names that such a key is a misspelling of."""
+_QUOTED = re.compile(r"'[^'<\\]{2,}'|\"[^\"]{2,}\"")
+"""In the parser's words: an alias or a tag, which is what YAML takes an unquoted *secret and !secret for."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +67,7 @@ def read(path: Path, keys: Sequence[str], wrong: list[str], *, required: bool) -
         # The parser's own text quotes the line, and with it a secret that stands there.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
-        wrong.append(f"{where}: is not YAML: {' '.join(str(problem or 'unreadable').split())}")
+        wrong.append(f"{where}: is not YAML: {' '.join(_QUOTED.sub('…', str(problem or 'unreadable')).split())}")
         return {}, {}
     for name, first, second in loader.twice:
         wrong.append(f"{path}, line {second}: {shown(name)} stands in line {first} already; keep one of them")
@@ -113,7 +115,7 @@ def _not_allowed(key: str, value: Any, keys: Sequence[str]) -> str:
         f"{section}{dot}{one}" if dot else one for one in difflib.get_close_matches(name or key, allowed, 1)
     ]
     hint = f"did you mean {' or '.join(near[:3])}? " if near else ""
-    hidden = isinstance(value, (dict, list)) or _SECRETIVE.search(key)
+    hidden = isinstance(value, (dict, list)) or any(map(_SECRETIVE.search, (key, *near)))
     what = f"{shown(key)}" if hidden else f"{shown(key)} = {shown(value)}"
     return f"{what}: unknown {'key' if dot else 'section'}; {hint}allowed: {', '.join(allowed)}"
 

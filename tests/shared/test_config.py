@@ -455,13 +455,25 @@ def test_an_empty_file_or_section_means_the_defaults(document: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "document",
-    ['database: {password: "hunter2" x}', "service:\n  auth_token: hunter2: x\n", "database:\n\tpassword: hunter2\n"],
+    [
+        'database: {password: "hunter2" x}',
+        "service:\n  auth_token: hunter2: x\n",
+        "database:\n\tpassword: hunter2\n",
+        *(f"database:\n  password: {secret}\n" for secret in ("*hunter2", "!hunter2", "!hunter's", "!!int/hunter2")),
+    ],
 )
 def test_a_file_that_is_not_yaml_is_refused_by_line_without_what_stands_there(document: str, tmp_path: Path) -> None:
     path = write(tmp_path, document)
     message = refusal(path, {})
     assert re.match(rf"{re.escape(path)}, line [12], column \d+: is not YAML: ", message)
-    assert "hunter2" not in message
+    assert "hunter" not in message
+
+
+@pytest.mark.parametrize("name", ["database.pasword", "database.pswd", "database.psssword", "service.tokn", "paswort"])
+def test_the_value_of_a_misspelt_secret_is_not_shown(name: str, tmp_path: Path) -> None:
+    section, _, key = name.rpartition(".")
+    document = {section: {key: "hunter2"}} if section else {key: "hunter2"}
+    assert "hunter2" not in refusal(write(tmp_path, document), {})
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
