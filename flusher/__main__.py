@@ -50,9 +50,13 @@ RESTART_DRAIN_S = 2.0
 
 
 def open_journal(directory: Path) -> tuple[Journal, list[Leftover], int]:
-    """Returns: the journal, what an earlier run left, and the last arrival that may have been given out."""
+    """Held before anything in it is looked at: what is being written now looks like a torn tail.
+
+    Returns: the journal, what an earlier run left, and the last arrival that may have been given out.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        hold(directory)
         journal = Journal(directory)
         return (journal, *journal.recover())
     except OSError as error:
@@ -87,7 +91,6 @@ async def survey_leftovers(recovered: list[Segment]) -> None:
 async def serve(config: Config, lock_fd: int) -> None:
     state_directory = Path(config.state_directory)
     journal, leftovers, floor = open_journal(Path(config.journal.directory))
-    hold(Path(config.journal.directory))
     backlog = Backlog()
     figures = Figures(time.monotonic(), Database(since=time.time()))
     database = config.database

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -124,14 +125,15 @@ class Journal:
         Returns: the segments, and the last arrival that may have been given out. Raises: OSError.
         """
         found, strangers = self._look_around()
-        last = found[-1:]
+        newest = found[-1:]
+        last = found[-2:]  # a crash, or a power cut, may have left the newest without its header
         strangers = [self._take_in(path) for path in strangers]
         found += strangers
         last += strangers
         for path in found:
             if path.is_file() and not path.stat().st_size:
                 log.warning("journal: %s is empty: what was in it is lost, by somebody's hand or a power cut", path)
-        floor = max((_last_arrival(path, mend=path not in strangers) for path in last), default=0)
+        floor = max((_last_arrival(path, mend=path in newest) for path in last), default=0)
         left = [Leftover(path, path.lstat().st_size) for path in found]
         self.bytes = sum(one.size for one in left)
         self.segments = len(left)
@@ -201,7 +203,8 @@ class Journal:
             self._write(segment, [segment_header(floor)])
         except JournalWriteFailed:
             segment.close()
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that was made read-only meanwhile
+                path.unlink()
             raise
         self.active = segment
         self.segments += 1

@@ -127,6 +127,20 @@ def test_a_segment_whose_header_cannot_be_written_is_not_left_over(tmp_path: Pat
     opened.active.close()
 
 
+def test_a_disk_that_becomes_read_only_while_a_segment_is_opened_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    opened = Journal(tmp_path, writev=no_space)
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "unlink", refuse)
+        with pytest.raises(JournalWriteFailed):
+            opened.open(FLOOR)
+    assert opened.active is None
+
+
 def test_a_directory_that_is_gone_refuses_to_open_and_is_used_again_when_it_is_back(tmp_path: Path) -> None:
     directory = tmp_path / "gone"
     opened = Journal(directory)

@@ -10,7 +10,7 @@ import pytest
 
 from flusher.__main__ import hold, open_journal
 from flusher.journal import Journal
-from flusher.segments import SEGMENT_HEADER_BYTES, Entry
+from flusher.segments import SEGMENT_HEADER_BYTES, Entry, entry_header
 from flusher.watch import socket_path
 from shared.process import lock_or_exit
 
@@ -46,6 +46,15 @@ def test_arrivals_go_on_after_the_floor_of_an_empty_segment(tmp_path: Path) -> N
     left_over(tmp_path, ARRIVAL + 7, [])
 
     assert open_journal(tmp_path)[2] == ARRIVAL + 7
+
+
+def test_arrivals_go_on_after_the_segment_before_one_that_has_no_header_yet(tmp_path: Path) -> None:
+    left_over(tmp_path, 0, [ARRIVAL + 1])
+    newest = left_over(tmp_path, ARRIVAL + 1, [])
+    os.truncate(newest, 0)
+    os.utime(newest, (0, 0))
+
+    assert open_journal(tmp_path)[2] == ARRIVAL + 1
 
 
 def test_arrivals_go_on_after_the_time_of_the_newest_file_when_its_end_is_lost(tmp_path: Path) -> None:
@@ -101,10 +110,15 @@ def test_a_second_one_in_the_same_state_directory_is_refused(name: str, tmp_path
 
 def test_one_journal_is_one_flushers_whatever_the_state_directory(tmp_path: Path) -> None:
     held = hold(tmp_path)
+    path = left_over(tmp_path, 0, [ARRIVAL])
+    with path.open("ab") as file:
+        file.write(entry_header(Entry(1, 1, ARRIVAL + 1, b"{}")))  # its body is under way
+    before = path.read_bytes()
     with pytest.raises(
         SystemExit, match=r"journal.directory = .*: another flusher is at work in it; each needs its own"
     ):
-        hold(tmp_path)
+        open_journal(tmp_path)
+    assert path.read_bytes() == before
     os.close(held)
 
 
