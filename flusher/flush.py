@@ -351,6 +351,8 @@ class Flush:
         )
         self._reasons.pop(segment.sequence)
         self._gone(segment)
+        if not self._under_way:
+            self._trying_since = None
         self._figures.vanished += 1
         self._figures.damaged_bytes += segment.size
         self._callers.lost(segment.sequence, segment.total)

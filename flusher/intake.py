@@ -147,7 +147,8 @@ class Intake:
                 admitted.append(one)
             else:
                 refused.append(one)
-        self._full_at = self._journal.gone
+        if admitted or self._backlog.last_sequence():  # else nothing will go, and a smaller one is welcome
+            self._full_at = self._journal.gone
         self._refuse(refused, Reason.JOURNAL_FULL, reply)
         self._flush.hasten()
         return admitted

@@ -181,6 +181,36 @@ def test_a_full_journal_is_full_until_a_segment_has_gone(tmp_path: Path) -> None
     run(test, tmp_path, max_bytes=room)
 
 
+def test_a_body_that_never_fits_does_not_make_an_empty_journal_full(tmp_path: Path) -> None:
+    """No segment would ever go, and a balancer sends nothing while /ready says no."""
+
+    async def test(node: Node) -> None:
+        node.submit(b"x" * 1000)
+        assert len(node.rejected()) == 1
+        assert node.intake.acceptance is Acceptance.ACCEPTING
+
+    run(test, tmp_path, max_bytes=1000)
+
+
+def test_a_segment_that_has_vanished_is_no_write_that_is_held_up(tmp_path: Path) -> None:
+    async def test(node: Node) -> None:
+        node.figures.database.answered(0.0)
+
+        def take_away(path: Path) -> Answer:
+            path.unlink()
+            return failed(ErrorClass.STORAGE, 2, of_segment=True)
+
+        node.writers.answer = take_away
+        node.submit(b"body")
+        await node.ask_flush()
+        assert node.figures.vanished == 1
+        node.clock.now += 2 * HANGING_S
+        node.flush.look()
+        assert node.figures.database.state is UP
+
+    run(test, tmp_path)
+
+
 def test_a_journal_that_cannot_be_written_is_tried_although_nobody_sends(tmp_path: Path) -> None:
     """A balancer sends nothing while /ready says no."""
 
