@@ -76,13 +76,13 @@ class Pinger:
             self._deaths += 1
             if self._deaths >= DEATHS:
                 self._figures.database.not_asked(str(error), self._wall())
-            return
+        else:
+            self._deaths = 0
+            if isinstance(answer, Failed):
+                self._figures.last_error = answer.message
+                self._figures.database.failed(answer, self._wall(), writing=False)
+            else:
+                self._figures.database.answered(self._wall())
         finally:
             self._task = None
-        self._deaths = 0
-        if isinstance(answer, Failed):
-            self._figures.last_error = answer.message
-            self._figures.database.failed(answer, self._wall(), writing=False)
-        else:
-            self._figures.database.answered(self._wall())
         self._answered()

@@ -126,6 +126,8 @@ class Writers:
 
     async def _send(self, child: _Child, command: dict[str, object]) -> None:
         async with child.starting:
+            if child not in self._children:
+                raise EOFError("another command could not start it")
             if child.process is None:
                 child.process = await self._start(child.arguments)
         assert child.process.stdin is not None

@@ -12,6 +12,7 @@ import pytest
 from flusher import flush, pinger
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
+from flusher.writers import WriterDied
 from tests.support.flusher import Node, bodies_in, written
 
 
@@ -107,6 +108,28 @@ def test_a_ping_that_fails_is_not_the_last(
             await node.until(lambda: fault.calls > 2)
         assert not node.figures.database.bad
         await node.until(lambda: node.figures.database.bad)
+
+    run(test, tmp_path)
+
+
+def test_what_waits_for_a_ping_is_written_although_its_writer_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure one command at a time is under way, and that was the ping."""
+    monkeypatch.setattr(pinger, "PING_S", 3600.0)
+
+    async def test(node: Node) -> None:
+        died: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ask = node.writers.ask
+        monkeypatch.setattr(node.writers, "ask", lambda command: ask(command) if "write" in command else died)
+        node.figures.database.answered(0.0)
+        await node.until(lambda: node.flush._pinger.under_way)
+        node.flush._attempts = 1
+        node.submit(b"one")
+        node.ask_flush()
+        assert len(node.backlog) == 0
+        died.set_exception(WriterDied("killed"))
+        await node.until(lambda: node.writers.written_bodies == [b"one"])
 
     run(test, tmp_path)
 

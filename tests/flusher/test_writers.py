@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -287,6 +288,26 @@ def test_a_program_that_cannot_be_started_is_a_dead_writer() -> None:
             await Writers(30.0, ("/no/such/program",)).ask({"ping": True})
 
     asyncio.run(test())
+
+
+def test_a_child_that_one_command_could_not_start_is_not_started_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would know it, use it again or end it."""
+
+    async def test(writers: Writers) -> None:
+        start = writers._start
+
+        async def fail(_: object) -> asyncio.subprocess.Process:
+            await asyncio.sleep(0)  # the other command waits for this one by then
+            monkeypatch.setattr(writers, "_start", start)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(writers, "_start", fail)
+        died = await asyncio.gather(pid_of(writers), pid_of(writers), return_exceptions=True)
+        assert [type(one) for one in died] == [WriterDied, WriterDied]
+        await pid_of(writers)
+        assert writers.processes == 1
+
+    run(test)
 
 
 def test_an_answer_of_the_real_kind_is_told_apart_by_its_tag() -> None:
