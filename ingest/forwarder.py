@@ -298,6 +298,7 @@ class Forwarder:
             self._transport.abort()
 
     async def _keep_connected(self) -> None:
+        first, longest = _RECONNECT_S
         attempt = 0
         while True:
             self._lost.clear()
@@ -307,15 +308,18 @@ class Forwarder:
                 # ENOENT: not started yet; ECONNREFUSED: a stale file; EAGAIN: its queue is full.
                 if attempt == 0:
                     log.warning("flusher: not reachable (%s), trying on", error.strerror or error)
-                attempt += 1
-                first, longest = _RECONNECT_S
-                ceiling = min(longest, first * 2 ** min(attempt, 10))
-                await asyncio.sleep(ceiling * (0.5 + 0.5 * random.random()))  # noqa: S311
-                continue
-            if attempt:
-                log.warning("flusher: reachable again")
-            attempt = 0
-            await self._lost.wait()
+            else:
+                if attempt:
+                    log.warning("flusher: reachable again")
+                made_at = self._loop.time()
+                await self._lost.wait()
+                if self._loop.time() - made_at >= longest:
+                    attempt = 0
+                    continue
+                # One that refuses us, or the frame that it is sent again each time, is not asked at once.
+            attempt += 1
+            ceiling = min(longest, first * 2 ** min(attempt, 10))
+            await asyncio.sleep(ceiling * (0.5 + 0.5 * random.random()))  # noqa: S311
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)

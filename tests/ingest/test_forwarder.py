@@ -405,6 +405,28 @@ def test_it_reconnects_as_often_as_the_flusher_goes(short_path: Path) -> None:
     run(short_path, test)
 
 
+def test_a_flusher_that_drops_every_connection_is_not_asked_at_once(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another user, or of another version: thousands of connections and log lines a second."""
+    waits: list[float] = []
+
+    def random() -> float:
+        waits.append(0.0)
+        return 0.0
+
+    monkeypatch.setattr("ingest.forwarder._RECONNECT_S", (0.001, 30.0))
+    monkeypatch.setattr("random.random", random)
+
+    async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
+        for made in range(4):
+            assert len(waits) == made
+            flusher._writers[-1].close()
+            await flusher.connected()
+
+    run(short_path, test)
+
+
 def test_a_peer_that_speaks_another_protocol_is_left_and_tried_again(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = soon(forwarder.submit(2, 1, b"a"))
