@@ -489,7 +489,8 @@ class SyncPersistenceClient:
 
     def _run(self) -> None:
         """The sender. From here on, all runs in its thread."""
-        done, self._connection = self._done, _Connection(*self._service())
+        done, connection = self._done, _Connection(*self._service())
+        self._connection = connection  # the next sender may put its own there before we have closed ours
         due: list[_Queue] | None = []
         try:
             if self._close_at == _NEVER:
@@ -497,15 +498,16 @@ class SyncPersistenceClient:
             while due is not None:
                 due = self._due(time.monotonic())
                 for queue in due or ():
-                    self._send(queue, self._connection)
+                    self._send(queue, connection)
                 self._report(time.monotonic(), all_kinds=due is None)
                 if due == []:
                     time.sleep(_TICK_S)  # no lock's timeout: before Python 3.11 it follows a clock that is set back
         except BaseException:
-            self._sending.release()
+            if due is not None:
+                self._sending.release()
             raise
         finally:
-            self._connection.close()
+            connection.close()
             done.set()
 
     def _due(self, now: float) -> list[_Queue] | None:

@@ -371,6 +371,43 @@ def test_a_sender_that_dies_of_a_fault_of_its_own_is_replaced_and_nothing_is_los
     assert client.counters.sent == 2
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_a_sender_that_ends_late_leaves_its_successor_alone(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logging its last warnings may take long, or fail: the next sender's lock and connection are not its own."""
+    ends: list[threading.Thread] = []
+    late, real = threading.Event(), SyncPersistenceClient._report
+
+    def report(client: SyncPersistenceClient, now: float, *, all_kinds: bool) -> None:
+        if all_kinds and not ends:
+            ends.append(threading.current_thread())
+            assert late.wait(30)
+            raise ZeroDivisionError
+        real(client, now, all_kinds=all_kinds)
+
+    monkeypatch.setattr(SyncPersistenceClient, "_report", report)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    hold = threading.Event()
+    server = scripted(Reply(), Reply(hold=hold))
+    with SyncPersistenceClient(server.url) as client:
+        client.persist_tasks([task("t1")])
+        closing = threading.Thread(target=client.close)
+        closing.start()
+        wait_until(lambda: ends)
+        client.persist_tasks([task("t2")])
+        assert server.next().ids == ["t1"]
+        second = server.next()
+        late.set()
+        closing.join()
+        ends[0].join()
+        assert client._sending.locked()
+        hold.set()
+        client.persist_tasks([task("t3")])
+        assert server.next().connection is second.connection
+    assert client.counters == (3, 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("step_s", [3600, -3600])
 def test_a_clock_that_is_set_does_not_stop_it(place: Path, scripted: Scripted, step_s: int) -> None:
     """Neither while it waits nor in a pause; what it stamps follows the clock."""
