@@ -300,8 +300,9 @@ struct Scanner {
     bool skip_string() { // from its first quote to behind its last
         const char *const first = ++at;
         for (;;) {
-            at = static_cast<const char *>(memchr(at, '"', end - at));
-            if (at == nullptr) return false;
+            const void *const quote = memchr(at, '"', end - at);
+            at = quote == nullptr ? end : static_cast<const char *>(quote);
+            if (at == end) return false;
             const char *back = at;
             while (back > first && back[-1] == '\\') back--;
             if ((at++ - back) % 2 == 0) return true;

@@ -408,12 +408,12 @@ def test_children_are_found_and_measured(text: bytes, found: list[Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *(b"", b" ", b"1", b"[", b"{", b"[1", b'["', b'["\\"', b'{"a"', b'{"a":', b'{"a":1', b"{1:2}", b"{,}"),
+        *(b"", b" ", b"1", b"[", b"{", b"[1", b'["', b'["\\"', b'{"a', b'{"a"', b'{"a":', b'{"a":1', b"{1:2}", b"{,}"),
         *(b'{"a":1,}', b"[1}", b"[]x", b"[] []", b'{"a" 1}', b"[[]"),
     ],
 )
 def test_what_is_no_container_has_no_children(text: bytes) -> None:
-    with pytest.raises(ValueError, match="at byte"):
+    with pytest.raises(ValueError, match=r"at byte \d$"):
         children(text, 0, len(text), 9)
     with pytest.raises(ValueError, match="do not lie in the text"):
         children(text, 0, len(text) + 1, 9)
