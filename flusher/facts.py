@@ -14,6 +14,8 @@ SESSION = {
     "time_zone": "+00:00",
 }
 """What every session of ours is set to, or values would be cut, rounded or moved."""
+FORBIDDEN_MODES = {"NO_BACKSLASH_ESCAPES", "ANSI_QUOTES"}
+"""Of sql_mode: they change what our literals mean."""
 SETTINGS = (*SESSION, "max_allowed_packet", "read_only", "wait_timeout")
 # Plain SELECTs without GROUP_CONCAT, CARDINALITY or a sum: no setting of the session and no cached statistics change
 # what they answer. Of triggers only those show that the user may see (TRIGGER).
@@ -21,12 +23,19 @@ _NAMES = ", ".join(repr(kind.table) for kind in KINDS)
 _OURS = f"TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({_NAMES})"
 _TABLES = f"SELECT TABLE_NAME, COALESCE(ENGINE, ''), TABLE_COMMENT FROM information_schema.TABLES WHERE {_OURS}"  # noqa: S608
 _COLUMNS = (
-    "SELECT TABLE_NAME, COLUMN_NAME, LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES', COLUMN_DEFAULT IS NOT NULL,"  # noqa: S608
+    "SELECT TABLE_NAME, LOWER(COLUMN_NAME), LOWER(COLUMN_TYPE), IS_NULLABLE = 'YES', COLUMN_DEFAULT IS NOT NULL"  # noqa: S608
+    " AND (COLUMN_DEFAULT <> 'NULL' OR IS_NULLABLE = 'NO'),"  # as MariaDB writes that there is none
     f" LOWER(EXTRA), CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLUMNS WHERE {_OURS}"
     " ORDER BY ORDINAL_POSITION"
 )
+_JSON = (
+    "SELECT TABLE_NAME, LOWER(CONSTRAINT_NAME) FROM information_schema.CHECK_CONSTRAINTS"  # noqa: S608
+    f" WHERE CONSTRAINT_SCHEMA = DATABASE() AND TABLE_NAME IN ({_NAMES}) AND LEVEL = 'Column'"
+    " AND CHECK_CLAUSE LIKE 'json_valid(%'"
+)
+"""On MariaDB, whose JSON is a LONGTEXT with a check of the column's name."""
 _INDEXES = (
-    "SELECT TABLE_NAME, INDEX_NAME, NON_UNIQUE = 0, COLUMN_NAME, SUB_PART"  # noqa: S608
+    "SELECT TABLE_NAME, INDEX_NAME, NON_UNIQUE = 0, LOWER(COLUMN_NAME), SUB_PART"  # noqa: S608
     f" FROM information_schema.STATISTICS WHERE {_OURS} ORDER BY INDEX_NAME, SEQ_IN_INDEX"
 )
 _FOREIGN_KEYS = (
@@ -105,7 +114,11 @@ class Facts:
 def gather(select: Callable[[str], list[tuple[Any, ...]]], host: str, flavour: Flavour, version: str) -> Facts:
     """Args: select: runs one question and gives its rows. Blocks, and raises, as that does."""
     (settings,) = select(f"SELECT CURRENT_USER(), {', '.join(f'@@{name}' for name in SETTINGS)}")
-    columns = [(table, Column(*values)) for table, *values in select(_COLUMNS)]
+    json = set(select(_JSON)) if flavour is Flavour.MARIADB else set()
+    columns = [
+        (table, Column(name, "json" if (table, name) in json else type_, *values))
+        for table, name, type_, *values in select(_COLUMNS)
+    ]
     indexes: dict[tuple[str, str, bool], list[str]] = {}
     for table, name, unique, column, prefix in select(_INDEXES):
         part = f"{column}({prefix})" if prefix else column or "an expression"

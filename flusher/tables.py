@@ -14,7 +14,7 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
-from flusher.facts import SESSION, Column, Facts, Table
+from flusher.facts import FORBIDDEN_MODES, SESSION, Column, Facts, Table
 from flusher.mysql_errors import ErrorClass, Flavour
 from shared.records import KINDS, Kind
 
@@ -147,9 +147,11 @@ def statements(found: Sequence[Fault], database: str) -> list[str]:
 
 def _faults_of_session(facts: Facts) -> Iterator[Fault]:
     for name, wanted in SESSION.items():
-        missing = sorted(set(wanted.split(",")) - set(facts.settings[name].split(",")))
-        if missing:
-            detail = f"our session lacks {', '.join(missing)}: values may be changed silently"
+        found = set(facts.settings[name].split(","))
+        modes = {"lacks": {*wanted.split(",")} - found, "has": FORBIDDEN_MODES & found}
+        wrong = " and ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in modes.items() if names)
+        if wrong:
+            detail = f"our session {wrong}: values may be changed silently"
             remedy = f"SET GLOBAL {name} = '{wanted}'; -- or let the proxy in between pass SET SESSION on"
             yield Fault("", name, detail, remedy=remedy)
 
@@ -257,7 +259,7 @@ def holds(actual: str, wanted: str) -> bool:
     actual_name, actual_sizes = _parts(actual)
     name, sizes = _parts(wanted)
     if name == "json":
-        return actual_name in ("json", "longtext")  # MariaDB's JSON is LONGTEXT with a check
+        return actual_name in ("json", "longtext")
     if name in _INTEGERS:
         return actual_name in _INTEGERS[_INTEGERS.index(name) :]
     if name in _TEXTS:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from MySQLdb.connections import Connection
 
+from flusher.facts import SESSION
 from flusher.mysql_errors import ErrorClass
 from flusher.store import LOOK_AGAIN_S, Store, StoreError, TablesNotOurs
 from flusher.tables import expected_tables, faults, holds
@@ -130,14 +131,14 @@ class Proxy(Connection):
         super().query("DO 0" if isinstance(query, str) and query.startswith("SET SESSION sql_mode") else query)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("sql_mode", ""), ("time_zone", "+08:00")])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("sql_mode", ""), ("sql_mode", f"{SESSION['sql_mode']},NO_BACKSLASH_ESCAPES"), ("time_zone", "+08:00")],
+)
 def test_a_session_without_its_settings_writes_nothing(
     mariadb: MariaDB, database: str, setting: str, value: str
 ) -> None:
-    given = {
-        "sql_mode": "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
-    }
-    given |= {"time_zone": "+00:00", setting: value}
+    given = {**SESSION, setting: value}
     command = "SET " + ", ".join(f"SESSION {name}='{one}'" for name, one in given.items())
     store = Store(mariadb.server(database), connect=lambda **options: Proxy(**options, init_command=command))
 

@@ -56,6 +56,8 @@ FAULTS = {
         "is generated",
     ),
     "no time of creation by itself": (_TASKS + "MODIFY created_at DATETIME(6) NOT NULL", "has no default"),
+    "no time of creation at all": (_TASKS + "MODIFY created_at DATETIME(6) NULL", "has no default"),
+    "a text that must be JSON": (_TASKS + "MODIFY context JSON NULL", "is json, and must hold mediumtext"),
     "a time of creation that moves": (
         _TASKS + "MODIFY created_at DATETIME(6) NOT NULL DEFAULT NOW(6) ON UPDATE NOW(6)",
         "changes with every update",
@@ -95,5 +97,6 @@ HARMLESS = (
     _TASKS + "MODIFY batch_id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL, ADD note INT",
     _TASKS + "ADD number BIGINT NOT NULL AUTO_INCREMENT UNIQUE, ADD twice INT AS (row_index * 2)",
     _SESSIONS + "MODIFY updated_at DATETIME(6) NOT NULL DEFAULT NOW(6) ON UPDATE NOW(6)",
+    _TASKS + "CHANGE context Context MEDIUMTEXT NULL, CHANGE task_id TASK_ID VARCHAR(64) NOT NULL",
     "CREATE TRIGGER seen BEFORE UPDATE ON translation_tasks FOR EACH ROW SET @status = NEW.status",
 )
