@@ -175,7 +175,7 @@ def test_a_worker_without_memory_for_large_bodies_goes_on_with_small_ones(
         assert len(statuses - {202}) > 0
         wait_until(lambda: answered(service), what="small ones are accepted")
         assert len(service.workers()) == 1
-        assert service.get("/health").json["status"] == "healthy"
+        wait_until(lambda: service.get("/health").json["status"] == "healthy", what="the database keeps up again")
         service.stop()
     finally:
         service.kill()
