@@ -81,7 +81,9 @@ class Workers:
             self._start_workers(self._wanted - len(self))
 
     def replace(self) -> None:
-        """Starts a new generation; step() does the rest."""
+        """Starts a new generation; step() does the rest. One that is not complete yet leaves."""
+        if self._replacing:
+            self._dismiss([worker for worker in self._workers if worker.generation == self._generation])
         self._generation += 1
         self._replacing = True
         self._start_workers(self._wanted)

@@ -82,16 +82,17 @@ def test_the_old_workers_leave_when_the_new_ones_serve_and_not_before(parent: Pa
     assert sorted(parent.ended) == sorted(old)
 
 
-@pytest.mark.parametrize("code", [ENDS, HANGS])
+@pytest.mark.parametrize(("before", "code"), [([], ENDS), ([], HANGS), ([SERVES, SERVES], ENDS)])
 def test_new_workers_that_do_not_start_leave_the_old_ones_in_place(
-    parent: Parent, code: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    parent: Parent, before: list[str], code: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = parent.settle()
-    parent.code = code
     if code == HANGS:
         monkeypatch.setattr(module, "START_S", 0.05)
-    parent.workers.replace()
+    for parent.code in [*before, code]:
+        parent.workers.replace()
     parent.until(lambda: "the old ones stay" in caplog.text, "the new workers are given up")
+    assert len(parent.workers) == len(old)
     monkeypatch.setattr(module, "START_S", 30.0)
     parent.code = SERVES
     assert parent.settle() == old
