@@ -123,15 +123,15 @@ class Flush:
                 asked=self._asked_upto >= active.sequence,
                 draining=self._draining,
             )
-            if triggers.is_full(self._policy, records=active.total, size=active.size):
-                self.seal(due or FlushReason.SIZE)
+            if triggers.is_full(self._policy, records=active.total, size=active.size) and self.seal(
+                due or FlushReason.SIZE
+            ):
                 due = None
         while self._may_write(now):
             segment = self._backlog.next(now)
             if segment is None:
-                if due is None:
+                if due is None or not self.seal(due):
                     break
-                self.seal(due)
                 due = None
                 continue
             segment.busy = True
@@ -143,32 +143,39 @@ class Flush:
             self._drained.clear() if self._backlog.last_sequence() and not hopeless else self._drained.set()
         self._arm(now, due)
 
-    def seal(self, reason: FlushReason) -> None:
-        """Queues the active segment for a writer, and opens the next one if the disk lets it."""
+    def seal(self, reason: FlushReason, *, anyhow: bool = False) -> bool:
+        """Queues the active segment for a writer, and opens the next one if the disk lets it.
+
+        Returns: False where its file has gone and no other can be made yet: it stays, unless `anyhow`.
+        """
         segment, file = self._backlog.active, self._journal.active
         assert segment is not None
         assert file is not None
-        if not self._journal.in_place(file):
-            self._rescue(file, segment)
+        if not self._journal.in_place(file) and not self._rescue(file, segment) and not anyhow:
+            return False
         self._backlog.active = None
         self._syncer.sealed(self._journal.seal())
         self._backlog.seal(segment)
         self._reasons[segment.sequence] = reason
         self._open_next()
+        return True
 
     def look_after_active(self) -> None:
         """Takes the active segment out of use if somebody has removed or replaced its file."""
         file = self._journal.active
-        if file is not None and not self._journal.in_place(file):
-            self.seal(FlushReason.SIZE)
+        if file is not None and not self._journal.in_place(file) and self.seal(FlushReason.SIZE):
+            self.consider()
 
-    def _rescue(self, file: SegmentFile, segment: Segment) -> None:
-        lost = file.path
+    def _rescue(self, file: SegmentFile, segment: Segment) -> bool:
+        tried = file.torn
         try:
             self._journal.rescue(file)
         except JournalWriteFailed as error:
-            log.error("journal: %s was removed or replaced, and its records cannot be kept: %s", lost, error)
+            if not tried:
+                log.error("journal: %s was removed or replaced, its records cannot be kept yet: %s", file.path, error)
+            return False
         segment.path = file.path
+        return True
 
     def _open_next(self) -> None:
         try:
@@ -179,7 +186,7 @@ class Flush:
     def cut_off(self, segment: SegmentFile, size: int) -> None:
         """Takes a segment that could not be synced out of use, cut back to what was promised."""
         if segment is self._journal.active:
-            self.seal(FlushReason.SIZE)
+            self.seal(FlushReason.SIZE, anyhow=True)
         counted = next((one for one in self._backlog if one.sequence == segment.sequence), None)
         if counted is None:
             return  # its records are in the database, its bytes are counted out

@@ -99,10 +99,11 @@ class Intake:
         """Tries whether what could not be written can be now: nobody may send while /ready says no."""
         if self._journal.active is None or self._journal.fault is not None:
             try:
-                self._flush.open_segment()
+                self._open_segment()
                 self._journal.probe(min(max(_PROBE_BYTES[0], self._not_written_bytes), _PROBE_BYTES[1]))
             except JournalWriteFailed:
                 pass  # `fault` says why
+            self._flush.consider()  # what could be sealed again
         self.look()
 
     def look(self) -> None:
@@ -176,6 +177,8 @@ class Intake:
             self._flush.open_segment()
         segment = self._journal.active
         assert segment is not None
+        if segment.torn:
+            raise JournalWriteFailed(self._journal.fault)  # until its file is made anew
         return segment
 
     def _count(self, entries: Sequence[Entry], size: int) -> Segment:

@@ -244,7 +244,7 @@ class Journal:
     def rescue(self, segment: SegmentFile) -> None:
         """Somebody has removed or replaced an open segment's file: gives its bytes a new one, synced. Blocks.
 
-        Ensures: nothing is appended to it any more. Raises: JournalWriteFailed; its bytes are then lost with the file.
+        Ensures: nothing is appended to it any more. Raises: JournalWriteFailed; the open file then has its bytes still.
         """
         segment.torn = True
         try:

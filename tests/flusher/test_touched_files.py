@@ -233,6 +233,47 @@ def test_a_journal_that_is_removed_whole_refuses_until_it_is_back_and_says_how(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("put_back", [False, True])
+def test_an_open_segment_that_cannot_be_rescued_yet_is_rescued_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, put_back: bool
+) -> None:
+    """Its file is gone, and no other can be opened, or the disk is full: nothing is lost while it is open."""
+
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def test() -> None:
+        table = Table()
+        node, writers = node_of(tmp_path, table)
+        writers.away = False
+        submit(node, "kept")
+        assert node.journal.active is not None
+        path = node.journal.active.path.rename(tmp_path / "elsewhere")
+        with monkeypatch.context() as patch:
+            patch.setattr(node.journal, "_create", too_many)
+            for _ in range(3):
+                node.clock.now += 4000
+                node.flush.look_after_active()
+                node.intake.probe()
+                submit(node, "refused")
+                flushed = await node.ask_flush(0.01)
+                assert flushed.pending == 1
+                assert node.intake.refusing is not None
+                assert "ulimit -n" in node.intake.refusing.reason
+        assert caplog.text.count("cannot be kept yet") == 1
+        assert "accepting again" not in caplog.text
+
+        if put_back:
+            path.rename(node.journal.active.path)
+        node.flush.look_after_active()
+        node.intake.probe()
+        await node.until(lambda: table.texts == {"kept"})
+        assert node.intake.refusing is None
+        await node.close()
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize("fails", [errno.EIO, errno.EROFS, errno.EACCES])
 def test_a_segment_that_cannot_be_removed_is_kept_and_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
