@@ -148,6 +148,7 @@ def stop(state: Path) -> float | None:
     if (starter := starter_of(state)) is not None:  # it ends what it has started
         found = True
         os.kill(starter, signal.SIGTERM)
+        os.kill(starter, signal.SIGCONT)  # Ctrl-Z may have stopped it
         while starter_of(state) == starter and runs(starter):
             time.sleep(0.05)
     while (pid := supervisord_of(state)) is not None or held(state):

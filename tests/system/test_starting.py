@@ -101,6 +101,8 @@ def test_stop_sh_ends_a_start(step: str, make_copy: Make) -> None:
     copy = make_copy()
     run = copy.start_in_foreground()
     wait_until(lambda: said(copy, step), 60, step)
+    if step == "ready at":
+        os.killpg(run.pid, signal.SIGSTOP)  # Ctrl-Z in its terminal
     copy.stop()
     assert run.wait(10) == 0
 
