@@ -600,11 +600,12 @@ def test_the_next_host_is_tried_when_one_is_unreachable_and_is_kept(mariadb: Mar
 
 def test_every_host_is_tried_once_before_a_write_fails(mariadb: MariaDB, database: str) -> None:
     hosts = Hosts(mariadb, {"one": 2002, "two": 2003})
-    store = Store(replace(mariadb.server(database), socket=None, hosts=("one", "two")), connect=hosts.connect)
+    store = Store(replace(mariadb.server(database), socket=None, hosts=("one", "two:3307")), connect=hosts.connect)
     with pytest.raises(StoreError) as caught:
         store.write(rows_of(task()))
 
     assert caught.value.number == 2003
+    assert "down, port 3307" in str(caught.value)
     assert hosts.tried == ["one", "two"]
 
 
