@@ -295,8 +295,9 @@ class _Connection:
 
 
 _ACCEPTED = ("accepted", "committed", "dead_lettered")
-_REFUSED = (400, 422)
-"""Something in the body is at fault: the records that `errors` names, or else one that halving finds."""
+_REFUSED = ("INVALID_JSON", "INVALID_SHAPE", "INVALID_RECORD")
+"""Something in the body is at fault: the records that `errors` names, or else one that halving finds. Any other 400 is
+about the way that the body took, and ends when somebody mends that."""
 _TRY_AGAIN = (401, 403, 408, 429, 503)
 """Not for what is in the body."""
 _NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
@@ -556,7 +557,7 @@ class SyncPersistenceClient:
                     queue.sent += len(batch)
                     queue.size = min(BATCH_RECORDS, 2 * queue.size)
                 return [], False
-            if answer.status == 413 or (answer.refusal and answer.status in _REFUSED):
+            if answer.status == 413 or (answer.refusal and answer.document["error_code"] in _REFUSED):
                 self._failures = 0
                 with self._lock:
                     return _without_refused(queue, batch, answer), False

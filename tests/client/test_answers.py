@@ -74,6 +74,15 @@ def test_what_a_proxy_never_lets_pass_holds_up_nothing_else(scripted: Scripted, 
     assert client.counters[2:] == (0, 0, 1)
 
 
+@pytest.mark.parametrize("code", ["INVALID_HTTP", "BODY_CUT_SHORT"])
+def test_what_is_wrong_with_the_way_drops_no_record(scripted: Scripted, connect: Connect, code: str) -> None:
+    """A proxy that spoils every request, or cuts bodies off, until somebody mends it."""
+    server = scripted(*[refusal(status=400, code=code)] * 4)
+    client = connect(server.url)
+    client.persist_tasks([task("t1"), task("t2")])
+    assert settled(client)[:3:2] == (2, 0)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_token_keeps_the_records_until_it_is_mended(
     scripted: Scripted, connect: Connect, caplog: pytest.LogCaptureFixture, status: int

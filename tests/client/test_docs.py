@@ -52,8 +52,8 @@ def test_the_limits_are_those_of_the_file() -> None:
 
 
 def test_every_answer_that_is_treated_apart_is_on_the_page() -> None:
-    named = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE)}
-    assert {413, *module._REFUSED} <= named
+    named = re.findall(r"\b[45]\d\d\b|\bINVALID_[A-Z]+\b", PAGE)
+    assert {"413", *module._REFUSED} <= set(named)
 
 
 def test_the_variables_and_their_defaults_are_those_of_the_file() -> None:
