@@ -13,7 +13,8 @@ the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 
 a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
 An append that was cut off by kill -9 or a power cut leaves a torn tail: the beginning of a header or of an entry that
 is longer than the rest of the file, or zeros, and nothing readable behind it. In the newest segment nobody was promised
-these bytes; anything else that is unreadable is damage. (An entry whose length the disk has spoilt may look the same.)
+these bytes, unless power was cut and acks did not wait for the disk; anything else that is unreadable is damage. (An
+entry whose length the disk has spoilt may look the same.)
 
 To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
 
