@@ -37,6 +37,9 @@ DRAIN_ATTEMPTS = 3
 """Failures of the whole database in a row, after which a stopping flusher leaves the rest in the journal."""
 _LOG_AGAIN_S = 30.0
 WAKE_AGAIN_S = 1.0
+FAILED_AT_ONCE, FAILED_EACH_S = 100, 0.01
+"""Of more segments that wait after a failure, each keeps the active one open for so long: a caller of a commit may not
+cost a segment, when none is written. Each costs every append, and is tried again."""
 
 
 class Flush:
@@ -130,7 +133,7 @@ class Flush:
         while self._may_write(now):
             segment = self._backlog.next(now)
             if segment is None:
-                if due is None or not self.seal(due):
+                if due is None or now < self._open_until() or not self.seal(due):
                     break
                 due = None
                 continue
@@ -142,6 +145,11 @@ class Flush:
             hopeless = self._attempts >= DRAIN_ATTEMPTS
             self._drained.clear() if self._backlog.last_sequence() and not hopeless else self._drained.set()
         self._arm(now, due)
+
+    def _open_until(self) -> float:
+        active, failed = self._backlog.active, len(self._backlog) - len(self._under_way)
+        assert active is not None
+        return active.opened_at + FAILED_EACH_S * (failed - FAILED_AT_ONCE) if failed > FAILED_AT_ONCE else 0.0
 
     def seal(self, reason: FlushReason, *, anyhow: bool = False) -> bool:
         """Queues the active segment for a writer, and opens the next one if the disk lets it.
@@ -278,6 +286,8 @@ class Flush:
             # Looked at only while writers are free: an append must not cost more the more there is to write.
             if self._may_write(now):
                 at = min(at, self._backlog.next_at())
+                if due is not None and self._open_until() > now:
+                    at = min(at, self._open_until())
             elif self.longest_write_s(now) < PATIENCE_S:
                 at = min(at, min(self._writing_since.values(), default=math.inf) + PATIENCE_S)
         if at not in (math.inf, self._wake_at):

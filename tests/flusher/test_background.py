@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from flusher import flush, pinger
+from flusher.mysql_errors import ErrorClass
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
 from flusher.writers import WriterDied
-from tests.support.flusher import Node, bodies_in, written
+from tests.support.flusher import Node, bodies_in, failed, written
 
 
 def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: object) -> None:
@@ -130,6 +131,25 @@ def test_what_waits_for_a_ping_is_written_although_its_writer_dies(
         assert len(node.backlog) == 0
         died.set_exception(WriterDied("killed"))
         await node.until(lambda: node.writers.written_bodies == [b"one"])
+
+    run(test, tmp_path)
+
+
+def test_where_every_segment_fails_a_caller_of_a_commit_does_not_cost_one_each(tmp_path: Path) -> None:
+    """An unknown error, or dead letters that are full, may last for hours."""
+
+    async def test(node: Node) -> None:
+        node.writers.answer = lambda _: failed(ErrorClass.UNKNOWN)
+        for number in range(flush.FAILED_AT_ONCE + 50):
+            node.submit(b"%d" % number, want_commit=True)
+            await node.settled()
+        assert len(node.backlog) == flush.FAILED_AT_ONCE + 1
+        assert sum(node.backlog.records().values()) == flush.FAILED_AT_ONCE + 50
+        node.clock.now += flush.FAILED_EACH_S
+        await node.until(lambda: len(node.backlog) == flush.FAILED_AT_ONCE + 2)
+
+        node.writers.answer = written
+        assert (await node.ask_flush()).pending == 0
 
     run(test, tmp_path)
 
