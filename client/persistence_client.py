@@ -653,7 +653,14 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
     """Not in the event loop's pool, whose threads may all be busy."""
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
-    thread = threading.Thread(target=lambda: future.set_result(function()), name="persistence-client-call", daemon=True)
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 -- or its caller would wait for ever
+            future.set_exception(error)
+
+    thread = threading.Thread(target=call, name="persistence-client-call", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # none is to be had, as when the interpreter exits

@@ -129,6 +129,21 @@ def test_the_asynchronous_context_manager_sends_what_waits(scripted: Scripted, m
     assert sorted(received(server)) == ["s1", "t1"]
 
 
+def test_a_call_that_fails_for_a_fault_of_the_logging_is_not_waited_for(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unloggable(_record: object) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module.logger, "filters", [unloggable])
+    client = PersistenceClient(scripted().url)
+    monkeypatch.setattr(client.sync, "_end", lambda _within_s: threading.Event())
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asyncio.wait_for(client.aclose(), 20))
+
+
 def test_a_cancelled_flush_breaks_nothing(scripted: Scripted) -> None:
     server = scripted(Reply(lost=True))
 
