@@ -193,8 +193,10 @@ class Validator:
         unknown = 0
         for key, start, end, values, depth, beyond in members:
             name = _parsed(key, where)
+            if name in faulty:
+                continue  # it is named already
             fault, kind_of_fault = self._fault_of_member(name, values, depth, beyond=beyond)
-            if name in item or name in faulty:
+            if name in item:
                 fault, kind_of_fault = "is sent twice", " twice"
             elif not fault and name not in self._fields and name != IGNORED:
                 unknown += 1 + values

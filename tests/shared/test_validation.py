@@ -98,10 +98,11 @@ def test_a_record_that_is_no_object_is_named(item: Any, type_: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["task_id", "task\\u005fid", "colour", "col\\u006fur", "created_at"])
-def test_a_field_that_is_sent_twice_is_refused(field: str) -> None:
+@pytest.mark.parametrize("more", [1, 3])
+def test_a_field_that_is_sent_twice_or_more_often_is_named_once(field: str, more: int) -> None:
     name = json.loads(f'"{field}"')
-    body = body_of(TASKS, task(colour=1, created_at=1)).replace(b'{"task_id"', b'{"%b":"x","task_id"' % field.encode())
-    (error,) = errors_of(TASKS, body)
+    body = body_of(TASKS, task(colour=1, created_at=1))
+    (error,) = errors_of(TASKS, body.replace(b'{"task_id"', b'{%b"task_id"' % (f'"{field}":"x",' * more).encode()))
     assert (error.field, error.message) == (f"tasks[0].{name}", "is sent twice")
 
 
