@@ -14,7 +14,7 @@ case ${1:-} in
 esac
 
 need_python
-settings=$(trap '' INT && exec "$PYTHON" -m shared.config --check) || exit 1 # Ctrl-C is taken behind it
+settings=$(trap '' INT && exec "$PYTHON" -m shared.config --check) || exit $? # Ctrl-C is taken behind it, or is the status
 [ "$settings" = private=no ] || need_packages mariadb-server-core mariadb-client-core
 [ ! -O "$ROOT/var" ] || chmod 700 "$ROOT/var" # which a benchmark of an earlier version has left open
 exec "$PYTHON" -m scripts.run start "$@"
