@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +18,7 @@ from flusher.callers import FlushResult
 from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.placement import Placement
+from shared.process import peer_of
 from shared.records import KIND_OF_CODE, KINDS
 from shared.wire import Flush as FlushMessage
 from shared.wire import Flushed, Inbox, Message, ProtocolError, Stats, StatsIs, Submit, encode
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 
 MUCH_BYTES = 16 * 1024
 """In one read. Where less comes, a small request is answered sooner on ingest's own core."""
-_PEERCRED = struct.Struct("3i")
 
 
 class Peers:
@@ -164,10 +162,3 @@ class FlusherProtocol(asyncio.BufferedProtocol):
     def _reply(self, frames: bytes) -> None:
         if self._transport is not None and frames:
             self._transport.write(frames)
-
-
-def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """The process at the other end and its user (SO_PEERCRED, unix(7)); the process is 0 if it cannot be seen here."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, uid, _ = _PEERCRED.unpack(credentials)
-    return pid, uid

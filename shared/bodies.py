@@ -150,6 +150,14 @@ class Reader:
             elif type(value) is dict and name in self._kind.as_text:
                 item[name] = orjson.dumps(value).decode()
 
+    def time(self, text: str) -> datetime:
+        """A time as it may stand in a record, in UTC. Raises: ValueError."""
+        try:
+            found = msgspec.convert(_time(text), datetime)
+        except msgspec.ValidationError:
+            raise ValueError("must be an ISO 8601 time, such as 2026-11-23T10:15:30Z") from None
+        return self.in_utc(found)
+
     def in_utc(self, time: datetime) -> datetime:
         """Raises: ValueError where no DATETIME holds it."""
         try:

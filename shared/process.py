@@ -8,13 +8,16 @@ import fcntl
 import os
 import resource
 import signal
+import socket
 import stat
+import struct
 import sys
 from importlib import import_module
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_PEERCRED = struct.Struct("3i")
 KEPT_BYTES = 16 * 1024 * 1024
 LARGE_BYTES = 1024 * 1024
 
@@ -135,3 +138,10 @@ def own_state_directory(path: Path) -> None:
             path.chmod(0o700)
     except OSError as error:
         sys.exit(f"{where}: {error.strerror}; name another, or make it one that this user may write to")
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """The process at the other end and its user (SO_PEERCRED, unix(7)); the process is 0 if it cannot be seen here."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, _ = _PEERCRED.unpack(credentials)
+    return pid, uid

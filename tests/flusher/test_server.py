@@ -13,7 +13,8 @@ import pytest
 
 from flusher.mysql_errors import ErrorClass
 from flusher.placement import Placement
-from flusher.server import MUCH_BYTES, FlusherProtocol, Peers, peer_of
+from flusher.server import MUCH_BYTES, FlusherProtocol, Peers
+from shared.process import peer_of
 from shared.wire import (
     Ack,
     Committed,
