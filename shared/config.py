@@ -29,6 +29,7 @@ MIB = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Name = Annotated[str, Meta(min_length=1)]
+Tokens = Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 HostName = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]+$")]
 Statuses = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...], Meta(min_length=1)]
@@ -50,7 +51,7 @@ class Service(msgspec.Struct, frozen=True):
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5000
     max_clock_skew: Annotated[float, Meta(ge=0, le=86400)] = 300
     ack_timeout: Annotated[float, Meta(gt=0, le=600)] = 10
-    auth_token: Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")] | None = None
+    auth_token: Tokens | None = None
     """One token, or several separated by spaces, the file's included."""
     auth_token_file: Name | None = None
     protected_mode: bool = True
@@ -104,6 +105,19 @@ class Database(msgspec.Struct, frozen=True):
     ssl_key: Name | None = None
 
 
+class Read(msgspec.Struct, frozen=True):
+    """Of the read side; None: as for `database`."""
+
+    enabled: bool = True
+    host: Annotated[tuple[Name, ...], Meta(min_length=1)] | None = None
+    port: Port | None = None
+    user: Name | None = None
+    password: str | None = None
+    pool_size: Annotated[int, Meta(ge=1, le=64)] = 2
+    timeout: Annotated[float, Meta(ge=0.1, le=600)] = 5
+    auth_token: Tokens | None = None
+
+
 class Cluster(msgspec.Struct, frozen=True):
     nodes: tuple[Name, ...] = ()
 
@@ -121,6 +135,7 @@ class Config(msgspec.Struct, frozen=True):
     journal: Journal
     dead_letters: DeadLetters
     database: Database
+    read: Read
     cluster: Cluster
     logging: Logging
     state_directory: str
@@ -133,11 +148,12 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "journal": Journal,
     "dead_letters": DeadLetters,
     "database": Database,
+    "read": Read,
     "cluster": Cluster,
     "logging": Logging,
 }
 MASK = "********"
-SECRETS = {"service.auth_token", "database.password"}
+SECRETS = {"service.auth_token", "database.password", "read.password", "read.auth_token"}
 KEYS = [f"{section}.{name}" for section, type_ in SECTIONS.items() for name in type_.__struct_fields__]
 ENVIRONMENT = {
     key.upper().replace(".", "_").replace("DATABASE_", "DB_", 1).replace("MAX_BUFFER_SIZE", "MAX_SIZE"): key
@@ -152,14 +168,14 @@ OTHER_NAMES = {
     "DB_DATABASE": ("DB_NAME", "MYSQL_DATABASE"),
 }
 """What a backend's own settings call them. DB_NAME is DB_DATABASE; MYSQL_... is read where the former are unset."""
-PREFIXES = (*{f"{section.upper()}_" for section in SECTIONS} - {"DATABASE_"}, "DB_", "READ_", "PERSISTENCE_")
+PREFIXES = (*{f"{section.upper()}_" for section in SECTIONS} - {"DATABASE_"}, "DB_", "PERSISTENCE_")
 _NO_KEYS = {"PERSISTENCE_CONFIG", "PERSISTENCE_STATE_DIR", "PERSISTENCE_URL", "PERSISTENCE_TOKEN"}
 """Variables of ours that are no key; the last two are the client's."""
-MAY_BE_EMPTY = {"DB_PASSWORD", "MYSQL_PASSWORD", "LOGGING_FILE"}
+MAY_BE_EMPTY = {"DB_PASSWORD", "MYSQL_PASSWORD", "READ_PASSWORD", "LOGGING_FILE"}
 """Variables for which empty is a value; any other that is empty counts as unset."""
 LISTS = {
     *("service.allowed_hosts", "records.session_statuses", "records.task_statuses"),
-    *("database.host", "cluster.nodes"),
+    *("database.host", "read.host", "cluster.nodes"),
 }
 """Keys whose text is several values, separated by commas."""
 DEFAULT = "default"
@@ -177,6 +193,7 @@ def _addresses(hosts: Sequence[str]) -> None:
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "database.host": _addresses,
+    "read.host": _addresses,
     "records.time_zone": time_zone,
     "records.session_statuses": _unique,
     "records.task_statuses": _unique,
@@ -213,8 +230,9 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
     for key in LISTS & values.keys():
         if isinstance(values[key], str):
             values[key] = [one.strip() for one in values[key].split(",")]
-    if "service.auth_token" in values:
-        values["service.auth_token"] = _words(values["service.auth_token"])
+    for key in ("service.auth_token", "read.auth_token"):
+        if key in values:
+            values[key] = _words(values[key])
     sections: dict[str, Any] = {}
     for name, type_ in SECTIONS.items():
         fields = {field.name: field.type for field in msgspec.structs.fields(type_)}
@@ -224,7 +242,7 @@ def load_with_sources(path: str | None, environ: Mapping[str, str]) -> Loaded:
         }
         sections[name] = type_(**{field: value for field, value in converted.items() if value is not _WRONG})
     try:
-        sections["service"] = _with_tokens_of_the_file(sections["service"])
+        sections["service"] = _with_tokens_of_the_file(sections["service"], sections["read"])
     except ConfigError as error:
         wrong += error.lines
     state_directory = _real(environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY, wrong)
@@ -300,7 +318,9 @@ def _words(value: Any) -> Any:
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def _with_tokens_of_the_file(service: Service) -> Service:
+def _with_tokens_of_the_file(service: Service, read: Read) -> Service:
+    if read.auth_token and not (service.auth_token or service.auth_token_file):
+        raise ConfigError(f"read.auth_token = {MASK}: without service.auth_token everybody may read; set both")
     if service.auth_token_file is None:
         return service
     where = f"service.auth_token_file = {shown(service.auth_token_file)}"
@@ -318,6 +338,16 @@ def _verified(database: Database) -> Database:
     if database.ssl_mode is None and database.ssl_ca and not is_local(database):
         return msgspec.structs.replace(database, ssl_mode="VERIFY_IDENTITY")
     return database
+
+
+def read_database(config: Config) -> Database:
+    """How the reader connects: as `database` says, but for what `read` says."""
+    read = config.read
+    own = {name: getattr(read, name) for name in ("host", "port", "user", "password")}
+    changed = {name: value for name, value in own.items() if value is not None}
+    if read.host is not None:
+        changed["socket"] = None
+    return _verified(msgspec.structs.replace(config.database, **changed))
 
 
 def is_local(database: Database) -> bool:

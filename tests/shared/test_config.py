@@ -75,6 +75,14 @@ DEFAULTS: dict[str, Any] = {
     "database.ssl_ca": None,
     "database.ssl_cert": None,
     "database.ssl_key": None,
+    "read.enabled": True,
+    "read.host": None,
+    "read.port": None,
+    "read.user": None,
+    "read.password": None,
+    "read.pool_size": 2,
+    "read.timeout": 5,
+    "read.auth_token": None,
     "cluster.nodes": (),
     "logging.level": "INFO",
     "logging.format": "text",
@@ -123,6 +131,14 @@ OTHERS: dict[str, tuple[Any, str, Any]] = {
     "database.ssl_ca": ("a", "b", "b"),
     "database.ssl_cert": ("a", "b", "b"),
     "database.ssl_key": ("a", "b", "b"),
+    "read.enabled": (True, "false", False),
+    "read.host": (["a", "b"], "c, d", ("c", "d")),
+    "read.port": (1, "65535", 65535),
+    "read.user": ("a", "b", "b"),
+    "read.password": ("a", "", ""),
+    "read.pool_size": (1, "64", 64),
+    "read.timeout": (0.1, "1.5", 1.5),
+    "read.auth_token": ("from-file", "new old", "new old"),
     "cluster.nodes": (["http://a"], "http://b, http://c", ("http://b", "http://c")),
     "logging.level": ("ERROR", "DEBUG", "DEBUG"),
     "logging.format": ("text", "json", "json"),
@@ -206,6 +222,11 @@ def write(directory: Path, document: Any) -> str:
     return str(path)
 
 
+def beside(key: str) -> dict[str, str]:
+    """What a key cannot be without."""
+    return {"SERVICE_AUTH_TOKEN": "t0ken"} if key == "read.auth_token" else {}
+
+
 def value_of(loaded: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(loaded, section), name)
@@ -251,7 +272,7 @@ def test_a_key_left_out_has_the_contracts_default(key: str, tmp_path: Path) -> N
 def test_the_file_overrides_the_default(key: str, tmp_path: Path) -> None:
     section, name = key.split(".")
     value = OTHERS[key][0]
-    loaded = load(write(tmp_path, {section: {name: value}}), {})
+    loaded = load(write(tmp_path, {section: {name: value}}), beside(key))
     assert value_of(loaded, key) == (tuple(value) if isinstance(value, list) else value)
 
 
@@ -260,7 +281,7 @@ def test_the_environment_overrides_the_file(variable: str, tmp_path: Path) -> No
     key = ENVIRONMENT[variable]
     section, name = key.split(".")
     in_file, text, expected = OTHERS[key]
-    loaded = load(write(tmp_path, {section: {name: in_file}}), {variable: text})
+    loaded = load(write(tmp_path, {section: {name: in_file}}), {variable: text, **beside(key)})
     assert value_of(loaded, key) == expected
     assert expected not in (in_file, DEFAULTS[key])  # or this would show nothing
 
@@ -357,7 +378,7 @@ def test_everything_that_is_wrong_is_named_at_once_with_the_nearest_known_key(tm
         f"{path}, line 2: 'service.prot' = 5: unknown key; did you mean service.port? allowed: host, port, ",
         f"{path}, line 3: 'service.flush_interval' = 3: unknown key; did you mean buffer.flush_interval? ",
         f"{path}, line 4: 'service.auth_tokn': unknown key; did you mean service.auth_token? ",
-        f"{path}, line 5: 'port' = 3: unknown section; did you mean service.port or database.port? ",
+        f"{path}, line 5: 'port' = 3: unknown section; did you mean service.port or database.port or read.port? ",
         f"{path}, line 6: 'mysql': unknown section; allowed: service, ",
         f"{path}, line 7: buffer must be a mapping of keys, not int",
         f"{path}, line 10: service.workers = 0: Expected `int` >= 1",
@@ -719,6 +740,20 @@ def test_a_token_file_without_a_token_stops_the_start_instead_of_opening_the_ser
         file.write_bytes(content)
     message = refusal(write(tmp_path, ""), {"SERVICE_AUTH_TOKEN_FILE": str(file)})
     assert message.startswith(f"service.auth_token_file = '{file}'")
+
+
+def test_a_token_that_may_only_read_without_one_that_may_write_is_refused_in_words(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, ""), {"READ_AUTH_TOKEN": "s3cret"})
+    assert message == "read.auth_token = ********: without service.auth_token everybody may read; set both"
+
+
+def test_the_reader_connects_as_the_writers_do_but_for_what_it_is_told(tmp_path: Path) -> None:
+    environ = {"DB_SOCKET": "/s", "DB_PASSWORD": "p", "DB_SSL_CA": "ca"}
+    assert config.read_database(load(write(tmp_path, ""), environ)) == load(write(tmp_path, ""), environ).database
+    own = {**environ, "READ_HOST": "replica:3307", "READ_USER": "reader", "READ_PASSWORD": ""}
+    found = config.read_database(load(write(tmp_path, ""), own))
+    assert (found.host, found.socket, found.user, found.password) == (("replica:3307",), None, "reader", "")
+    assert found.ssl_mode == "VERIFY_IDENTITY"  # it is on another machine
 
 
 @pytest.mark.parametrize(
