@@ -168,3 +168,8 @@ class MariaDB:
             write_timeout_s=60,
             recycle_s=3600,
         )
+
+
+def numbers(count: int) -> str:
+    """A table of n from 0 in the place of one, in either server; it needs a name behind it."""
+    return f"(WITH RECURSIVE s AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM s WHERE n < {count - 1}) SELECT n FROM s)"

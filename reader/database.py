@@ -1,0 +1,169 @@
+"""A connection that only reads: short transactions, a time limit for each statement, the next host where one is away.
+
+Rules: one Database belongs to one thread at a time; everything here blocks for as long as the database does, at most
+`timeout_s` a statement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import MySQLdb
+
+from reader.queries import Row, Select
+
+MAX_BYTES = 1024 * 1024
+"""Of one fetch, as the server sends it; a page ends there. A single row may be larger."""
+_CONNECT_TIMEOUT_S = 2
+_SLACK_S = 2
+"""How much longer than the server's own limit an answer is waited for."""
+_BEGIN = "START TRANSACTION READ ONLY"
+_OVER_TIME = 3024
+_TOO_SLOW = {1969, _OVER_TIME}
+_LOST = 2013
+"""The server ended, or did not keep to its limit."""
+_TABLES_OR_RIGHTS = {1044, 1045, 1049, 1054, 1142, 1143, 1146, 1176}
+
+
+class ReadFailed(Exception):
+    """The database gives no answer now. `detail` may be shown to callers: it holds no record content."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class Database:
+    """Args: options: of MySQLdb.connect(), without a host; hosts: pairs of name and port, () where options name a
+    socket; recycle_s: a connection is made anew after it."""
+
+    def __init__(
+        self, options: dict[str, Any], hosts: Sequence[tuple[str, int]], *, timeout_s: float, recycle_s: float
+    ) -> None:
+        self._options = options
+        self._hosts = list(hosts)
+        self._timeout_s = timeout_s
+        self._recycle_s = recycle_s
+        self._db: Any = None
+        self._opened_at = 0.0
+
+    def fetch(self, groups: Sequence[Sequence[Select]], limit: int) -> list[tuple[list[Row], bool]]:
+        """Reads each group's ranges one after the other, all in one snapshot.
+
+        Returns: for each group at most `limit` rows, and whether there may be more.
+        Raises: ReadFailed, after at most twice `timeout_s` and the time to connect.
+        """
+        begun_at = time.monotonic()
+        try:
+            db = self._begin()
+            give_up_at = time.monotonic() + self._timeout_s
+            found = []
+            for ranges in groups:
+                found.append(self._read(db, ranges, limit, MAX_BYTES // len(groups)))
+                if time.monotonic() > give_up_at:
+                    raise MySQLdb.OperationalError(_OVER_TIME)
+            db.commit()
+            return found
+        except MySQLdb.Error as error:
+            self.close()
+            raise _failed(_number(error), self._timeout_s, time.monotonic() - begun_at) from error
+        except BaseException:
+            self.close()  # an answer of which a part is unread
+            raise
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _begin(self) -> Any:
+        """A connection with a transaction open. One that the server has closed while it was idle is made anew."""
+        if time.monotonic() - self._opened_at > self._recycle_s:
+            self.close()
+        if self._db is not None:
+            asked_at = time.monotonic()
+            try:
+                self._db.query(_BEGIN)
+                return self._db
+            except MySQLdb.Error:
+                self.close()
+                if time.monotonic() - asked_at > _CONNECT_TIMEOUT_S:
+                    raise
+        self._db = self._open()
+        self._opened_at = time.monotonic()
+        self._db.query(_BEGIN)
+        return self._db
+
+    @staticmethod
+    def _read(db: Any, ranges: Sequence[Select], limit: int, max_bytes: int) -> tuple[list[Row], bool]:
+        rows: list[Row] = []
+        size = 0
+        for select in ranges:
+            if size > max_bytes or len(rows) >= limit:
+                return rows[:limit], True
+            db.query(_put_in(db, select))
+            result = db.use_result()
+            while some := result.fetch_row(10):
+                if size <= max_bytes:  # the server sends the others all the same: nobody keeps them
+                    rows += some
+                    size += sum(len(value) for row in some for value in row if value is not None)
+        return rows[:limit], size > max_bytes or len(rows) >= limit
+
+    def _open(self) -> Any:
+        """The first host that answers; the others are asked after it from now on."""
+        for _ in range(len(self._hosts) - 1):
+            try:
+                return self._open_at(self._hosts[0])
+            except MySQLdb.OperationalError:
+                self._hosts.append(self._hosts.pop(0))
+        return self._open_at(self._hosts[0] if self._hosts else None)
+
+    def _open_at(self, host: tuple[str, int] | None) -> Any:
+        address: dict[str, Any] = {}
+        if host is not None:
+            # The client library would take "localhost" for a socket of its own choice.
+            address = {"host": "127.0.0.1" if host[0] == "localhost" else host[0], "port": host[1]}
+        db = MySQLdb.connect(
+            **self._options,
+            **address,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=int(self._timeout_s) + _SLACK_S,
+            write_timeout=int(self._timeout_s) + _SLACK_S,
+            charset="utf8mb4",
+            autocommit=False,
+            local_infile=0,
+            multi_statements=False,
+            conv={},
+        )
+        try:
+            limit = (
+                f"max_statement_time={self._timeout_s}"
+                if "mariadb" in db.get_server_info().lower()
+                else f"max_execution_time={max(1, int(1000 * self._timeout_s))}"
+            )
+            db.query(f"SET SESSION {limit}, time_zone='+00:00'")
+            db.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _number(error: MySQLdb.Error) -> int:
+    return error.args[0] if error.args and isinstance(error.args[0], int) else -1
+
+
+def _put_in(db: Any, select: Select) -> bytes:
+    args = tuple(db.string_literal(str(value).encode()) for value in select.args)
+    return select.statement.encode() % args
+
+
+def _failed(number: int, timeout_s: float, took_s: float) -> ReadFailed:
+    if number in _TOO_SLOW or (number == _LOST and took_s > timeout_s):
+        return ReadFailed("READ_TOO_SLOW", f"the database took longer than {timeout_s:g} s (read.timeout)")
+    if number in _TABLES_OR_RIGHTS:
+        text = f"tables or rights do not fit ({number}); ./scripts/ctl.sh db check says what to do"
+        return ReadFailed("READ_NOT_POSSIBLE", text)
+    return ReadFailed("DATABASE_UNAVAILABLE", f"the database does not answer ({number})")

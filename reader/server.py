@@ -1,0 +1,311 @@
+"""Calls of ingest -> answers. Each call is one connection; what the database waits for, no other call waits for.
+
+Rules: belongs to the loop's thread; statements run in a pool of `pool_size` threads. At most pool_size + MAX_WAITING
+calls and MAX_STREAMS streams are under way, so memory is bounded: each holds one fetch and its JSON. Streams count
+apart, since their callers may take their time. A caller who takes nothing for STALLED_S loses its connection; one who
+leaves ends its call at once, but for a statement that runs already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from reader.database import Database, ReadFailed
+from reader.pages import Page, Position, encode_cursor, parse_page
+from reader.queries import (
+    COLUMNS,
+    Encoder,
+    Row,
+    Select,
+    one_session,
+    one_task,
+    progress,
+    sessions_before,
+    tasks_after,
+    time_text,
+)
+from shared.reading import END, JSON_TYPE, MAX_PIECE_BYTES, NDJSON_TYPE, Call, Head, InvalidRequest, parameters, piece
+from shared.records import SESSIONS, TASKS, UTC, Kind
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 20
+MAX_STREAMS = 8
+STALLED_S = 30.0
+CALL_S = 5.0
+STREAM_ROWS = 1000
+FOR_INGEST = ("fresh", "timeout")
+"""Parameters that ingest has dealt with."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+class _BrokenOff(Exception):
+    """A stream that has begun cannot be completed."""
+
+
+class Reader:
+    """Args: connect: makes a Database, not connected yet; wait_s: for one that is free; statuses: those that are
+    configured, by kind; to_utc: reads a time, or raises ValueError."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Database],
+        *,
+        pool_size: int,
+        wait_s: float,
+        statuses: Mapping[Kind, Collection[str]],
+        to_utc: Callable[[str], datetime],
+    ) -> None:
+        self._statuses = statuses
+        self._to_utc = to_utc
+        self._wait_s = wait_s
+        self._most = {False: pool_size + MAX_WAITING, True: MAX_STREAMS}
+        self._under_way = Counter[bool]()
+        self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="statement")
+        self._databases: asyncio.LifoQueue[Database] = asyncio.LifoQueue()
+        for _ in range(pool_size):
+            self._databases.put_nowait(connect())
+
+    async def serve(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, from its call to the end of its answer."""
+        try:
+            call = msgspec.json.decode(await asyncio.wait_for(stream.readline(), CALL_S), type=Call)
+            answer = asyncio.ensure_future(self._answer(call, writer))
+            gone = asyncio.ensure_future(_end_of(stream))
+            try:
+                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+                answer.cancel()
+            await answer
+        except (OSError, asyncio.TimeoutError, asyncio.CancelledError, ValueError) as error:
+            log.debug("a call was given up: %s", type(error).__name__)
+            writer.transport.abort()
+        except _BrokenOff as error:
+            log.warning("a stream was broken off: %s", error)
+            writer.transport.abort()
+        except Exception:
+            log.exception("a call failed")
+            writer.transport.abort()
+        finally:
+            writer.close()
+
+    async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        self._under_way[call.stream] += 1
+        try:
+            if self._under_way[call.stream] > self._most[call.stream]:
+                what = "streams" if call.stream else "reads"
+                raise _Refused(503, "READ_BUSY", f"{self._most[call.stream]} {what} are under way")
+            await self._read(call, writer)
+        except InvalidRequest as error:
+            await self._error(writer, 400, error.code, str(error))
+        except ReadFailed as error:
+            log.warning("reading failed: %s", error)
+            await self._error(writer, 503, error.code, str(error))
+        except _Refused as error:
+            await self._error(writer, error.status, error.code, str(error))
+        finally:
+            self._under_way[call.stream] -= 1
+
+    async def _read(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        if call.session_id is None:
+            await self._sessions(call, writer)
+        elif call.task_id is not None:
+            parameters(call.query, FOR_INGEST)
+            row = await self._one(one_task(call.session_id, call.task_id), "task")
+            await self._send(writer, Encoder(TASKS).encode(row))
+        elif call.tasks and call.stream:
+            await self._stream(call, writer)
+        elif call.tasks:
+            await self._tasks(call, writer)
+        else:
+            await self._session(call, writer)
+
+    async def _sessions(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        page = self._page_of(SESSIONS, call)
+        as_of = _now()
+        names = COLUMNS[SESSIONS]
+        updated_at, session_id = names.index("updated_at"), names.index("session_id")
+        groups = sessions_before(page.query, page.position, page.limit + 1)
+        rows, more = merged(
+            await self._fetch(groups, page.limit + 1),
+            page.limit,
+            key=lambda row: (_text(row[updated_at]), row[session_id]),
+            falling=True,
+        )
+        at = (_text(rows[-1][updated_at]), rows[-1][session_id]) if rows else ()
+        await self._send(writer, self._page(call, page, rows, at if more else None, as_of))
+
+    async def _session(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        parameters(call.query, FOR_INGEST)
+        assert call.session_id is not None
+        (rows, _), (counts, _) = await self._fetch([[one_session(call.session_id)], [progress(call.session_id)]], 1000)
+        if not rows:
+            raise _Refused(404, "NOT_FOUND", "there is no such session in the database")
+        by_status = {_text(status): int(count) for status, count, _ in counts}
+        last = max((_text(time) for _, _, time in counts), default=None)
+        document = {
+            "total": sum(by_status.values()),
+            "by_status": by_status,
+            "last_task_at": None if last is None else time_text(last),
+        }
+        record = Encoder(SESSIONS).encode(rows[0])
+        await self._send(writer, record[:-1] + b',"progress":' + orjson.dumps(document) + b"}")
+
+    async def _tasks(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        page = self._page_of(TASKS, call)
+        as_of = _now()
+        rows, more = await self._task_rows(call, page)
+        at = (rows[-1][_TASK_ID],) if more and rows else None
+        await self._send(writer, self._page(call, page, rows, at, as_of))
+
+    def _page_of(self, kind: Kind, call: Call) -> Page:
+        return parse_page(
+            kind,
+            _where(call),
+            call.query,
+            statuses=self._statuses[kind],
+            to_utc=self._to_utc,
+            also=FOR_INGEST,
+            limited=not call.stream,
+        )
+
+    async def _task_rows(self, call: Call, page: Page) -> tuple[list[Row], bool]:
+        assert call.session_id is not None
+        selects = tasks_after(call.session_id, page.query, page.position, page.limit + 1)
+        found = await self._fetch([[select] for select in selects], page.limit + 1)
+        return merged(found, page.limit, key=lambda row: row[_TASK_ID])
+
+    async def _stream(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        """All tasks, a line each: every fetch is a short transaction of its own, so that no snapshot is held open."""
+        page = msgspec.structs.replace(self._page_of(TASKS, call), limit=STREAM_ROWS)
+        encoder = Encoder(TASKS, page.query.fields)
+        count = 0
+        begun = False
+        while True:
+            try:
+                rows, more = await self._task_rows(call, page)
+            except (ReadFailed, _Refused) as error:
+                if not begun:
+                    raise
+                raise _BrokenOff(str(error)) from error
+            if not begun:
+                begun = True
+                writer.write(msgspec.json.encode(Head(200, NDJSON_TYPE)) + b"\n")
+            count += len(rows)
+            if more:
+                # Of large rows a fetch brings fewer than it asked for, and the server sends all.
+                limit = min(STREAM_ROWS, 2 * len(rows))
+                page = msgspec.structs.replace(page, position=(rows[-1][_TASK_ID],), limit=limit)
+            lines = b"".join([encoder.encode(row) + b"\n" for row in rows])
+            rows = []  # its caller may take its time for the lines
+            await self._write(writer, lines)
+            if not more:
+                break
+        await self._write(writer, orjson.dumps({"end": True, "count": count}) + b"\n")
+        await self._end(writer)
+
+    @staticmethod
+    def _page(call: Call, page: Page, rows: Sequence[Row], at: Position | None, as_of: str) -> bytes:
+        """A page as JSON. Args: at: the position of the next page, None where this is the last."""
+        kind = SESSIONS if call.session_id is None else TASKS
+        encoder = Encoder(kind, page.query.fields)
+        records = b",".join([encoder.encode(row) for row in rows])
+        rest = {
+            "next": None if at is None else encode_cursor(_where(call), page.query, at),
+            "as_of": as_of,
+            "pending_records": call.pending_records,
+        }
+        return b'{"%b":[%b],%b' % (kind.name.encode(), records, orjson.dumps(rest)[1:])
+
+    async def _one(self, select: Select, what: str) -> Row:
+        ((rows, _),) = await self._fetch([[select]], 1)
+        if not rows:
+            raise _Refused(404, "NOT_FOUND", f"there is no such {what} in the database")
+        return rows[0]
+
+    async def _fetch(self, groups: Sequence[Sequence[Select]], limit: int) -> list[tuple[list[Row], bool]]:
+        try:
+            database = await asyncio.wait_for(self._databases.get(), self._wait_s)
+        except asyncio.TimeoutError:
+            detail = f"no statement has ended for {self._wait_s:g} s (read.pool_size)"
+            raise _Refused(503, "READ_BUSY", detail) from None
+        loop = asyncio.get_running_loop()
+        found = self._threads.submit(database.fetch, groups, limit)
+        # Free when the statement ends, not when its caller leaves.
+        found.add_done_callback(lambda _: loop.call_soon_threadsafe(self._databases.put_nowait, database))
+        return await asyncio.wrap_future(found)
+
+    async def _error(self, writer: asyncio.StreamWriter, status: int, code: str, detail: str) -> None:
+        await self._send(writer, orjson.dumps({"detail": detail, "error_code": code, "errors": []}), status)
+
+    async def _send(self, writer: asyncio.StreamWriter, body: bytes, status: int = 200) -> None:
+        writer.write(msgspec.json.encode(Head(status, JSON_TYPE, len(body))) + b"\n")
+        await self._write(writer, body)
+        await self._end(writer)
+
+    async def _write(self, writer: asyncio.StreamWriter, body: bytes) -> None:
+        for first in range(0, len(body), MAX_PIECE_BYTES):
+            writer.write(piece(body[first : first + MAX_PIECE_BYTES]))
+            await asyncio.wait_for(writer.drain(), STALLED_S)
+
+    async def _end(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(END)
+        await asyncio.wait_for(writer.drain(), STALLED_S)
+
+
+_TASK_ID = COLUMNS[TASKS].index("task_id")
+
+
+def merged(
+    found: Sequence[tuple[list[Row], bool]], limit: int, *, key: Callable[[Row], Any], falling: bool = False
+) -> tuple[list[Row], bool]:
+    """Several ranges in one order -> the first `limit` rows of all, and whether more follow.
+
+    Where a range was cut short, no row behind its end counts: one of its own might belong before it.
+    """
+    rows = list(heapq.merge(*(rows for rows, _ in found), key=key, reverse=falling))
+    more = len(rows) > limit
+    ends = [key(part[-1]) for part, cut in found if cut and part]
+    if ends:
+        end = max(ends) if falling else min(ends)
+        before = [row for row in rows if (key(row) >= end if falling else key(row) <= end)]
+        more = True
+        rows = before
+    return rows[:limit], more
+
+
+async def _end_of(stream: asyncio.StreamReader) -> None:
+    """Ingest sends nothing behind its call: it can only leave."""
+    with suppress(OSError):
+        await stream.read(1)
+
+
+def _where(call: Call) -> str:
+    """What a cursor is good for; the page of sessions is no session, whatever its id."""
+    return "sessions" if call.session_id is None else f"tasks {call.session_id}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
