@@ -21,10 +21,19 @@ _SAME_SITE = (b"none", b"same-origin")
 
 
 class Access:
-    """Args: auth_token: one, or several separated by spaces; allowed_hosts: names of this service."""
+    """Args: auth_token: one, or several separated by spaces; read_token: those that may only GET, None without others;
+    allowed_hosts: names of this service."""
 
-    def __init__(self, auth_token: str | None, *, protected_mode: bool, allowed_hosts: Collection[str]) -> None:
+    def __init__(
+        self,
+        auth_token: str | None,
+        *,
+        read_token: str | None = None,
+        protected_mode: bool,
+        allowed_hosts: Collection[str],
+    ) -> None:
         self._tokens = None if auth_token is None else auth_token.encode().split()
+        self._read_tokens = (read_token or "").encode().split()
         self._protected = protected_mode
         self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
 
@@ -38,6 +47,10 @@ class Access:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
             if not has_token(given, self._tokens):
+                if has_token(given, self._read_tokens):
+                    if scope["method"] in ("GET", "HEAD"):
+                        return
+                    raise Problem(403, "TOKEN_READS_ONLY", "this token may only GET (read.auth_token)")
                 raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
             return
         if self._protected and not is_local(scope["client"]):

@@ -19,10 +19,12 @@ from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
+from ingest.reading import Reading
 from ingest.request_ids import request_id
 from ingest.resources import Problem
 from ingest.shortcut import Shortcut
 from shared.config import Service
+from shared.reading import ROUTES
 from shared.records import KINDS
 from shared.validation import Policy, Validator
 
@@ -52,11 +54,13 @@ def create_app(
     service: Service,
     leaving: asyncio.Event,
     *,
+    reading: Reading | None = None,
+    read_token: str | None = None,
     policy: Policy,
 ) -> tuple[App, dict[bytes, Shortcut]]:
     """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
 
-    Args: leaving: set from when no load balancer should send more.
+    Args: leaving: set from when no load balancer should send more; read_token: one that may only GET.
     Returns: the application, and the short ways past it, by path.
     """
     health = resources.Health(forwarder, time.monotonic())
@@ -87,11 +91,14 @@ def create_app(
         path: frozenset(method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}"))
         for path, resource in table.items()
     }
+    routes |= dict.fromkeys(ROUTES, frozenset(("GET",)))
     guard = Guard(
         cast(App, app),
+        reading=reading,
         routes=routes,
         posts_with_body=frozenset(batches),
         auth_token=service.auth_token,
+        read_token=read_token,
         protected_mode=service.protected_mode,
         allowed_hosts=service.allowed_hosts,
         max_body_bytes=service.max_body_bytes,

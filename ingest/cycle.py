@@ -1,8 +1,8 @@
 """One request and its answer: ASGI's receive() and send(), as lean as they can be in Python.
 
 uvicorn's own cycle costs as much as validation and forwarding together (docs/PERFORMANCE.md). This one writes header
-and body of an answer at once, copies no body that came in one piece, and knows only what this service sends: answers
-with a Content-Length, which it adds where the whole body is at hand.
+and body of an answer at once, copies no body that came in one piece, adds a Content-Length where the whole body is at
+hand, and sends an answer whose length nobody knows in chunks.
 
 Rules: belongs to the loop's thread. Its protocol feeds it, and is told when the answer is complete.
 """
@@ -51,6 +51,10 @@ class Connection(Protocol):
     def failed(self) -> None:
         """There will be no answer."""
         ...
+
+
+class CutOff(Exception):
+    """An answer that has begun cannot be completed: its connection closes, so that nobody takes it for a whole one."""
 
 
 class Exchange:
@@ -106,6 +110,9 @@ class Cycle(Exchange):
             if not (self.response_complete or self.disconnected):
                 log.error("%s: the application did not answer", self.scope["path"])
                 self._connection.failed()
+        except CutOff as error:
+            log.warning("%s: the answer was cut off: %s", self.scope["route"], error)
+            self._connection.failed()
         except Exception:
             extra = {"request_id": self.scope["request_id"]} if "request_id" in self.scope else None
             log.exception("%s failed", self.scope["path"], extra=extra)
@@ -172,15 +179,20 @@ class Cycle(Exchange):
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self.status or self.response_complete:
             raise RuntimeError("a body has no place here")
-        if self._left < 0 and not more:
+        if self._left < 0 and not more and self._headers is not None:
             self._left = len(body)
         length = self._left
-        self._left -= len(body)
-        if self._left < 0 or (self._left and not more):
-            raise RuntimeError("an answer needs a content-length, and must have it")
+        if length >= 0:
+            self._left -= len(body)
+            if self._left < 0 or (self._left and not more):
+                raise RuntimeError("an answer must have as many bytes as it says")
+        else:
+            body = self._chunk(body, more=more)
         if self.scope["method"] == "HEAD":
             body = b""
         if self._headers is not None:
+            if length < 0 and self.scope["http_version"] == "1.1":
+                self._headers.append((b"transfer-encoding", b"chunked"))
             head = encode_head(self.status, self._headers, length=length, keep_alive=self.keep_alive)
             self._headers = None
             self._connection.write(head + body)
@@ -191,22 +203,33 @@ class Cycle(Exchange):
             self._wake()
             self._connection.answered(self)
 
+    def _chunk(self, body: bytes, *, more: bool) -> bytes:
+        """RFC 9112, 7.1; to HTTP/1.0 the end of the connection is the end of the answer."""
+        if self.scope["http_version"] != "1.1":
+            self.keep_alive = False
+            return body
+        return (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
 def encode_head(status: int, headers: list[tuple[bytes, bytes]], *, length: int, keep_alive: bool) -> bytes:
-    """Status line and header of an answer with a body of `length` bytes. Raises: RuntimeError, where a field would be
-    more than one."""
+    """Status line and header of an answer with a body of `length` bytes, -1 where nobody knows how many.
+
+    Raises: RuntimeError, where a field would be more than one.
+    """
     parts = [_FIRST_LINES[status]]
     for name, value in headers:
         parts.append(b"%b: %b\r\n" % (name, value))
     if not keep_alive:
         parts.append(b"connection: close\r\n")
-    parts.append(b"content-length: %d\r\n\r\n" % length)
+    if length >= 0:
+        parts.append(b"content-length: %d\r\n" % length)
+    parts.append(b"\r\n")
     head = b"".join(parts)
-    lines = len(parts) + 3
+    lines = len(parts) + 2
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
         raise RuntimeError("a header of the answer has a line break in it")
     return head

@@ -12,9 +12,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from shared import VERSION
+from shared.reading import ROUTES
 
 BUCKETS_S = (50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 0.1, 0.5, 1.0, 5.0, 10.0)
 _PREFIX = "persistence"
+_READ_ROUTES = frozenset(ROUTES)
 
 
 def text(counts: dict[str, Any], stats: dict[str, Any] | None) -> bytes:
@@ -45,6 +47,11 @@ def _of_ingest(counts: dict[str, Any]) -> Iterator[Metric]:
         durations.add_metric([path], _buckets(BUCKETS_S, counts["durations"][path]), counts["seconds"][path])
     yield requests
     yield durations
+    reads = _counters("read_requests", "Those of them that read back.", "route", "status")
+    for path in sorted(_READ_ROUTES & counts["requests"].keys()):
+        for status, count in sorted(counts["requests"][path].items()):
+            reads.add_metric([path, status], count)
+    yield reads
     rejected = _counters("records_rejected", "Records refused, one for a request that nobody could read.", "reason")
     for reason, count in sorted(counts["rejected"].items()):
         rejected.add_metric([reason], count)

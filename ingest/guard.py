@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ingest.access import Access
 from ingest.cycle import JSON, App, Message, Receive, Scope, Send
 from ingest.headers import JSON_TYPE, check_form, is_host, is_json
+from ingest.reading import target_of
 from ingest.request_ids import log_problem, request_id, take
 from ingest.resources import Problem
 from ingest.unpacking import MEMBER_WORK, PIECE_BYTES, SMALL_BODY_BYTES, gunzip, too_large
@@ -31,16 +32,18 @@ class ClientGone(Exception):
 
 
 class Guard:
-    """Args: routes: methods by path; posts_with_body: the paths whose POST has a JSON body; reject(records): told of
-    refused records, by reason."""
+    """Args: reading: answers what target_of() names; routes: methods by path; posts_with_body: the paths whose POST has
+    a JSON body; reject(records): told of refused records, by reason."""
 
     def __init__(
         self,
         app: App,
         *,
+        reading: App | None = None,
         routes: Mapping[str, frozenset[str]],
         posts_with_body: frozenset[str],
         auth_token: str | None,
+        read_token: str | None = None,
         protected_mode: bool,
         allowed_hosts: Collection[str] = (),
         max_body_bytes: int,
@@ -48,9 +51,12 @@ class Guard:
         reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
     ) -> None:
         self._app = app
+        self._reading = reading
         self._routes = routes
         self._posts_with_body = posts_with_body
-        self._access = Access(auth_token, protected_mode=protected_mode, allowed_hosts=allowed_hosts)
+        self._access = Access(
+            auth_token, read_token=read_token, protected_mode=protected_mode, allowed_hosts=allowed_hosts
+        )
         self._max_body_bytes = max_body_bytes
         self._max_reading_bytes = max_reading_bytes
         self._reject = reject
@@ -79,8 +85,8 @@ class Guard:
             ):
                 check_form(scope, headers)
             self._access.check(scope, headers)
-            self._check_route(scope)
-            if scope["method"] == "HEAD":
+            app = self._route(scope)
+            if scope["method"] == "HEAD" and app is self._app:
                 # The server knows from its own scope, which must stay as it is, that no body may follow.
                 request_id(scope)
                 scope = {**scope, "method": "GET"}
@@ -94,7 +100,7 @@ class Guard:
                     body = await self._unpack(body)
                     held += len(body)
                 scope["body"] = body
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         except Problem as problem:
             self.report(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
@@ -147,8 +153,15 @@ class Guard:
         if size > SMALL_BODY_BYTES:
             self._shortcut_bytes -= size
 
-    def _check_route(self, scope: Scope) -> None:
-        methods = self._routes.get(scope["path"])
+    def _route(self, scope: Scope) -> App:
+        """Which application answers. Raises: Problem."""
+        app = self._app
+        if self._reading is not None and scope["path"] not in self._posts_with_body:
+            target = target_of(scope["raw_path"])
+            if target is not None:
+                scope["route"], scope["target"] = target.route, target
+                app = self._reading
+        methods = self._routes.get(scope["route"])
         if methods is None:
             raise Problem(404, "NOT_FOUND", "there is nothing at this path")
         allowed = methods | {"HEAD"} if "GET" in methods else methods
@@ -156,6 +169,7 @@ class Guard:
             allow = ", ".join(sorted(allowed))
             detail = f"this path takes {allow}"
             raise Problem(405, "METHOD_NOT_ALLOWED", detail, headers={"Allow": allow})
+        return app
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""

@@ -8,6 +8,7 @@ import msgspec
 import orjson
 
 from shared import VERSION
+from shared.reading import NDJSON_TYPE, PREFIX, SESSION, TASK, TASKS
 from shared.records import KINDS, Kind
 from shared.validation import Policy
 
@@ -63,6 +64,7 @@ def document(policy: Policy) -> bytes:
             "responses": {"200": _object("Everything is written"), **_errors(400, 401, 403, 405, 503)},
         }
     }
+    paths |= _reading(policy)
     for path, summary, statuses in (
         ("/api/v1/persistence/stats", "Buffer, flush and lifetime figures", (401, 403, 405, 503)),
         ("/openapi.json", "This document", (401, 403, 405)),
@@ -159,6 +161,44 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
     }
 
 
+def _reading(policy: Policy) -> dict[str, Any]:
+    """The read side's paths."""
+    names = {"type": "string", "description": "one or several, separated by commas"}
+    time = {"type": "string", "format": "date-time"}
+    fresh = [_query("fresh", {"enum": ["flushed"]}), _timeout()]
+    ids = {
+        name: {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("session_id", "task_id")
+    }
+    found: dict[str, Any] = {}
+    for path, summary, own, most in (
+        (PREFIX, "Sessions, newest updated_at first", ("updated_after", "updated_before"), 200),
+        (SESSION, "A session, and the progress of its tasks", (), 0),
+        (TASKS, "Tasks of a session, in the order of task_id; as a stream, all of them", ("batch_id", "fields"), 1000),
+        (TASK, "A task", (), 0),
+    ):
+        parameters = [one for name, one in ids.items() if f"{{{name}}}" in path] + fresh
+        if most:
+            statuses = policy.statuses.get("sessions" if path == PREFIX else "tasks")
+            parameters += [
+                _query("status", {**names, "examples": list(statuses)} if statuses else names),
+                *(_query(name, time if name.startswith("updated") else {"type": "string"}) for name in own),
+                _query("limit", {"type": "integer", "minimum": 1, "maximum": most}),
+                _query("cursor", {"type": "string", "description": "`next` of the page before"}),
+            ]
+        answer = _object(summary)
+        if path == TASKS:
+            answer["content"][NDJSON_TYPE] = {"schema": {"type": "string"}}
+        responses = {"200": answer, **_errors(400, 401, 403, 404, 405, 413, 503)}
+        get = {"summary": summary, "security": _SECURED, "parameters": parameters, "responses": responses}
+        found[path] = {"get": get}
+    return found
+
+
+def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema}
+
+
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     """A choice between something and null as the former: every optional field takes null."""
     choices = schema.pop("anyOf", None)
@@ -193,13 +233,14 @@ def _errors(*statuses: int) -> dict[str, Any]:
 
 
 _MEANING = {
-    400: "Not JSON, wrong shape, body cut short, or a parameter out of range",
+    400: "Not JSON, wrong shape, body cut short, or a parameter unknown or out of range",
     401: "The token is missing",
     403: "The token is wrong, protected mode is on, or without a token Host or site is another",
+    404: "There is no such record in the database, or reading is switched off",
     405: "Wrong method",
     408: "The request did not come in time",
     413: "The body is over service.max_body_bytes, or packed over 100 to 1",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "A record is invalid; nothing of the request is stored",
-    503: "Cannot accept now; see Retry-After",
+    503: "Cannot accept or answer now; see Retry-After",
 }

@@ -82,6 +82,8 @@ SLICE = 20
 MAX_SLICES = 50
 
 _OPEN_TARGETS = frozenset(path.encode() for path in OPEN_PATHS)
+ENCODED = b"/api/v1/persistence/sessions/"
+"""Paths behind it hold ids, percent-encoded; no other path may have a percent sign."""
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -400,7 +402,7 @@ class Protocol(asyncio.Protocol):
         url, headers = self._url, self._headers
         path, _, query = url.partition(b"?")
         if (
-            b"%" in path
+            (b"%" in path and not path.startswith(ENCODED))
             or path[:1] != b"/"
             or b"#" in url
             or self._header_bytes > MAX_URL_BYTES
@@ -509,7 +511,7 @@ class Protocol(asyncio.Protocol):
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if len(self._headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             return LARGE_HEADER
-        if not path.startswith(b"/") or b"%" in path or b"#" in self._url:
+        if not path.startswith(b"/") or (b"%" in path and not path.startswith(ENCODED)) or b"#" in self._url:
             return BAD_TARGET
         if self._parser.should_upgrade() and any(
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))

@@ -30,7 +30,7 @@ NOT_HTTP = Refusal(b"400 Bad Request", "INVALID_HTTP", b"this is no valid HTTP r
 BAD_TARGET = Refusal(
     b"400 Bad Request",
     "INVALID_HTTP",
-    b"the target must be a plain path, with no percent sign before the question mark",
+    b"the target must be a plain path; only an id in it may have percent signs",
 )
 UPGRADE = Refusal(
     b"400 Bad Request", "INVALID_HTTP", b"a request with Upgrade must not have a body: send HTTP/1.1 as it is"

@@ -189,6 +189,12 @@ class Batch:
                     turn_ends_at = time.monotonic() + TURN_S
 
 
+def flush_incomplete(pending: int, timeout_s: float) -> Problem:
+    detail = f"{pending} records could not be written within {timeout_s:g} s; they stay queued"
+    more = {"status": "error", "pending": pending}
+    return Problem(503, "FLUSH_INCOMPLETE", detail, headers={"Retry-After": "1"}, more=more)
+
+
 class Flush:
     def __init__(self, forwarder: Forwarder) -> None:
         self._forwarder = forwarder
@@ -201,9 +207,7 @@ class Flush:
             raise unavailable(error) from error
         pending = result.pop("pending")
         if pending:
-            detail = f"{pending} records could not be written within {timeout_s:g} s; they stay queued"
-            more = {"status": "error", "pending": pending}
-            raise Problem(503, "FLUSH_INCOMPLETE", detail, headers={"Retry-After": "1"}, more=more)
+            raise flush_incomplete(pending, timeout_s)
         response.data = orjson.dumps({"status": "flushed", **result})
 
 

@@ -26,10 +26,12 @@ from ingest.forwarder import Forwarder
 from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
 from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
+from ingest.reading import MAX_CALLS, Reading
 from ingest.workers import READY
 from shared import logs
 from shared.config import Config, load_or_exit
 from shared.process import close_to_others, keep_freed_memory
+from shared.reading import SOCKET_NAME as READER_SOCKET_NAME
 from shared.records import SESSIONS, TASKS
 from shared.timers import logged, repeat
 from shared.validation import Policy
@@ -113,7 +115,7 @@ def connection_limits(wanted: int) -> tuple[int, int]:
     """As many connections as are wanted, or as descriptors allow, and how many more are listened to: without a
     descriptor, a connection could not even be told that there are too many."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = descriptors - OWN_DESCRIPTORS
+    room = descriptors - OWN_DESCRIPTORS - min(MAX_CALLS, descriptors // 8)
     surplus = min(MAX_SURPLUS, room // 2)
     most = room - surplus
     if descriptors == resource.RLIM_INFINITY or most >= wanted:
@@ -151,7 +153,18 @@ def main() -> None:
     most, surplus = connection_limits(config.service.max_connections)
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
     leaving = asyncio.Event()
-    app, shortcuts = create_app(forwarder, metrics, history, config.service, leaving, policy=policy)
+    reader = str(Path(config.state_directory, READER_SOCKET_NAME)) if config.read.enabled else None
+    reading = Reading(reader, forwarder, timeout_s=config.read.timeout)
+    app, shortcuts = create_app(
+        forwarder,
+        metrics,
+        history,
+        config.service,
+        leaving,
+        reading=reading,
+        read_token=config.read.auth_token,
+        policy=policy,
+    )
     server = Server(
         uvicorn.Config(
             app,

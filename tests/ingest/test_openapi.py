@@ -46,6 +46,10 @@ def test_it_has_every_path_of_the_contract_with_its_method() -> None:
         ("/api/v1/persistence/tasks/batch", "post"),
         ("/api/v1/persistence/flush", "post"),
         ("/api/v1/persistence/stats", "get"),
+        ("/api/v1/persistence/sessions", "get"),
+        ("/api/v1/persistence/sessions/{session_id}", "get"),
+        ("/api/v1/persistence/sessions/{session_id}/tasks", "get"),
+        ("/api/v1/persistence/sessions/{session_id}/tasks/{task_id}", "get"),
     }
 
 

@@ -17,7 +17,7 @@ def limited_to(monkeypatch: pytest.MonkeyPatch, descriptors: int) -> None:
 
 @pytest.mark.parametrize(
     ("descriptors", "expected"),
-    [(6000, (5000, 64)), (resource.RLIM_INFINITY, (5000, 64)), (1024, (924, 64)), (256, (156, 64)), (64, (14, 14))],
+    [(6000, (5000, 64)), (resource.RLIM_INFINITY, (5000, 64)), (1024, (892, 64)), (256, (124, 64)), (64, (10, 10))],
 )
 def test_no_more_connections_are_taken_than_descriptors_allow_with_some_left_to_refuse_the_others(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, expected: tuple[int, int]
@@ -31,11 +31,11 @@ def test_a_lower_limit_than_configured_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     limited_to(monkeypatch, 1024)
-    connection_limits(924)
+    connection_limits(892)
     assert not caplog.records
 
-    connection_limits(925)
-    assert "924 instead of 925" in caplog.text
+    connection_limits(893)
+    assert "892 instead of 893" in caplog.text
 
 
 def test_the_tick_tells_every_connection_and_publishes_though_one_of_them_fails(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class Service:
         """Options of prlimit(1) by process, as --nofile=64."""
         self.flusher: subprocess.Popen[bytes] | None = None
         self.ingest: subprocess.Popen[bytes] | None = None
+        self.reader: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.start_flusher()
@@ -145,6 +146,11 @@ class Service:
     def start_ingest(self) -> None:
         self.ingest = self._start("ingest")
 
+    def start_reader(self) -> None:
+        """Returns when it answers; only tests of reading start it."""
+        self.reader = self._start("reader")
+        wait_until(lambda: self.get("/api/v1/persistence/sessions").status == 200, what="the reader answers")
+
     def kill_flusher(self) -> None:
         """kill -9, as the kernel's OOM killer does it. Returns when it is gone; its writers follow by themselves."""
         assert self.flusher is not None
@@ -155,15 +161,15 @@ class Service:
         wait_until(self._is_ready, timeout_s, "GET /ready answers 200")
 
     def stop(self) -> None:
-        """In supervisord's order: ingest first, then the flusher. Each must end by itself."""
-        for process in (self.ingest, self.flusher):
+        """In supervisord's order: ingest first, the flusher last. Each must end by itself."""
+        for process in (self.ingest, self.reader, self.flusher):
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
                 process.wait(40)
 
     def kill(self) -> None:
-        for process in (self.ingest, self.flusher):
+        for process in (self.ingest, self.reader, self.flusher):
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait(10)
