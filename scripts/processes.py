@@ -15,7 +15,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from shared.process import lock
 
 STOP_S = 130.0
-"""Longest: ingest 35 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord."""
+"""Longest: ingest 35 s, reader 8 s, flusher 25 s, MariaDB 60 s, each then killed by supervisord."""
 
 
 class Failed(Exception):
@@ -65,6 +65,7 @@ def held(state: Path) -> list[str]:
     found = []
     for name, path in (
         ("ingest", state / "ingest.lock"),
+        ("the reader", state / "reader.lock"),
         ("the flusher", state / "flusher.lock"),
         ("MariaDB", state / "mysql" / "ibdata1"),
     ):

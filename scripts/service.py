@@ -38,6 +38,7 @@ from shared.wire import SOCKET_NAME
 
 PRIVATE_FREE_BYTES = 400 * 1024 * 1024
 """A new MariaDB takes 110 MiB and a log of 256."""
+PROGRAMS = ("flusher", "reader", "ingest")
 _PROGRAM_LOG = """stdout_logfile=NONE
 stderr_logfile=mariadb.stderr.log
 stderr_logfile_maxbytes=1MB
@@ -174,7 +175,7 @@ class Start:
         text = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
         text = text.replace("unix://%(here)s/var", f"unix://{self._state}".replace("%", "%%"))
         text = text.replace("%(here)s/var/", "").replace("%(here)s", str(ROOT).replace("%", "%%"))
-        for name in ("flusher", "ingest"):
+        for name in PROGRAMS:
             # They start when the tables are there; afterwards supervisord starts them itself.
             text = text.replace(f"[program:{name}]\n", f"[program:{name}]\nautostart=false\n")
         if self._private:
@@ -233,7 +234,8 @@ class Start:
         # busy machine it would take minutes to start like that. After a restart by supervisord it does not.
         assert self._supervisord is not None
         schedule(mariadbd_of(self._supervisord.pid), os.SCHED_IDLE)
-        logs = {name: self._state / f"{name}.stderr.log" for name in ("flusher", "ingest")}
+        names = [name for name in PROGRAMS if name != "reader" or self._config.read.enabled]
+        logs = {name: self._state / f"{name}.stderr.log" for name in names}
         sizes = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
         if not wait_for(partial(self._answers), 20):
             raise Failed(f"supervisord does not answer; see {self._state / 'supervisord.log'}")

@@ -98,7 +98,7 @@ def test_the_page_from_installing_to_stopping(installation: Installation, mariad
 
     run(shown(".venv/bin/supervisord -c"))
     installation.wait_ready()
-    wait_until(lambda: run(shown(".venv/bin/supervisorctl -c supervisord.conf status")).count("RUNNING") == 2)
+    wait_until(lambda: run(shown(".venv/bin/supervisorctl -c supervisord.conf status")).count("RUNNING") == 3)
     sent = 0
 
     def send() -> None:
@@ -107,7 +107,7 @@ def test_the_page_from_installing_to_stopping(installation: Installation, mariad
         assert installation.post(TASKS, {"tasks": [task(f"t{sent}")]}, TOKEN).status == 202
 
     send()
-    for upgrade in ("restart flusher", "signal HUP ingest", "restart ingest"):
+    for upgrade in ("restart flusher reader", "signal HUP ingest", "restart ingest"):
         run(shown(f".venv/bin/supervisorctl -c supervisord.conf {upgrade}"))
         installation.wait_ready()
         send()

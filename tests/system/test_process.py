@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -54,8 +55,9 @@ def test_the_whole_service_runs_as_a_user_without_rights_and_leaves_no_core(unpr
 
     uid = pwd.getpwnam(STRANGER).pw_uid
     processes = processes_of(service.directory)
-    ours = {pid: line for pid, line in processes.items() if "ingest" in line or "flusher" in line}
-    assert {line.split()[2] for line in ours.values()} == {"ingest", "ingest.worker", "flusher", "flusher.writer"}
+    ours = {pid: line for pid, line in processes.items() if re.search(" -m (ingest|flusher|reader)", line)}
+    names = {line.split()[2] for line in ours.values()}
+    assert names == {"ingest", "ingest.worker", "flusher", "flusher.writer", "reader"}
     for pid in processes:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert status["Uid"].split() == [str(uid)] * 4
