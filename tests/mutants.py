@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("config", "flusher", "ingest", "shared", "sql", "tests", "pyproject.toml", "client", "ctl", "scripts")
+PARTS = (
+    "config",
+    "flusher",
+    "ingest",
+    "reader",
+    "shared",
+    "sql",
+    "tests",
+    "pyproject.toml",
+    "client",
+    "ctl",
+    "scripts",
+)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ VARYING = {
     "capacity",
     "counts",
     "sum",
+    "created_at",
+    "as_of",
+    "next",
 }
 """Compared by type, and for times by form."""
 RUN_BY = {
@@ -124,6 +127,9 @@ def differences(shown: Any, got: Any, where: str = "") -> Iterator[str]:
                 yield f"{where}: {shown!r} and {got!r} are not times of one form"
         elif type(shown) is not type(got):
             yield f"{where}: {shown!r} is shown, {got!r} came"
+    elif isinstance(shown, list) and isinstance(got, list) and len(shown) == len(got):
+        for one, other in zip(shown, got, strict=True):
+            yield from differences(one, other, where)
     elif shown != got:
         yield f"{where}: {shown!r} is shown, {got!r} came"
 
@@ -134,6 +140,7 @@ def test_every_command_shown_prints_what_is_shown(
 ) -> None:
     # Only a flush that the document asks for may change the figures.
     service = start_service(mariadb, database, BUFFER_FLUSH_INTERVAL=3600)
+    service.start_reader()
     wait_until(lambda: service.get("/health").json["status"] == "healthy")
     wrong = []
     for command, shown in examples(document):
@@ -182,6 +189,8 @@ def test_every_endpoint_is_shown_with_a_curl(document: Path, service: Service) -
     for command, _ in examples(document):
         called |= set(re.findall(r"http://127\.0\.0\.1:8001(/[^ ?']*)", command))
     if document is README:
+        for id_ in ("/s-1", "/t-1"):
+            called = {path.replace(id_, "/{session_id}" if id_ == "/s-1" else "/{task_id}") for path in called}
         assert called == known
     named = set(re.findall(r"`(?:GET|POST) (/[^ `]*)`", API.read_text()))
     assert named == known
@@ -253,8 +262,9 @@ def sources(*packages: str) -> str:
 
 
 def test_every_error_code_is_documented_and_every_documented_one_exists() -> None:
-    text = sources("ingest", "shared")
-    codes = set(re.findall(r"Problem\(\s*\d{3},\s*\"([A-Z_]+)\"", text))
+    text = sources("ingest", "reader", "shared")
+    codes = set(re.findall(r"(?:Problem|_Refused)\(\s*\d{3},\s*\"([A-Z_]+)\"", text))
+    codes |= set(re.findall(r"ReadFailed\(\"([A-Z_]+)\"", text)) | set(re.findall(r"\"(INVALID_CURSOR)\"\)", text))
     codes |= set(re.findall(r"code=\"([A-Z_]+)\"", text)) | set(re.findall(r"\"error_code\":\"([A-Z_]+)\"", text))
     codes |= set(re.findall(r"_UNAVAILABLE_RETRY_AFTER_S, \"([A-Z_]+)\"", text)) | {reason.name for reason in Reason}
     codes |= set(re.findall(r"Refusal\(\s*b\"[^\"]+\",\s*\"([A-Z_]+)\"", text))
@@ -281,7 +291,7 @@ def test_the_record_tables_have_every_field_with_its_column() -> None:
 def test_every_module_has_its_line_in_the_architecture() -> None:
     modules = {
         f"{package}/{path.name}"
-        for package in ("shared", "ingest", "flusher")
+        for package in ("shared", "ingest", "flusher", "reader")
         for path in (ROOT / package).glob("*.py")
         if path.name != "__init__.py"
     }
@@ -289,7 +299,7 @@ def test_every_module_has_its_line_in_the_architecture() -> None:
 
 
 def test_the_messages_of_the_troubleshooting_are_printed_by_the_code() -> None:
-    text = sources("shared", "ingest", "flusher", "scripts")
+    text = sources("shared", "ingest", "flusher", "reader", "scripts")
     section = DEPLOYMENT.read_text().partition("## Troubleshooting")[2]
     messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     assert len(messages) > 30
@@ -308,7 +318,7 @@ def test_every_warning_and_error_that_is_logged_is_explained() -> None:
     section = DEPLOYMENT.read_text().partition("## Troubleshooting")[2]
     explained = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     formats = set()
-    for package in ("shared", "ingest", "flusher"):
+    for package in ("shared", "ingest", "flusher", "reader"):
         for path in (ROOT / package).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and re.fullmatch(
@@ -326,12 +336,12 @@ def test_every_script_and_path_named_exists() -> None:
     for document in DOCUMENTS:
         text = document.read_text()
         named = set(re.findall(r"\./(scripts/[\w.-]+)", text))
-        named |= set(re.findall(r"`((?:shared|ingest|flusher|sql|config|tests|scripts)/[\w./-]*)`", text))
+        named |= set(re.findall(r"`((?:shared|ingest|flusher|reader|sql|config|tests|scripts)/[\w./-]*)`", text))
         missing += [f"{document.name}: {path}" for path in sorted(named) if not (ROOT / path).exists()]
     for path in (ROOT / "scripts").glob("*.sh"):
         named = set(re.findall(r"\./(scripts/[\w.-]+)", path.read_text()))
         missing += [f"{path.name}: {name}" for name in sorted(named) if not (ROOT / name).exists()]
-    texts = sources("shared", "ingest", "flusher", "config", "sql", "scripts")
+    texts = sources("shared", "ingest", "flusher", "reader", "config", "sql", "scripts")
     texts += (ROOT / "supervisord.conf").read_text()
     missing += [name for name in sorted(set(re.findall(r"docs/\w+\.md", texts))) if not (ROOT / name).exists()]
     modules = {module for document in DOCUMENTS for module in re.findall(r"python -m ([\w.]+)", document.read_text())}
