@@ -25,7 +25,7 @@ class Installation(Service):
 
     def __init__(self, directory: Path, mariadb: MariaDB) -> None:
         super().__init__(
-            directory, mariadb, DATABASE, DB_USER="persistence", DB_PASSWORD="pw", SERVICE_AUTH_TOKEN="s3cret"
+            directory, mariadb, DATABASE, DB_USER="persistence", DB_PASSWORD="pass-word", SERVICE_AUTH_TOKEN="s3cret"
         )
         for name in ("PERSISTENCE_STATE_DIR", "PERSISTENCE_CONFIG", "LOGGING_FILE", "DB_DATABASE"):
             del self.environ[name]
@@ -88,13 +88,13 @@ def test_the_page_from_installing_to_stopping(installation: Installation, mariad
 
     (statements,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     # There is no network between the two here, and so no TLS.
-    here = statements.replace("10.0.0.%", "localhost").replace(" REQUIRE SSL", "").replace("'...'", "'pw'")
+    here = statements.replace("10.0.0.%", "localhost").replace(" REQUIRE SSL", "").replace("'...'", "'pass-word'")
     for statement in filter(None, map(str.strip, here.split(";"))):
         mariadb.execute(statement)
 
     configuration = run(shown(".venv/bin/python -m shared.config"))
     assert "s3cret" not in configuration
-    assert "pw" not in configuration
+    assert "pass-word" not in configuration
 
     run(shown(".venv/bin/supervisord -c"))
     installation.wait_ready()
