@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -161,15 +162,20 @@ def _batch(name: str, type_name: str, max_records: int) -> dict[str, Any]:
     }
 
 
+def _listed(one: str) -> str:
+    return f"^({one})(,({one})){{0,63}}$"
+
+
 def _reading(policy: Policy) -> dict[str, Any]:
     """The read side's paths."""
-    names = {"type": "string", "description": "one or several, separated by commas"}
+    names = {"type": "string", "description": "one or several, separated by commas", "pattern": _listed("[^,]+")}
     time = {"type": "string", "format": "date-time"}
     fresh = [_query("fresh", {"enum": ["flushed"]}), _timeout()]
     ids = {
         name: {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in ("session_id", "task_id")
     }
+    own_schemas = {"updated_after": time, "updated_before": time, "batch_id": {"type": "string"}, "fields": names}
     found: dict[str, Any] = {}
     for path, summary, own, most in (
         (PREFIX, "Sessions, newest updated_at first", ("updated_after", "updated_before"), 200),
@@ -181,8 +187,10 @@ def _reading(policy: Policy) -> dict[str, Any]:
         if most:
             statuses = policy.statuses.get("sessions" if path == PREFIX else "tasks")
             parameters += [
-                _query("status", {**names, "examples": list(statuses)} if statuses else names),
-                *(_query(name, time if name.startswith("updated") else {"type": "string"}) for name in own),
+                _query(
+                    "status", {**names, "pattern": _listed("|".join(map(re.escape, statuses)))} if statuses else names
+                ),
+                *(_query(name, own_schemas[name]) for name in own),
                 _query("limit", {"type": "integer", "minimum": 1, "maximum": most}),
                 _query("cursor", {"type": "string", "description": "`next` of the page before"}),
             ]

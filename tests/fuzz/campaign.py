@@ -81,6 +81,7 @@ class Campaign:
         name = self._mariadb.create_database()
         service = Service(directory, self._mariadb, name, SERVICE_AUTH_TOKEN=TOKEN, BUFFER_FLUSH_INTERVAL=1)
         await asyncio.to_thread(service.start)
+        await asyncio.to_thread(service.start_reader)
         try:
             status, output = await _run(
                 [

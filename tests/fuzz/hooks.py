@@ -1,5 +1,6 @@
 """What schemathesis must know that no schema can say: a time that is accepted does not lie in the future, and its
-second is one that DATETIME holds; an integer in an object has 64 bits, and an object 20 levels."""
+second is one that DATETIME holds; an integer in an object has 64 bits, and an object 20 levels; a cursor is one that an
+answer gave, and what is not flushed within the time asked for is a 503."""
 
 from __future__ import annotations
 
@@ -25,6 +26,16 @@ schemathesis.openapi.format(
 @schemathesis.hook
 def filter_body(_context: Any, body: Any) -> bool:
     return _can_be_kept(body, 23)  # the body, its list and the record are around an object
+
+
+@schemathesis.hook
+def filter_query(_context: Any, query: Any) -> bool:
+    return not query or not {"cursor", "fresh"} & set(query)
+
+
+@schemathesis.hook
+def filter_case(_context: Any, case: Any) -> bool:
+    return filter_query(_context, case.query)
 
 
 def _can_be_kept(value: Any, depth: int) -> bool:
