@@ -20,7 +20,7 @@ from tests.fuzz.__main__ import CORPUS, HERE, OF_BODIES
 from tests.fuzz.rows import DATABASE, SOCKET
 from tests.fuzz.targets import TARGETS
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, Service
+from tests.support.service import ROOT, Service, wait_until
 
 KEPT, KEPT_BYTES = 60, 512
 NAMES = ("api", "rows", *TARGETS, *OF_BODIES)
@@ -82,6 +82,7 @@ class Campaign:
         service = Service(directory, self._mariadb, name, SERVICE_AUTH_TOKEN=TOKEN, BUFFER_FLUSH_INTERVAL=1)
         await asyncio.to_thread(service.start)
         await asyncio.to_thread(service.start_reader)
+        await asyncio.to_thread(wait_until, lambda: _reads(service), 20.0, "the reader answers")
         try:
             status, output = await _run(
                 [
@@ -113,6 +114,11 @@ def keep(found: Path, corpus: Path) -> None:
     for path in sorted(found.iterdir(), key=lambda path: (path.stat().st_size, path.name))[: max(0, room)]:
         if path.stat().st_size <= KEPT_BYTES:
             shutil.copy(path, corpus / path.name)
+
+
+def _reads(service: Service) -> bool:
+    answer = service.request("GET", "/api/v1/persistence/sessions", headers={"Authorization": f"Bearer {TOKEN}"})
+    return answer.status == 200
 
 
 def _after(service: Service) -> str | None:

@@ -22,7 +22,6 @@ import orjson
 from flusher import segments
 from ingest.metrics import METRICS_DIRECTORY, node_counts
 from shared.bodies import decode
-from shared.reading import SOCKET_NAME as READER_SOCKET_NAME
 from shared.records import Kind, Record, utc
 from tests.support.mariadb import MariaDB
 
@@ -150,7 +149,7 @@ class Service:
     def start_reader(self) -> None:
         """Returns when it answers; only tests of reading start it."""
         self.reader = self._start("reader")
-        wait_until((self.directory / READER_SOCKET_NAME).is_socket, what="the reader listens")
+        wait_until(lambda: self.get("/api/v1/persistence/sessions").status != 503, what="the reader answers")
 
     def kill_flusher(self) -> None:
         """kill -9, as the kernel's OOM killer does it. Returns when it is gone; its writers follow by themselves."""
