@@ -80,10 +80,10 @@ class Campaign:
         directory.mkdir()
         name = self._mariadb.create_database()
         service = Service(directory, self._mariadb, name, SERVICE_AUTH_TOKEN=TOKEN, BUFFER_FLUSH_INTERVAL=1)
-        await asyncio.to_thread(service.start)
-        await asyncio.to_thread(service.start_reader)
-        await asyncio.to_thread(wait_until, lambda: _reads(service), 20.0, "the reader answers")
         try:
+            await asyncio.to_thread(service.start)
+            await asyncio.to_thread(service.start_reader)
+            await asyncio.to_thread(wait_until, lambda: _reads(service), 20.0, "the reader answers")
             status, output = await _run(
                 [
                     *(
