@@ -7,4 +7,4 @@
 need_packages mariadb-server-core mariadb-client-core wrk util-linux
 need_python
 need_bench_python
-exec "$PYTHON" -m tests.bench --bench-python "$BENCH_PYTHON" "$@"
+exec "$PYTHON" -m bench --bench-python "$BENCH_PYTHON" "$@"

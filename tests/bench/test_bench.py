@@ -14,10 +14,10 @@ from typing import Any
 import MySQLdb
 import pytest
 
+from bench.__main__ import draw, end, guarded, main
+from bench.contenders import STATE, Ours
+from bench.plan import FALCON, NAMES, OURS, QUICK, SEED
 from shared.config import ENVIRONMENT
-from tests.bench.__main__ import draw, end, guarded, main
-from tests.bench.contenders import STATE, Ours
-from tests.bench.plan import FALCON, NAMES, OURS, QUICK, SEED
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, alive
 

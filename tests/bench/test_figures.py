@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.figures import median, percentile, phases, ratio, summary
+from bench.figures import median, percentile, phases, ratio, summary
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.bench import open_loop, tasks, wrk
-from tests.bench.latency import late
-from tests.bench.machine import ALL
-from tests.bench.open_loop import Running, job, judged
+from bench import open_loop, tasks, wrk
+from bench.latency import late
+from bench.machine import ALL
+from bench.open_loop import Running, job, judged
 
 PATH = "/api/v1/persistence/tasks/batch"
 ACCEPTED = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}"

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.bench import report
-from tests.bench.bench import Trial
-from tests.bench.contenders import Contender
-from tests.bench.latency import not_as_meant
-from tests.bench.plan import (
+from bench import report
+from bench.bench import Trial
+from bench.contenders import Contender
+from bench.latency import not_as_meant
+from bench.plan import (
     ALWAYS,
     ASGI,
     CELLS_OF,
@@ -25,7 +25,7 @@ from tests.bench.plan import (
     STATEMENTS,
     TWO_WORKERS,
 )
-from tests.bench.ratios import landing_by_best, problems, ratios, rps_vs_seed_design_no_log, verdict
+from bench.ratios import landing_by_best, problems, ratios, rps_vs_seed_design_no_log, verdict
 
 
 def cell(contender: str, batch: int, connections: int, value: float, **how: bool) -> dict[str, Any]:

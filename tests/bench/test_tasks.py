@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 import orjson
 import pytest
 
+from bench import tasks
 from shared.bodies import decode
 from shared.records import TASKS, utc
-from tests.bench import tasks
 from tests.support.bodies import check, count
 from tests.support.service import ROOT
 
@@ -61,7 +61,7 @@ def test_runs_differ_and_their_numbers_rise() -> None:
 
 
 def test_another_start_of_the_benchmark_has_other_ids() -> None:
-    command = [sys.executable, "-c", "from tests.bench.tasks import new_run; print(new_run())"]
+    command = [sys.executable, "-c", "from bench.tasks import new_run; print(new_run())"]
     runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout for _ in range(2)]
 
     assert len(set(runs)) == 2

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
+from bench.machine import ALL, on_cores
 from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.coalesce import MAX_ARRIVAL
@@ -24,7 +25,6 @@ from flusher.segments import Entry
 from flusher.store import Store, StoreError
 from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from shared.records import V1_RULES
-from tests.bench.machine import ALL, on_cores
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, session, task, threads, wait_until

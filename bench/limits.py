@@ -1,6 +1,6 @@
 """The practical limits of landing rows: LOAD DATA, and ready multi-row statements sent from a loop.
 
-A process of its own, as the writers are: `python -m tests.bench.limits` takes a Job as JSON on stdin. All that is sent
+A process of its own, as the writers are: `python -m bench.limits` takes a Job as JSON on stdin. All that is sent
 is prepared beforehand. Every file and every statement is a transaction.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 
 import MySQLdb
 
+from bench import tasks
+from bench.machine import on_cores
+from bench.plan import STATEMENTS
 from flusher.mysql_errors import Flavour
 from flusher.store import AS_BYTES
 from flusher.upsert import HEADS, UPDATES, Form, form_of
 from shared.records import TASKS
-from tests.bench import tasks
-from tests.bench.machine import on_cores
-from tests.bench.plan import STATEMENTS
 from tests.support.service import ROOT
 
 MOST_ROWS_PER_S = 120_000
@@ -52,7 +52,7 @@ def measure(
     job = Job(what, socket, database, rows, seconds, tasks.new_run(), str(directory))
     with on_cores(cores):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.bench.limits"],
+            [sys.executable, "-m", "bench.limits"],
             input=json.dumps(asdict(job)),
             capture_output=True,
             text=True,

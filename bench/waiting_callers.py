@@ -1,4 +1,4 @@
-"""`python -m tests.bench.waiting_callers [--callers N]`: the flusher's memory while N wait for a commit in an outage.
+"""`python -m bench.waiting_callers [--callers N]`: the flusher's memory while N wait for a commit in an outage.
 
 One flusher without a database takes N submits without and N with `ack=committed`; one that waits must cost nothing.
 """

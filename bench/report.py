@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.bench.figures import median
-from tests.bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, SEED_NO_LOG, STATEMENTS, Key
-from tests.bench.ratios import rounds, verdict
+from bench.figures import median
+from bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, SEED_NO_LOG, STATEMENTS, Key
+from bench.ratios import rounds, verdict
 
 Raw = dict[str, Any]
 INVALID = "invalid"

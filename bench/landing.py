@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.bench import limits
-from tests.bench.bench import Bench, say
-from tests.bench.contenders import Ours
-from tests.bench.machine import LOAD, SERVICE
-from tests.bench.open_loop import Running, job
-from tests.bench.plan import LOAD_DATA, OURS, SEED, STATEMENTS
+from bench import limits
+from bench.bench import Bench, say
+from bench.contenders import Ours
+from bench.machine import LOAD, SERVICE
+from bench.open_loop import Running, job
+from bench.plan import LOAD_DATA, OURS, SEED, STATEMENTS
 
 BATCH = 100
 FLUSH_ROWS = 1000

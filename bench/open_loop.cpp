@@ -1,4 +1,4 @@
-// The open-loop sender: requests at fixed times, whatever becomes of earlier ones. tests/bench/open_loop.py starts it
+// The open-loop sender: requests at fixed times, whatever becomes of earlier ones. bench/open_loop.py starts it
 // and says what its arguments and its report mean. Linux 5.11 and glibc 2.35 at least, for epoll_pwait2.
 //
 // One thread, and as few instructions a request as possible, since it shares the cores of what it measures: a request

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.client`: what a call of the client costs its caller, and the slowest call of a backend whose
+"""`python -m bench.client`: what a call of the client costs its caller, and the slowest call of a backend whose
 service is killed and started again. Takes about 40 s; measure on a machine that does nothing else.
 
 The figures stand in docs/CLIENT.md. Nothing is judged here.

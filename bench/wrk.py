@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import tasks
-from tests.bench.figures import summary
-from tests.bench.machine import on_cores, realtime
+from bench import tasks
+from bench.figures import summary
+from bench.machine import on_cores, realtime
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 GRACE_S = 20

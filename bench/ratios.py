@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.bench.figures import median, ratio
-from tests.bench.plan import (
+from bench.figures import median, ratio
+from bench.plan import (
     ALWAYS,
     ASGI,
     FALCON,

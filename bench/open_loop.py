@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.bench import tasks
-from tests.bench.figures import summary
-from tests.bench.machine import on_cores, realtime
+from bench import tasks
+from bench.figures import summary
+from bench.machine import on_cores, realtime
 
 ANSWERS_S = 30.0
 """How long the last answers are waited for."""

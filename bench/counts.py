@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from tests.bench import tasks
-from tests.bench.bench import Bench, say
-from tests.bench.contenders import Contender, Ours
-from tests.bench.plan import OURS
+from bench import tasks
+from bench.bench import Bench, say
+from bench.contenders import Contender, Ours
+from bench.plan import OURS
 from tests.support.service import Answer, Service
 
 RECORDS = 1000

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bench.database import Database
+from bench.machine import on_cores, peak_rss_mb
 from shared.records import TASKS
-from tests.bench.database import Database
-from tests.bench.machine import on_cores, peak_rss_mb
 from tests.support.service import ROOT, Service, free_port, processes_of, wait_until
 
 JOURNAL_MAX_BYTES = 32 * 1024**3
@@ -161,7 +161,7 @@ class Ceiling(Process):
         self._kind = kind
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.bench.ceilings", self._kind, str(self.port)]
+        return [sys.executable, "-m", "bench.ceilings", self._kind, str(self.port)]
 
 
 class SeedDesign(Process):

@@ -15,11 +15,11 @@ from typing import Any
 
 import MySQLdb
 
-from tests.bench import tasks, wrk
-from tests.bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
-from tests.bench.database import Database
-from tests.bench.machine import ALL, LOAD, PINS, SERVICE
-from tests.bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
+from bench import tasks, wrk
+from bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
+from bench.database import Database
+from bench.machine import ALL, LOAD, PINS, SERVICE
+from bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
 
 FAULTS = (
     AssertionError,

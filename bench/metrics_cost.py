@@ -1,4 +1,4 @@
-"""`python -m tests.bench.metrics_cost [--rounds N] [--seconds S]`: what counting requests for /metrics costs.
+"""`python -m bench.metrics_cost [--rounds N] [--seconds S]`: what counting requests for /metrics costs.
 
 Two ingest workers before one flusher, alike but for this: in the second, observing a request and publishing the counts
 do nothing. wrk (Debian's package) asks one and the other in turn, so that whatever else slows the machine down meets

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measures, prints a table, writes every figure as JSON. Started by scripts/bench.sh."""
+"""`python -m bench`: measures, prints a table, writes every figure as JSON. Started by scripts/bench.sh."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.bench import machine, open_loop, ratios, report
-from tests.bench.bench import FAULTS, Bench, cells, say
-from tests.bench.contenders import STATE
-from tests.bench.counts import lifecycle, statements
-from tests.bench.database import Database
-from tests.bench.figures import median
-from tests.bench.landing import landing
-from tests.bench.latency import flushing, locked, locked_open_loop
-from tests.bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
-from tests.bench.recovery import recovery
+from bench import machine, open_loop, ratios, report
+from bench.bench import FAULTS, Bench, cells, say
+from bench.contenders import STATE
+from bench.counts import lifecycle, statements
+from bench.database import Database
+from bench.figures import median
+from bench.landing import landing
+from bench.latency import flushing, locked, locked_open_loop
+from bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
+from bench.recovery import recovery
 from tests.support.mysql import SERVERS
 from tests.support.service import ROOT, processes_of, wait_until
 

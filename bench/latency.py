@@ -6,12 +6,12 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from tests.bench.bench import Bench, Trial, say
-from tests.bench.contenders import Contender, Ours
-from tests.bench.figures import median, phases
-from tests.bench.machine import ALL
-from tests.bench.open_loop import Job, Running, job
-from tests.bench.plan import OURS, Cell
+from bench.bench import Bench, Trial, say
+from bench.contenders import Contender, Ours
+from bench.figures import median, phases
+from bench.machine import ALL
+from bench.open_loop import Job, Running, job
+from bench.plan import OURS, Cell
 
 LOCKED_CELL = Cell(OURS, 10, 16, pinned=False, latencies=True)
 FLUSHING_CELL = Cell(OURS, 100, 16, pinned=False)

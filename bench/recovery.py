@@ -1,6 +1,6 @@
 """A journal that a crash has left: how fast it is read back and decoded, and how fast the service accepts again.
 
-The first is measured in a process of its own, `python -m tests.bench.recovery DIRECTORY`, with what a writer does
+The first is measured in a process of its own, `python -m bench.recovery DIRECTORY`, with what a writer does
 before it needs the database: read, decode, coalesce.
 """
 
@@ -14,6 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import tasks
+from bench.bench import Bench, say
+from bench.latency import AWAY
+from bench.machine import SERVICE, on_cores
+from bench.plan import OURS
 from flusher import segments
 from flusher.batch import Batch
 from flusher.coalesce import coalesce
@@ -21,11 +26,6 @@ from flusher.journal import Journal
 from flusher.segments import Entry
 from flusher.triggers import FlushPolicy, is_full
 from shared.records import TASKS
-from tests.bench import tasks
-from tests.bench.bench import Bench, say
-from tests.bench.latency import AWAY
-from tests.bench.machine import SERVICE, on_cores
-from tests.bench.plan import OURS
 from tests.support.service import ROOT, wait_until
 
 BATCH = 100
@@ -39,7 +39,7 @@ def recovery(bench: Bench) -> dict[str, Any]:
         size = _write(directory, bench.tasks, records)
         with on_cores(SERVICE):
             done = subprocess.run(
-                [sys.executable, "-m", "tests.bench.recovery", name],
+                [sys.executable, "-m", "bench.recovery", name],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.machine import ALL, PINS, give_way, pin
 from flusher.mysql_errors import Flavour
-from tests.bench.machine import ALL, PINS, give_way, pin
 from tests.support.mariadb import MariaDB
 
 OPTIONS = (

@@ -1,6 +1,6 @@
 """How fast the same server stack answers when it does nothing: a bare ASGI callable, and the same in Falcon.
 
-`python -m tests.bench.ceilings asgi|falcon PORT`, with the uvicorn, event loop and HTTP parser of the service.
+`python -m bench.ceilings asgi|falcon PORT`, with the uvicorn, event loop and HTTP parser of the service.
 """
 
 from __future__ import annotations
