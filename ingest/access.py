@@ -11,8 +11,7 @@ import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
-from ingest.cycle import Scope
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse, Scope
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
 """Answered without a token and under any name: what load balancers and supervisors ask, and the page that asks for the
@@ -38,37 +37,39 @@ class Access:
         self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
 
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        """Raises: Problem, where the request is not answered."""
+        """Raises: ErrorResponse, where the request is not answered."""
         if self._tokens is not None:
             if scope["path"] in OPEN_PATHS:
                 return
             given = headers.get(b"authorization")
             if given is None:
                 challenge = {"WWW-Authenticate": "Bearer"}
-                raise Problem(401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge)
+                raise ErrorResponse(
+                    401, "TOKEN_MISSING", "this service takes Authorization: Bearer TOKEN", headers=challenge
+                )
             if not has_token(given, self._tokens):
                 if has_token(given, self._read_tokens):
                     if scope["method"] in ("GET", "HEAD"):
                         return
-                    raise Problem(403, "TOKEN_READS_ONLY", "this token may only GET (read.auth_token)")
-                raise Problem(403, "TOKEN_WRONG", "the token is not the one that this service takes")
+                    raise ErrorResponse(403, "TOKEN_READS_ONLY", "this token may only GET (read.auth_token)")
+                raise ErrorResponse(403, "TOKEN_WRONG", "the token is not the one that this service takes")
             return
         if self._protected and not is_local(scope["client"]):
-            raise Problem(
+            raise ErrorResponse(
                 403,
                 "PROTECTED_MODE",
                 "without a token only callers on the same machine are answered: set service.auth_token"
                 " (SERVICE_AUTH_TOKEN), or service.protected_mode: false",
             )
         if scope["path"] not in OPEN_PATHS and not self._is_ours(headers.get(b"host", b"")):
-            raise Problem(
+            raise ErrorResponse(
                 403,
                 "HOST_NOT_ALLOWED",
                 "without a token, Host must be an IP address, a name without a dot, or a name in service.allowed_hosts"
                 " (SERVICE_ALLOWED_HOSTS)",
             )
         if is_cross_site(scope, headers):
-            raise Problem(403, "CROSS_SITE", "without a token no requests from pages of other sites are answered")
+            raise ErrorResponse(403, "CROSS_SITE", "without a token no requests from pages of other sites are answered")
 
     def admits(self, headers: Mapping[bytes, bytes], client: tuple[str, int] | None) -> bool:
         """Whether check() would pass a request that brings a Host and nothing that only browsers send."""

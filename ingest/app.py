@@ -12,17 +12,19 @@ from typing import Any, cast
 import falcon
 import falcon.asgi
 
-from ingest import openapi, resources
-from ingest.cycle import App
+from ingest import openapi
+from ingest.batches import Batch
 from ingest.dashboard import Dashboard, Points
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
+from ingest.health import LIVENESS, Health, Ready
 from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
 from ingest.reading import Reading
 from ingest.request_ids import request_id
-from ingest.resources import Problem
+from ingest.responses import App, ErrorResponse
 from ingest.shortcut import Shortcut
+from ingest.stats import Flush, Metrics, Stats
 from shared.config import Service
 from shared.reading import ROUTES
 from shared.records import KINDS
@@ -47,6 +49,16 @@ class Lifespan:
         await self._forwarder.close()
 
 
+class Fixed:
+    """Answers every GET with the same document."""
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        response.data = self._document
+
+
 def create_app(
     forwarder: Forwarder,
     metrics: RequestMetrics,
@@ -63,29 +75,28 @@ def create_app(
     Args: leaving: set from when no load balancer should send more; read_token: one that may only GET.
     Returns: the application, and the short ways past it, by path.
     """
-    health = resources.Health(forwarder, time.monotonic())
+    health = Health(forwarder, time.monotonic())
     batches = {
-        kind.path: resources.Batch(Validator(kind, policy, partial(metrics.ignore, kind.name)), forwarder)
-        for kind in KINDS
+        kind.path: Batch(Validator(kind, policy, partial(metrics.ignore, kind.name)), forwarder) for kind in KINDS
     }
     table: dict[str, object] = {
         **batches,
-        "/": resources.Liveness(),
+        "/": Fixed(LIVENESS),
         "/health": health,
-        "/ready": resources.Ready(health, leaving),
-        "/metrics": resources.Metrics(forwarder, metrics.exposition),
+        "/ready": Ready(health, leaving),
+        "/metrics": Metrics(forwarder, metrics.exposition),
         "/dashboard": Dashboard(),
         "/dashboard/history": Points(history),
-        "/openapi.json": resources.OpenApi(openapi.document(policy)),
-        "/api/v1/persistence/flush": resources.Flush(forwarder),
-        "/api/v1/persistence/stats": resources.Stats(forwarder, lambda: metrics.node().rejected),
+        "/openapi.json": Fixed(openapi.document(policy)),
+        "/api/v1/persistence/flush": Flush(forwarder),
+        "/api/v1/persistence/stats": Stats(forwarder, lambda: metrics.node().rejected),
     }
     app = falcon.asgi.App()
     recorder = Recorder(history, forwarder.stats, metrics.node, tuple(batches))
     app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
-    app.add_error_handler(Problem, _problem)
+    app.add_error_handler(ErrorResponse, _problem)
     app.add_error_handler(Exception, _bug)
     routes = {
         path: frozenset(method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}"))
@@ -108,7 +119,7 @@ def create_app(
 
 
 async def _problem(
-    _request: falcon.asgi.Request, _response: falcon.asgi.Response, problem: Problem, _params: dict[str, Any]
+    _request: falcon.asgi.Request, _response: falcon.asgi.Response, problem: ErrorResponse, _params: dict[str, Any]
 ) -> None:
     """The guard answers."""
     raise problem
@@ -119,4 +130,4 @@ async def _bug(
 ) -> None:
     extra = {"request_id": request_id(request.scope)}
     log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
-    raise Problem(500, "INTERNAL_ERROR", "this is a fault of the service")
+    raise ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")

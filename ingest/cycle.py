@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
+
+from ingest.responses import App, CutOff, Message, Scope
 
 log = logging.getLogger(__name__)
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-JSON = [(b"content-type", b"application/json")]
 NO_ROUTE = "none"
 """Stands for the path of what no application has seen."""
 NO_OTHER_SITE = b"x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
@@ -51,10 +45,6 @@ class Connection(Protocol):
     def failed(self) -> None:
         """There will be no answer."""
         ...
-
-
-class CutOff(Exception):
-    """An answer that has begun cannot be completed: its connection closes, so that nobody takes it for a whole one."""
 
 
 class Exchange:

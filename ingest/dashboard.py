@@ -17,7 +17,7 @@ import falcon
 import falcon.asgi
 
 from ingest.history import INTERVAL_S, WINDOW_S, History
-from ingest.resources import invalid_parameter, parse_number
+from ingest.parameters import invalid_parameter, parse_number
 from shared import VERSION
 
 STATIC = Path(__file__).parent / "static"
@@ -87,7 +87,7 @@ class Points:
 
 
 def _after(value: str | None) -> float:
-    """Raises: Problem."""
+    """Raises: ErrorResponse."""
     after = 0.0 if value is None else parse_number(value)
     if not math.isfinite(after):
         raise invalid_parameter("after", value or "", "seconds since 1970")

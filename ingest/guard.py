@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ingest.access import Access
-from ingest.cycle import JSON, App, Message, Receive, Scope, Send
-from ingest.headers import JSON_TYPE, check_form, is_host, is_json
+from ingest.headers import check_form, is_host, is_json
 from ingest.reading import target_of
 from ingest.request_ids import log_problem, request_id, take
-from ingest.resources import Problem
+from ingest.responses import JSON_TYPE, App, ErrorResponse, Message, Receive, Scope, Send
 from ingest.unpacking import MEMBER_WORK, PIECE_BYTES, SMALL_BODY_BYTES, gunzip, too_large
 
 MAX_READING_BYTES = 128 * 1024 * 1024
@@ -101,7 +100,7 @@ class Guard:
                     held += len(body)
                 scope["body"] = body
             await app(scope, receive, send)
-        except Problem as problem:
+        except ErrorResponse as problem:
             self.report(scope, problem)
             has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
             await _answer(problem, send, unread=has_body and not read)
@@ -110,7 +109,7 @@ class Guard:
         finally:
             self._reading_bytes -= held
 
-    def report(self, scope: Scope, problem: Problem) -> None:
+    def report(self, scope: Scope, problem: ErrorResponse) -> None:
         """Logs it, and counts the records that it refuses: a batch may come by a wrong path or method too."""
         log_problem(scope, problem)
         route = scope["route"]
@@ -154,7 +153,7 @@ class Guard:
             self._shortcut_bytes -= size
 
     def _route(self, scope: Scope) -> App:
-        """Which application answers. Raises: Problem."""
+        """Which application answers. Raises: ErrorResponse."""
         app = self._app
         if self._reading is not None and scope["path"] not in self._posts_with_body:
             target = target_of(scope["raw_path"])
@@ -163,22 +162,22 @@ class Guard:
                 app = self._reading
         methods = self._routes.get(scope["route"])
         if methods is None:
-            raise Problem(404, "NOT_FOUND", "there is nothing at this path")
+            raise ErrorResponse(404, "NOT_FOUND", "there is nothing at this path")
         allowed = methods | {"HEAD"} if "GET" in methods else methods
         if scope["method"] not in allowed:
             allow = ", ".join(sorted(allowed))
             detail = f"this path takes {allow}"
-            raise Problem(405, "METHOD_NOT_ALLOWED", detail, headers={"Allow": allow})
+            raise ErrorResponse(405, "METHOD_NOT_ALLOWED", detail, headers={"Allow": allow})
         return app
 
     def _check_headers(self, headers: Mapping[bytes, bytes]) -> tuple[bool, int | None]:
         """Returns: whether the body is gzipped, and its declared length."""
         content_type = headers.get(b"content-type", b"")
         if content_type != JSON_TYPE and not is_json(content_type):
-            raise Problem(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
+            raise ErrorResponse(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding != b"identity" and encoding.strip().lower() not in _ENCODINGS:
-            raise Problem(
+            raise ErrorResponse(
                 415,
                 "UNSUPPORTED_ENCODING",
                 "Content-Encoding may be identity or gzip",
@@ -194,12 +193,12 @@ class Guard:
         """Args: size: of one body, counted in already but for `to_come` bytes."""
         if size > SMALL_BODY_BYTES and self._reading_bytes + to_come > self._max_reading_bytes:
             detail = "too many large requests at once"
-            raise Problem(503, "TOO_MANY_BYTES_IN_FLIGHT", detail, headers={"Retry-After": "1"})
+            raise ErrorResponse(503, "TOO_MANY_BYTES_IN_FLIGHT", detail, headers={"Retry-After": "1"})
 
     async def _read(self, receive: Receive, declared: int | None) -> bytes:
         """The whole body, counted in as it comes; who only announces much holds nothing.
 
-        The protocol below sees to it that it comes in time. Raises: Problem, ClientGone; then nothing is counted in.
+        The protocol below bounds the time. Raises: ErrorResponse, ClientGone; then nothing is counted in.
         """
         if declared is not None:
             self._check_room(declared, to_come=declared)
@@ -220,14 +219,14 @@ class Guard:
                     break
                 parts.append(part)
             if declared is not None and size != declared:
-                raise Problem(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {size} came")
+                raise ErrorResponse(400, "BODY_CUT_SHORT", f"{declared} bytes were announced, {size} came")
         except BaseException:
             self._reading_bytes -= size
             raise
         return b"".join([*parts, part]) if parts else part
 
     async def _unpack(self, body: bytes) -> bytes:
-        """The body out of gzip, counted in piece by piece. Raises: Problem; then nothing more is counted in."""
+        """The body out of gzip, counted in piece by piece. Raises: ErrorResponse; then nothing more is counted in."""
         unpacked = bytearray()
         work = 0
         try:
@@ -250,10 +249,10 @@ async def _nothing_left() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _answer(problem: Problem, send: Send, *, unread: bool) -> None:
+async def _answer(problem: ErrorResponse, send: Send, *, unread: bool) -> None:
     """Sends a problem. Where the body is unread the connection ends with it."""
-    headers = [*JSON, (b"content-length", b"%d" % len(problem.body)), *problem.fields]
-    if unread and "Connection" not in problem.headers:
+    headers = list(problem.fields)
+    if unread and (b"connection", b"close") not in headers:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": problem.body})

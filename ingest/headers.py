@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ingest.cycle import Scope
-from ingest.resources import Problem
+from ingest.responses import JSON_TYPE, ErrorResponse, Scope
 
-JSON_TYPE = b"application/json"
 _SINGLE_FIELDS = (
     b"host",
     b"content-length",
@@ -28,7 +26,7 @@ _HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,255}|\[[0-9A-F
 
 
 def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """What the parser lets pass, and what a proxy on the way may read in another way. Raises: Problem."""
+    """What the parser lets pass, and what a proxy on the way may read in another way. Raises: ErrorResponse."""
     version = scope["http_version"]
     names = [name for name, _ in scope["headers"]]
     twice = [name.decode() for name in _SINGLE_FIELDS if names.count(name) > 1]
@@ -45,7 +43,7 @@ def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         detail = "Transfer-Encoding may be chunked, in HTTP/1.1"
     else:
         return
-    raise Problem(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
+    raise ErrorResponse(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
 
 
 @lru_cache(maxsize=128)

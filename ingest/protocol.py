@@ -30,7 +30,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from ingest.access import OPEN_PATHS
-from ingest.cycle import NO_ROUTE, App, Cycle, Exchange
+from ingest.cycle import NO_ROUTE, Cycle, Exchange
 from ingest.refusals import (
     BAD_TARGET,
     CHUNKS,
@@ -50,6 +50,7 @@ from ingest.refusals import (
     UPGRADE,
     Refusal,
 )
+from ingest.responses import App
 from ingest.shortcut import Shortcut
 from shared.timers import logged
 

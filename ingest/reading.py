@@ -16,9 +16,9 @@ import msgspec
 import orjson
 from falcon import mediatypes
 
-from ingest.cycle import CutOff, Receive, Scope, Send
 from ingest.forwarder import FlusherUnavailable, Forwarder
-from ingest.resources import Problem, flush_incomplete, invalid_parameter, parse_timeout, unavailable
+from ingest.parameters import invalid_parameter, parse_timeout
+from ingest.responses import CutOff, ErrorResponse, Receive, Scope, Send, flush_incomplete, unavailable
 from shared.reading import (
     JSON_TYPE,
     LENGTH,
@@ -54,7 +54,7 @@ class Target(msgspec.Struct, frozen=True):
 def target_of(raw_path: bytes) -> Target | None:
     """A path as it stands in the request -> what it names; None where it is none of the read side's.
 
-    Ids are decoded once: `%2F` is a slash in an id, `%252F` is `%2F`. Raises: Problem for an id that is not
+    Ids are decoded once: `%2F` is a slash in an id, `%252F` is `%2F`. Raises: ErrorResponse for an id that is not
     percent-encoded UTF-8.
     """
     prefix, *parts = raw_path[len(PREFIX) :].split(b"/", 4)
@@ -72,7 +72,7 @@ def _decoded(segment: bytes) -> str:
             return unquote_to_bytes(segment).decode()
     except UnicodeDecodeError:
         pass
-    raise Problem(400, "INVALID_PATH", "an id in a path must be percent-encoded UTF-8")
+    raise ErrorResponse(400, "INVALID_PATH", "an id in a path must be percent-encoded UTF-8")
 
 
 class Reading:
@@ -85,9 +85,9 @@ class Reading:
         self._calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: Problem, CutOff."""
+        """Raises: ErrorResponse, CutOff."""
         if self._path is None:
-            raise Problem(404, "READ_DISABLED", "reading is switched off (read.enabled)")
+            raise ErrorResponse(404, "READ_DISABLED", "reading is switched off (read.enabled)")
         await _pass_over_body(receive)
         target: Target = scope["target"]
         query = scope["query_string"].decode("latin-1")
@@ -101,7 +101,7 @@ class Reading:
             pending_records=await self._pending() if target.route in (PREFIX, TASKS) else None,
         )
         if self._calls >= MAX_CALLS:
-            raise Problem(503, "READ_BUSY", f"{MAX_CALLS} reads are under way", headers=_SOON)
+            raise ErrorResponse(503, "READ_BUSY", f"{MAX_CALLS} reads are under way", headers=_SOON)
         self._calls += 1
         try:
             await self._call(self._path, call, send, head_only=scope["method"] == "HEAD")
@@ -120,11 +120,11 @@ class Reading:
             writer.transport.abort()
 
     async def _freshen(self, query: str) -> None:
-        """Where the caller asks for it, everything accepted before is in the database first. Raises: Problem."""
+        """Where the caller asks for it, everything accepted before is in the database first. Raises: ErrorResponse."""
         try:
             given = parameters(query, None)
         except InvalidRequest as error:
-            raise Problem(400, error.code, str(error)) from error
+            raise ErrorResponse(400, error.code, str(error)) from error
         fresh = given.get("fresh")
         timeout_s = parse_timeout(given.get("timeout"), FRESH_TIMEOUT_S)
         if fresh is None:
@@ -147,7 +147,7 @@ class Reading:
         return count
 
     async def _pass_on(self, stream: asyncio.StreamReader, send: Send, *, head_only: bool) -> None:
-        """A caller who leaves cancels us. Raises: Problem, the reader's own too; CutOff."""
+        """A caller who leaves cancels us. Raises: ErrorResponse, the reader's own too; CutOff."""
         begun = False
         try:
             line = await asyncio.wait_for(stream.readline(), self._timeout_s)
@@ -155,7 +155,7 @@ class Reading:
             if head.status >= 400:
                 document = orjson.loads(await asyncio.wait_for(_piece(stream), self._timeout_s))
                 soon = _SOON if head.status == 503 else None
-                raise Problem(head.status, document["error_code"], document["detail"], headers=soon)
+                raise ErrorResponse(head.status, document["error_code"], document["detail"], headers=soon)
             headers = [(b"content-type", head.content_type.encode()), (b"cache-control", b"no-store")]
             if head.length is not None:
                 headers.append((b"content-length", b"%d" % head.length))
@@ -177,14 +177,17 @@ class Reading:
 
 
 async def _pass_over_body(receive: Receive) -> None:
-    """A GET may have a body; a caller who leaves before it has come would not be noticed later. Raises: Problem."""
+    """A GET may have a body; a caller who leaves before it has come would not be noticed later.
+
+    Raises: ErrorResponse.
+    """
     size, more = 0, True
     while more:
         message = await receive()
         more = message.get("more_body", False)
         size += len(message.get("body", b""))
         if size > MAX_IGNORED_BYTES:
-            raise Problem(413, "BODY_TOO_LARGE", f"the body of a GET may have {MAX_IGNORED_BYTES} bytes")
+            raise ErrorResponse(413, "BODY_TOO_LARGE", f"the body of a GET may have {MAX_IGNORED_BYTES} bytes")
 
 
 async def _piece(stream: asyncio.StreamReader) -> bytes:
@@ -206,5 +209,7 @@ def _wants_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 _SOON = {"Retry-After": "1"}
 
 
-def _away(why: str) -> Problem:
-    return Problem(503, "READER_UNAVAILABLE", f"the reader cannot be reached: {why}; writing goes on", headers=_SOON)
+def _away(why: str) -> ErrorResponse:
+    return ErrorResponse(
+        503, "READER_UNAVAILABLE", f"the reader cannot be reached: {why}; writing goes on", headers=_SOON
+    )

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import MutableMapping
 from typing import Any
 
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def request_id(scope: MutableMapping[str, Any]) -> str:
     return found
 
 
-def log_problem(scope: MutableMapping[str, Any], problem: Problem) -> None:
+def log_problem(scope: MutableMapping[str, Any], problem: ErrorResponse) -> None:
     """A line for what the service could not do. What the caller did wrong is the caller's matter: at DEBUG only."""
     level = logging.WARNING if problem.status >= 500 else logging.DEBUG
     if log.isEnabledFor(level):

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ingest.cycle import JSON, Connection, Exchange, encode_head
+from ingest.batches import Batch, accepted
+from ingest.cycle import Connection, Exchange
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
 from ingest.guard import Guard
 from ingest.request_ids import request_id
-from ingest.resources import Batch, accepted, unavailable
+from ingest.responses import JSON_TYPE, encode_response, unavailable
 
 MAX_BODY_BYTES = 256 * 1024
 _LENGTH_DIGITS = len(str(MAX_BODY_BYTES))
 
 _HEAD = {
-    keep_alive: encode_head(202, JSON, length=0, keep_alive=keep_alive).replace(b": 0\r\n", b": %d\r\n") + b"%b"
+    keep_alive: encode_response(
+        202, [(b"content-type", JSON_TYPE), (b"content-length", b"%d")], b"%b", keep_alive=keep_alive
+    )
     for keep_alive in (False, True)
 }
 """Of an accepted batch; the length of the body and the body are still to be put in."""
@@ -60,9 +63,8 @@ class PlainBatch(Exchange):
             scope = {"method": "POST", "path": self.route, "route": self.route}
             self._shortcut.guard.report(scope, problem)
             self.status = problem.status
-            fields = [*JSON, *problem.fields, (b"x-request-id", request_id(scope).encode())]
-            answer = encode_head(self.status, fields, length=len(problem.body), keep_alive=self.keep_alive)
-            answer += problem.body
+            fields = [*problem.fields, (b"x-request-id", request_id(scope).encode())]
+            answer = encode_response(self.status, fields, problem.body, keep_alive=self.keep_alive)
         self.response_complete = True
         self._connection.write(answer)
         self._connection.answered(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse
 
 SMALL_BODY_BYTES = 64 * 1024
 """A body that is no larger always has room, and may be packed as tightly as it likes."""
@@ -18,8 +18,8 @@ _PACKED_PIECE_BYTES = 4 * 1024
 """zlib copies what is behind a member; a piece holds 200 members at most."""
 
 
-def too_large(max_bytes: int) -> Problem:
-    return Problem(
+def too_large(max_bytes: int) -> ErrorResponse:
+    return ErrorResponse(
         413, "BODY_TOO_LARGE", f"a body may have {max_bytes} bytes, sent and unpacked (service.max_body_bytes)"
     )
 
@@ -27,7 +27,7 @@ def too_large(max_bytes: int) -> Problem:
 def gunzip(body: bytes, max_bytes: int) -> Iterator[bytes]:
     """Unpacks gzip of any number of members (RFC 1952, 2.2) in pieces, each in under 1 ms.
 
-    Args: max_bytes: of all pieces together. Raises: Problem, at the first byte over a limit.
+    Args: max_bytes: of all pieces together. Raises: ErrorResponse, at the first byte over a limit.
     """
     most = min(max_bytes, max(SMALL_BODY_BYTES, MAX_PACKED * len(body)))
     unpacker = zlib.decompressobj(wbits=31)
@@ -45,9 +45,9 @@ def gunzip(body: bytes, max_bytes: int) -> Iterator[bytes]:
                     raise too_large(max_bytes)
                 if size > most:
                     detail = f"unpacked, the body has over {MAX_PACKED} times its {len(body)} bytes: send it unpacked"
-                    raise Problem(413, "BODY_TOO_PACKED", detail)
+                    raise ErrorResponse(413, "BODY_TOO_PACKED", detail)
                 yield piece
     except zlib.error:
-        raise Problem(400, "INVALID_GZIP", "the body is not gzip") from None
+        raise ErrorResponse(400, "INVALID_GZIP", "the body is not gzip") from None
     if not unpacker.eof:
-        raise Problem(400, "BODY_CUT_SHORT", "the gzip stream does not end where the body ends")
+        raise ErrorResponse(400, "BODY_CUT_SHORT", "the gzip stream does not end where the body ends")

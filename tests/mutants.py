@@ -526,7 +526,7 @@ BREAKS = (
     Break(
         "6 the loop never waits",
         "a closer look keeps its turn to the end",
-        "ingest/resources.py",
+        "ingest/batches.py",
         "            if time.monotonic() > turn_ends_at:\n",
         "            if False:\n",
         ("tests/ingest/test_batches.py",),

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from ingest import resources
+from ingest import batches
+from ingest.batches import Batch
 from ingest.forwarder import Forwarder
-from ingest.resources import Batch, Problem
+from ingest.responses import ErrorResponse
 from shared.records import TASKS
 from shared.validation import Validator
 from tests.support.bodies import POLICY, body_of
@@ -49,7 +50,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         return validate(self, body, now_s)
 
     monkeypatch.setattr(Validator, "validate", counting)
-    monkeypatch.setattr(resources, "time", Clock())
+    monkeypatch.setattr(batches, "time", Clock())
     return found
 
 
@@ -63,7 +64,7 @@ def post(body: bytes) -> int:
         while not answer.done():
             turns += 1
             await asyncio.sleep(0)
-        with pytest.raises(Problem) as raised:
+        with pytest.raises(ErrorResponse) as raised:
             await answer
         assert raised.value.status == 422
         return turns
@@ -74,7 +75,7 @@ def post(body: bytes) -> int:
 def test_other_tasks_have_a_turn_every_few_milliseconds(looks: list[bytes]) -> None:
     records = [task(row_index="7")] * 200 + [task(status="done")]
     turns = post(body_of(TASKS, *records))
-    assert turns > 200 * 0.001 / resources.TURN_S / 2
+    assert turns > 200 * 0.001 / batches.TURN_S / 2
     assert len(looks) == 1
 
 

@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from ingest.app import create_app
-from ingest.cycle import App, Message
 from ingest.dashboard import STATIC, page
 from ingest.forwarder import Forwarder
 from ingest.history import History, Point
 from ingest.metrics import RequestMetrics
+from ingest.responses import App, Message
 from shared import VERSION
 from shared.config import Service
 from shared.validation import Policy

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from ingest.headers import is_json
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse
 from ingest.unpacking import MAX_PACKED, SMALL_BODY_BYTES, gunzip
 from tests.support.guarded import BATCH, GONE, LOCAL, OTHER, Exchange, Guarded, part, scope_of
 from tests.support.service import task
@@ -312,7 +312,7 @@ def unpacked(packed: bytes, max_bytes: int = 10_000_000) -> bytes:
 
 
 def refused(packed: bytes, max_bytes: int = 10_000_000) -> tuple[int, str]:
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(ErrorResponse) as raised:
         unpacked(packed, max_bytes)
     return raised.value.status, raised.value.code
 
@@ -336,7 +336,7 @@ def test_gzip_has_any_number_of_members(parts: list[bytes]) -> None:
 def test_a_bomb_is_refused_by_its_ratio_before_it_is_unpacked() -> None:
     bomb = gzip.compress(bytes(10_000_000))
     sizes: list[int] = []
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(ErrorResponse) as raised:
         sizes.extend(map(len, gunzip(bomb, 10_000_000)))
     assert (raised.value.status, raised.value.code) == (413, "BODY_TOO_PACKED")
     assert sum(sizes) <= MAX_PACKED * len(bomb)

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.metrics import RequestMetrics, fold, node_counts
-from ingest.resources import SHARED_S, Metrics
+from ingest.stats import METRICS_SHARED_S, Metrics
 
 STATS: dict[str, Any] = {
     "buffer": {
@@ -277,12 +277,12 @@ def test_a_second_has_one_computation_however_many_ask_and_whatever_it_ends_in()
             return cast(bytes, response.data)
 
         assert await asyncio.gather(*[get() for _ in range(200)]) == [b"1"] * 200
-        now = SHARED_S - 0.001
+        now = METRICS_SHARED_S - 0.001
         assert await get() == b"1"
-        now = SHARED_S
+        now = METRICS_SHARED_S
         assert {type(one) for one in await asyncio.gather(get(), get(), return_exceptions=True)} == {OSError}
-        now = 2 * SHARED_S
+        now = 2 * METRICS_SHARED_S
         assert await get() == b"3"
 
     asyncio.run(main())
-    assert computed == [0.0, SHARED_S, 2 * SHARED_S]
+    assert computed == [0.0, METRICS_SHARED_S, 2 * METRICS_SHARED_S]

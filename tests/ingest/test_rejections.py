@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ingest.rejections import Rejections
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse
 from shared.records import TASKS
 from shared.validation import InvalidRecord
 from tests.support.bodies import body_of, policy, validate
@@ -131,7 +131,9 @@ def test_a_batch_under_a_wrong_path_or_method_is_counted_and_what_can_hold_no_re
 
 def test_what_the_application_refuses_is_counted_as_it_says() -> None:
     async def refuses(_scope: Any, _receive: Any, _send: Any) -> None:
-        raise Problem(422, "INVALID_RECORD", "invalid", records={"tasks.status": 2, "tasks beside an invalid one": 3})
+        raise ErrorResponse(
+            422, "INVALID_RECORD", "invalid", records={"tasks.status": 2, "tasks beside an invalid one": 3}
+        )
 
     keeper, rejected = guarded()
     keeper.guard._app = refuses

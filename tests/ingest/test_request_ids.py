@@ -14,7 +14,7 @@ import pytest
 
 from ingest.app import _bug
 from ingest.cycle import Cycle
-from ingest.resources import Problem
+from ingest.responses import ErrorResponse
 from shared.logs import TextFormatter
 from tests.support.guarded import BATCH, LOCAL, OTHER, Guarded, scope_of
 from tests.support.mariadb import MariaDB
@@ -82,7 +82,7 @@ def test_without_one_none_is_made_for_a_good_answer_nor_for_a_callers_fault() ->
 @pytest.mark.parametrize("method", ["POST", "HEAD"])
 def test_a_5xx_has_one_and_its_log_line_the_same(method: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fails(_scope: Any, _receive: Any, _send: Any) -> None:
-        raise Problem(503, "JOURNAL_FULL", "full")
+        raise ErrorResponse(503, "JOURNAL_FULL", "full")
 
     guarded = Guarded()
     guarded.guard._app = fails
@@ -141,7 +141,7 @@ def test_a_fault_of_ours_is_told_with_its_place_and_without_the_record(caplog: p
     try:
         raise KeyError("what a record held")
     except KeyError as error:
-        with pytest.raises(Problem) as raised:
+        with pytest.raises(ErrorResponse) as raised:
             asyncio.run(_bug(request, response, error, {}))
     assert raised.value.status == 500
     (line,) = caplog.records

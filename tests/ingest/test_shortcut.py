@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
+from ingest.batches import Batch
 from ingest.cycle import NO_OTHER_SITE
 from ingest.forwarder import Forwarder, Rejected
 from ingest.guard import MAX_SHORTCUT_BYTES, Guard
 from ingest.protocol import Protocol
 from ingest.refusals import MAX_URL_BYTES
-from ingest.resources import Batch
 from ingest.shortcut import MAX_BODY_BYTES, Shortcut
 from ingest.unpacking import SMALL_BODY_BYTES
 from shared.records import TASKS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.resources import LIVENESS
+from ingest.health import LIVENESS
 from shared.records import TASKS as TASK
 from tests.support.mariadb import MariaDB
 from tests.support.proxies import Proxy
