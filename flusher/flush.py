@@ -21,7 +21,7 @@ from flusher.callers import Callers, FlushResult
 from flusher.journal import Journal, JournalWriteFailed, Leftover, SegmentFile
 from flusher.mysql_errors import ErrorClass
 from flusher.pinger import Pinger
-from flusher.state import HANGING_S, NO_DATABASE_ERROR, Condition
+from flusher.state import HANGING_S, NO_DATABASE_ERROR, Cause, Condition
 from flusher.stats import Figures
 from flusher.syncer import Syncer
 from flusher.triggers import FlushPolicy, FlushReason
@@ -397,7 +397,7 @@ class Flush:
                 segment.path.name + segments.BROKEN_SUFFIX,
             )
         if answer.dead_lettered:
-            figures.last_error = answer.last_error
+            figures.error(answer.last_error or "", self._wall())
             log.error("%d records went to the dead letters: %s", answer.dead_lettered, answer.last_error)
         if answer.statements:
             figures.database.committed(self._wall())
@@ -415,10 +415,10 @@ class Flush:
         segment.attempts += 1
         now = self._clock()
         of_segment = answer.of_segment or answer.error_class in _OF_THE_SEGMENT
-        self._figures.failed(answer)
+        self._figures.failed(answer, self._wall())
         if of_segment:
             since = self._wall() if segment.alarm is None else segment.alarm.since
-            segment.alarm = Condition(answer.message, since) if answer.alarming else None
+            segment.alarm = Condition(answer.message, since, Cause.SEGMENT) if answer.alarming else None
             self._doubtful |= answer.of_segment
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
             segment.not_before = now + delay

@@ -18,7 +18,7 @@ from flusher.backlog import Backlog, Segment
 from flusher.flush import Flush
 from flusher.journal import Journal, JournalWriteFailed, SegmentFile
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
-from flusher.state import Acceptance, Condition
+from flusher.state import Acceptance, Cause, Condition
 from flusher.stats import Figures
 from flusher.syncer import Syncer, Waiter
 from shared.wire import Reason, Reject, Submit, acks, encode
@@ -116,7 +116,9 @@ class Intake:
             self.refusing = None
             log.warning("accepting again")
         else:
-            self.refusing = Condition(why, self._wall_ns() / 1e9)
+            full = acceptance is Acceptance.FULL
+            cause = Cause.JOURNAL_FULL if full else Cause.JOURNAL_NOT_WRITABLE
+            self.refusing = Condition(why, self._wall_ns() / 1e9, cause)
             log.error("refusing records (%s): %s", acceptance.value, why)
 
     def _judgement(self) -> tuple[Acceptance, str]:
@@ -126,8 +128,7 @@ class Intake:
         if journal.active is None or journal.fault is not None:
             return Acceptance.NOT_WRITABLE, f"the journal cannot be written: {journal.fault or 'no segment is open'}"
         if self._full_at == journal.gone or journal.bytes + ENTRY_HEADER_BYTES >= self._max_bytes:
-            why = f"the journal is full (journal.max_bytes = {self._max_bytes}): the database takes less than arrives"
-            return Acceptance.FULL, why
+            return Acceptance.FULL, f"the journal is full (journal.max_bytes = {self._max_bytes})"
         return Acceptance.ACCEPTING, ""
 
     def _reserve(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> Sequence[Submit]:

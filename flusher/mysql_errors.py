@@ -91,6 +91,8 @@ OF_THE_SESSION = {1969, 3024}
 """Limits that a session takes over from the server when it begins: a new one may have another."""
 LOGIN_REFUSED = {1045, 1698}
 """Each is counted by a server that locks an account after some: asked rarely."""
+NAMES_ONLY = {1048, 1264, 1265, 1406, 3819, 4025}
+"""Of class DATA: their messages name a column or a constraint, and no value."""
 ALARMING_NUMBERS = {1129}
 """Retried like its class, but only an operator can lift it (FLUSH HOSTS)."""
 

@@ -72,14 +72,14 @@ class Pinger:
         try:
             answer = await self._writers.ask({"ping": True})
         except WriterDied as error:
-            self._figures.last_error = f"a writer died: {error}"
+            self._figures.error(f"a writer died: {error}", self._wall())
             self._deaths += 1
             if self._deaths >= DEATHS:
                 self._figures.database.not_asked(str(error), self._wall())
         else:
             self._deaths = 0
             if isinstance(answer, Failed):
-                self._figures.last_error = answer.message
+                self._figures.error(answer.message, self._wall())
                 self._figures.database.failed(answer, self._wall(), writing=False)
             else:
                 self._figures.database.answered(self._wall())

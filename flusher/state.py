@@ -5,8 +5,9 @@
                 bad     -> up                       a commit; where only a ping had found it bad, a ping
     acceptance  accepting, full, not_writable       Intake.look() says which
 
-Rules: no clock, no I/O; belongs to the loop's thread. A reason is one sentence without figures that change by
-themselves, so that one problem stays one line; `since` is in seconds since 1970.
+Rules: no clock, no I/O; belongs to the loop's thread. A reason is one sentence that names the next command, without
+figures that change by themselves, so that one problem stays one line; a cause is its kind, for programs and for other
+languages; `since` is in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -28,6 +29,44 @@ NO_DATABASE_ERROR = -1
 """The number of a failure that says nothing of the database: a writer has died or cannot be started."""
 _REFUSED_CONNECTION = {1040, 1047, 1129, 1203, 1226}
 """The server answered, and takes no connection or no write of ours now."""
+_RIGHTS = {1044, 1045, 1130, 1131, 1142, 1143, 1227, 1370, 1524, 1698, 1820, 1862, 2059, 2061, 3118, 3159, 3879, 4151}
+"""Of class SCHEMA: the login, or a right."""
+
+
+class Cause(str, Enum):
+    """What kind of trouble it is."""
+
+    STARTING = "starting"
+    UNREACHABLE = "unreachable"
+    BUSY = "busy"
+    LOCKED = "locked"
+    READ_ONLY = "read_only"
+    DISK = "disk"
+    RIGHTS = "rights"
+    TABLES = "tables"
+    WRITER = "writer"
+    UNKNOWN = "unknown"
+    SEGMENT = "segment"
+    BACKLOG = "backlog"
+    JOURNAL_FULL = "journal_full"
+    JOURNAL_NOT_WRITABLE = "journal_not_writable"
+
+
+_CAUSE_OF_CLASS = {
+    ErrorClass.RETRY: Cause.LOCKED,
+    ErrorClass.RECONNECT: Cause.UNREACHABLE,
+    ErrorClass.READ_ONLY: Cause.READ_ONLY,
+    ErrorClass.STORAGE: Cause.DISK,
+    ErrorClass.SCHEMA: Cause.TABLES,
+}
+
+
+def cause_of(answer: Failed) -> Cause:
+    if answer.number in _REFUSED_CONNECTION:
+        return Cause.BUSY
+    if answer.number in _RIGHTS:
+        return Cause.RIGHTS
+    return _CAUSE_OF_CLASS.get(answer.error_class, Cause.UNKNOWN)
 
 
 class Condition(NamedTuple):
@@ -35,6 +74,7 @@ class Condition(NamedTuple):
 
     reason: str
     since: float
+    cause: Cause = Cause.UNKNOWN
 
 
 class DatabaseState(str, Enum):
@@ -49,6 +89,7 @@ _ADVICE = {
     DatabaseState.NOT_WRITABLE: "./scripts/ctl.sh db check shows the remedy",
 }
 """What to do, where the error does not say so itself. All goes on by itself afterwards."""
+OVERLOADED = "the database takes less than arrives; SHOW FULL PROCESSLIST shows what holds it up"
 
 
 class Acceptance(str, Enum):
@@ -64,6 +105,7 @@ class Database:
     since: float
     state: DatabaseState = DatabaseState.UNKNOWN
     reason: str | None = "the database has not answered yet"
+    cause: Cause | None = Cause.STARTING
     alarming: bool = False
     _needs_commit: bool = False
 
@@ -91,7 +133,7 @@ class Database:
         down = answer.error_class is ErrorClass.RECONNECT and answer.number not in _REFUSED_CONNECTION
         state = DatabaseState.DOWN if down else DatabaseState.NOT_WRITABLE
         reason = answer.message if "ctl.sh" in answer.message else f"{answer.message}; {_ADVICE[state]}"
-        self._bad(state, reason, wall, writing)
+        self._bad(state, reason, cause_of(answer), wall, writing)
         self.alarming = answer.alarming
 
     def held_up(self, last_error: str | None, wall: float) -> None:
@@ -99,25 +141,26 @@ class Database:
         if not self.bad:
             why = last_error or "one is under way: a lock on the tables, or a server that does not answer"
             reason = f"no write has succeeded for {HANGING_S:.0f} s: {why}; SHOW FULL PROCESSLIST names who holds it up"
-            self._bad(DatabaseState.NOT_WRITABLE, reason, wall, writing=True)
+            self._bad(DatabaseState.NOT_WRITABLE, reason, Cause.LOCKED, wall - HANGING_S, writing=True)
 
     def not_asked(self, why: str, wall: float) -> None:
         """Writer after writer dies before it can ask."""
         if not self.bad:
-            self._bad(DatabaseState.NOT_WRITABLE, f"no writer can work: {why}", wall, writing=False)
+            reason = f"no writer can work: {why}; the log says more"
+            self._bad(DatabaseState.NOT_WRITABLE, reason, Cause.WRITER, wall, writing=False)
 
-    def _bad(self, state: DatabaseState, reason: str, wall: float, writing: bool) -> None:
+    def _bad(self, state: DatabaseState, reason: str, cause: Cause, wall: float, writing: bool) -> None:
         if not self.bad:
             self.since = wall
         if self.state is not state:
             log.warning("database: %s, records wait in the journal: %s", state.value.replace("_", " "), reason)
-        self.state, self.reason = state, reason
+        self.state, self.reason, self.cause = state, reason, cause
         self._needs_commit |= writing
 
     def _up(self, wall: float) -> None:
         if self.state is not DatabaseState.UP:
             self.since = wall
-        self.state, self.reason = DatabaseState.UP, None
+        self.state, self.reason, self.cause = DatabaseState.UP, None, None
         self.alarming = self._needs_commit = False
 
 
@@ -125,13 +168,18 @@ def verdict(
     acceptance: Condition | None, database: Database, segment: Condition | None, backlog: Condition | None
 ) -> tuple[str, Condition | None]:
     """Args: each None where nothing is wrong with it. Returns: healthy, degraded or unhealthy, and why."""
+    of_database = None
+    if database.reason is not None and database.cause is not None:
+        of_database = Condition(database.reason, database.since, database.cause)
     if acceptance is not None:
+        if acceptance.cause is Cause.JOURNAL_FULL:
+            why = database.reason if database.bad else OVERLOADED
+            acceptance = acceptance._replace(reason=f"{acceptance.reason}: {why}")
         return "unhealthy", acceptance
-    if database.bad:
-        assert database.reason is not None
-        return "degraded", Condition(database.reason, database.since)
+    if database.bad and of_database is not None:
+        return "degraded", of_database
     if segment is not None:
         return "degraded", segment
-    if database.reason is not None:
-        return "degraded", Condition(database.reason, database.since)
+    if of_database is not None:
+        return "degraded", of_database
     return ("healthy", None) if backlog is None else ("degraded", backlog)

@@ -14,7 +14,7 @@ from typing import Any
 from flusher.answers import Failed, Written
 from flusher.backlog import Backlog, no_records
 from flusher.journal import Journal
-from flusher.state import BACKLOG_DEGRADED_PERCENT, Acceptance, Condition, Database, verdict
+from flusher.state import BACKLOG_DEGRADED_PERCENT, OVERLOADED, Acceptance, Cause, Condition, Database, verdict
 from shared.records import KIND_OF_CODE, KINDS
 
 FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -92,7 +92,9 @@ class Figures:
     failures: dict[str, int] = field(default_factory=dict)
     failures_by_code: dict[str, int] = field(default_factory=dict)
     last_error: str | None = None
+    last_error_at: float | None = None
     last_dead_letter: str | None = None
+    last_dead_letter_at: float | None = None
     drain_rate: DrainRate = field(default_factory=DrainRate)
 
     @property
@@ -109,7 +111,7 @@ class Figures:
         self.damaged_bytes += answer.damaged_bytes
         self.statements += answer.statements
         if answer.last_error:
-            self.last_dead_letter = answer.last_error
+            self.last_dead_letter, self.last_dead_letter_at = answer.last_error, wall
         day = _iso(wall)[:10]
         if day != self.today:
             self.today, self.flushed_today = day, 0
@@ -120,11 +122,14 @@ class Figures:
         self.flush_duration_s += duration_s
         self.last_flush_at = wall
 
-    def failed(self, answer: Failed) -> None:
+    def error(self, text: str, wall: float) -> None:
+        self.last_error, self.last_error_at = text, wall
+
+    def failed(self, answer: Failed, wall: float) -> None:
         name, code = answer.error_class.value, str(answer.number)
         self.failures[name] = self.failures.get(name, 0) + 1
         self.failures_by_code[code] = self.failures_by_code.get(code, 0) + 1
-        self.last_error = answer.message
+        self.error(answer.message, wall)
 
 
 def document(
@@ -159,8 +164,8 @@ def document(
     usage_percent = round(100 * journal.bytes / max_bytes, 2)
     backed_up = None
     if usage_percent > BACKLOG_DEGRADED_PERCENT:
-        why = "the backlog takes over half of journal.max_bytes: the database takes too little"
-        backed_up = Condition(why, wall - oldest_s)
+        why = f"the backlog takes over half of journal.max_bytes: {OVERLOADED}"
+        backed_up = Condition(why, wall - oldest_s, Cause.BACKLOG)
     database, of_segment = figures.database, backlog.alarm()
     status, wrong = verdict(refusing, database, of_segment, backed_up)
     alarm = database.reason if database.alarming else None if of_segment is None else of_segment.reason
@@ -175,8 +180,9 @@ def document(
             "journal_segments": journal.segments,
         },
         "flush_info": {
-            "last_flush_time": None if figures.last_flush_at is None else _iso(figures.last_flush_at),
-            "next_flush_time": None if next_flush is None else _iso(next_flush),
+            "flush_interval_seconds": flush_interval_s,
+            "last_flush_time": _iso_or_none(figures.last_flush_at),
+            "next_flush_time": _iso_or_none(next_flush),
             "flush_count_today": figures.flushed_today if figures.today == _iso(wall)[:10] else 0,
             "average_flush_duration_ms": round(1000 * figures.flush_duration_s / flushes, 3) if flushes else 0.0,
             "total_flush_duration_seconds": round(figures.flush_duration_s, 6),
@@ -206,6 +212,7 @@ def document(
             "count": figures.dead_letters_waiting,
             "total": figures.dead_lettered,
             "last_error": figures.last_dead_letter,
+            "last_at": _iso_or_none(figures.last_dead_letter_at),
         },
         "accepted": {KIND_OF_CODE[code].name: count for code, count in figures.records_in.items()},
         "failures": figures.failures,
@@ -218,11 +225,13 @@ def document(
         "state": {
             "status": status,
             "reason": None if wrong is None else wrong.reason,
+            "cause": None if wrong is None else wrong.cause.value,
             "since": None if wrong is None else _iso(wrong.since),
             "database": database.state.value,
             "acceptance": acceptance.value,
             "alarm": alarm,
             "last_error": figures.last_error,
+            "last_error_at": _iso_or_none(figures.last_error_at),
             "longest_write_seconds": round(longest_write_s, 3),
             "connections": connections,
         },
@@ -231,6 +240,10 @@ def document(
             "flush_records": figures.flush_records.document(),
         },
     }
+
+
+def _iso_or_none(wall: float | None) -> str | None:
+    return None if wall is None else _iso(wall)
 
 
 def _iso(wall: float) -> str:

@@ -18,7 +18,7 @@ import MySQLdb
 from flusher import tables
 from flusher.facts import SESSION, Facts, gather
 from flusher.hanging import hung_up_after
-from flusher.mysql_errors import LOGIN_REFUSED, OF_THE_SESSION, ErrorClass, Flavour, classify
+from flusher.mysql_errors import LOGIN_REFUSED, NAMES_ONLY, OF_THE_SESSION, ErrorClass, Flavour, classify
 from flusher.rows import Rows
 from flusher.upsert import MAX_STATEMENT_BYTES, Form, Insert, form_of, inserts
 from shared.config import address
@@ -92,7 +92,7 @@ class StoreError(Exception):
     @property
     def public(self) -> str:
         # Messages about rows and syntax quote what was sent.
-        if self.error_class is ErrorClass.DATA or self.number == 1064:
+        if (self.error_class is ErrorClass.DATA and self.number not in NAMES_ONLY) or self.number == 1064:
             return f"error {self.number} ({self.error_class.value})"
         return f"error {self.number} ({self.error_class.value}): {self.detail}"
 

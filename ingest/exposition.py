@@ -111,12 +111,16 @@ def _state(stats: dict[str, Any]) -> Iterator[Metric]:
         database.add_metric([name], int(state["database"] == name))
     yield database
     yield _gauge("database_up", "Whether the database takes writes.", int(state["database"] == "up"))
+    if state["cause"] is not None:
+        yield _gauge("trouble", "1 while something is wrong, with its cause as label.", 1, {"cause": state["cause"]})
     yield _gauge("alarm", "Whether an operator must act.", int(state["alarm"] is not None))
     yield _gauge("accepting", "Whether records are accepted.", int(state["acceptance"] == "accepting"))
     yield _gauge("journal_bytes", "Bytes of records waiting in the journal.", buffer["journal_bytes"])
     yield _gauge("journal_max_bytes", "journal.max_bytes.", buffer["journal_max_bytes"])
     yield _gauge("journal_segments", "Files in the journal.", buffer["journal_segments"])
     yield _gauge("unsynced_records", "Acknowledged records not yet synced to disk.", risk["unsynced_records"])
+    interval_s = stats["flush_info"]["flush_interval_seconds"]
+    yield _gauge("flush_interval_seconds", "buffer.flush_interval.", interval_s)
     oldest = risk["oldest_uncommitted_seconds"]
     yield _gauge("backlog_oldest_age_seconds", "Age of the oldest record not yet in the database.", oldest)
     yield _gauge("dead_letters_waiting", "Records in the dead-letter file.", stats["dead_letters"]["count"])

@@ -16,6 +16,11 @@ from shared.records import KINDS
 LIVENESS = orjson.dumps({"service": "Persistence Service", "status": "running", "version": VERSION})
 
 
+def no_flusher(error: FlusherUnavailable) -> str:
+    """The cause "flusher" in words."""
+    return f"{error}; .venv/bin/supervisorctl -c supervisord.conf status shows whether it runs"
+
+
 class Health:
     """What the flusher says of itself, and what is said of one that does not answer."""
 
@@ -36,7 +41,8 @@ class Health:
             empty = dict.fromkeys((*(f"{kind.name}_count" for kind in KINDS), "total_count", "capacity"), 0)
             return {
                 "status": "unhealthy",
-                "reason": str(error),
+                "reason": no_flusher(error),
+                "cause": "flusher",
                 "since": None,
                 "database": "unhealthy",
                 "database_state": "unknown",
@@ -47,6 +53,7 @@ class Health:
         return {
             "status": state["status"],
             "reason": state["reason"],
+            "cause": state["cause"],
             "since": state["since"],
             "database": "healthy" if state["database"] == "up" else "unhealthy",
             "database_state": state["database"],

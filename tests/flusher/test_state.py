@@ -12,7 +12,17 @@ from flusher import pinger
 from flusher.answers import Alive, Answer
 from flusher.mysql_errors import ErrorClass
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from flusher.state import HANGING_S, NO_DATABASE_ERROR, Acceptance, Condition, Database, DatabaseState, verdict
+from flusher.state import (
+    HANGING_S,
+    NO_DATABASE_ERROR,
+    OVERLOADED,
+    Acceptance,
+    Cause,
+    Condition,
+    Database,
+    DatabaseState,
+    verdict,
+)
 from tests.support.flusher import Node, failed, written
 
 UP, DOWN, NOT_WRITABLE = DatabaseState.UP, DatabaseState.DOWN, DatabaseState.NOT_WRITABLE
@@ -34,30 +44,36 @@ def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: ob
 def test_before_the_first_answer_the_state_is_unknown_and_no_fault() -> None:
     database = Database(since=1.0)
     assert (database.state, database.bad) == (DatabaseState.UNKNOWN, False)
-    assert verdict(None, database, None, None) == ("degraded", Condition("the database has not answered yet", 1.0))
+    assert verdict(None, database, None, None) == (
+        "degraded",
+        Condition("the database has not answered yet", 1.0, Cause.STARTING),
+    )
     database.answered(2.0)
     assert (database.state, database.reason, database.since) == (UP, None, 2.0)
 
 
 @pytest.mark.parametrize(
-    ("error_class", "number", "state"),
+    ("error_class", "number", "state", "cause"),
     [
-        (ErrorClass.RECONNECT, 2002, DOWN),
-        (ErrorClass.RECONNECT, 2013, DOWN),
-        (ErrorClass.RECONNECT, 1053, DOWN),
-        (ErrorClass.RECONNECT, 1040, NOT_WRITABLE),
-        (ErrorClass.RECONNECT, 1129, NOT_WRITABLE),
-        (ErrorClass.READ_ONLY, 1290, NOT_WRITABLE),
-        (ErrorClass.SCHEMA, 1045, NOT_WRITABLE),
-        (ErrorClass.STORAGE, 1021, NOT_WRITABLE),
+        (ErrorClass.RECONNECT, 2002, DOWN, "unreachable"),
+        (ErrorClass.RECONNECT, 2013, DOWN, "unreachable"),
+        (ErrorClass.RECONNECT, 1053, DOWN, "unreachable"),
+        (ErrorClass.RECONNECT, 1040, NOT_WRITABLE, "busy"),
+        (ErrorClass.RECONNECT, 1129, NOT_WRITABLE, "busy"),
+        (ErrorClass.READ_ONLY, 1290, NOT_WRITABLE, "read_only"),
+        (ErrorClass.SCHEMA, 1045, NOT_WRITABLE, "rights"),
+        (ErrorClass.SCHEMA, 1142, NOT_WRITABLE, "rights"),
+        (ErrorClass.SCHEMA, 1146, NOT_WRITABLE, "tables"),
+        (ErrorClass.STORAGE, 1021, NOT_WRITABLE, "disk"),
+        (ErrorClass.UNKNOWN, 9999, NOT_WRITABLE, "unknown"),
     ],
 )
 def test_a_database_that_was_reached_is_not_writable_rather_than_down(
-    error_class: ErrorClass, number: int, state: DatabaseState
+    error_class: ErrorClass, number: int, state: DatabaseState, cause: str
 ) -> None:
     database = Database(since=1.0)
     database.failed(failed(error_class, number), 2.0, writing=True)
-    assert (database.state, database.since) == (state, 2.0)
+    assert (database.state, database.since, database.cause) == (state, 2.0, cause)
     assert str(database.reason).startswith(f"error {number} ({error_class.value}); ")
     assert "ctl.sh db check" in str(database.reason)
 
@@ -91,12 +107,23 @@ def test_a_writer_that_dies_says_nothing_of_the_database() -> None:
 def test_the_gravest_trouble_is_told_first() -> None:
     database = Database(since=1.0)
     database.failed(failed(ErrorClass.SCHEMA, 1146), 2.0, writing=True)
-    found = Condition(str(database.reason), 2.0)
+    found = Condition(str(database.reason), 2.0, Cause.TABLES)
     assert verdict(BAD, database, BAD, BAD) == ("unhealthy", BAD)
     assert verdict(None, database, BAD, BAD) == ("degraded", found)
     database.committed(3.0)
     assert verdict(None, database, BAD, None) == verdict(None, database, None, BAD) == ("degraded", BAD)
     assert verdict(None, database, None, None) == ("healthy", None)
+
+
+def test_a_full_journal_says_why_it_does_not_drain() -> None:
+    database = Database(since=1.0)
+    full = Condition("the journal is full", 3.0, Cause.JOURNAL_FULL)
+    database.answered(1.0)
+    _, why = verdict(full, database, None, None)
+    assert why == full._replace(reason=f"the journal is full: {OVERLOADED}")
+    database.failed(failed(ErrorClass.SCHEMA, 1146), 2.0, writing=True)
+    _, why = verdict(full, database, None, None)
+    assert why == full._replace(reason=f"the journal is full: {database.reason}")
 
 
 @pytest.mark.parametrize("answer", ["none", "lock wait"])
@@ -240,7 +267,7 @@ def test_writers_that_die_one_after_another_are_told_although_nothing_is_to_be_w
     async def test(node: Node) -> None:
         node.writers.dies = True
         await node.until(lambda: node.figures.database.state is NOT_WRITABLE)
-        assert node.figures.database.reason == "no writer can work: killed"
+        assert node.figures.database.reason == "no writer can work: killed; the log says more"
         node.writers.dies = False
         await node.until(lambda: node.figures.database.state is UP)
 

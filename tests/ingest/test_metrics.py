@@ -37,7 +37,8 @@ STATS: dict[str, Any] = {
     "failures": {"retry": 16},
     "failures_by_code": {"1213": 15, "1205": 1},
     "damage": {"bytes": 17, "segments_set_aside": 18},
-    "state": {"acceptance": "accepting", "database": "up", "alarm": None, "last_error": None, "connections": 1},
+    "flush_info": {"flush_interval_seconds": 30},
+    "state": {"acceptance": "accepting", "database": "up", "cause": "segment", "alarm": None, "connections": 1},
     "histograms": {
         "flush_seconds": {"bounds": [0.1, 1], "by_reason": {"age": {"counts": [4, 1, 1], "sum": 7.5}}},
         "flush_records": {"bounds": [10], "by_reason": {"age": {"counts": [2, 4], "sum": 600}}},
@@ -212,6 +213,8 @@ def test_the_flushers_figures_come_under_their_names(tmp_path: Path) -> None:
         ("persistence_writers", ()): 3,
         ("persistence_flusher_connections", ()): 1,
         ("persistence_alarm", ()): 0,
+        ("persistence_trouble", (("cause", "segment"),)): 1,
+        ("persistence_flush_interval_seconds", ()): 30,
         ("persistence_accepting", ()): 1,
         ("persistence_journal_bytes", ()): 500,
         ("persistence_journal_max_bytes", ()): 1000,
