@@ -24,9 +24,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+import shared.rates
 from ctl.node import Node, NotReached, node_of, url_option
 from ctl.output import console, emit, json_option, pairs, plural, printable, styled
 from ctl.status import backlog
+from shared.rates import Rates
 
 T = TypeVar("T")
 HISTORY = 60
@@ -43,47 +45,11 @@ class Sample:
     stats: dict[str, Any] | None
 
 
-class Rates(msgspec.Struct, frozen=True):
-    """Between two samples. Means are None where nothing was flushed."""
-
-    seconds: float
-    accepted_per_s: dict[str, float]
-    rows_per_s: dict[str, float]
-    flushes_per_s: float
-    flush_ms: float | None
-    records_per_flush: float | None
-    rows_per_record: float | None
-
-
 def rates(before: Sample, after: Sample) -> Rates | None:
-    """None where a sample has no figures. Counters that fell are those of a flusher that was started in between."""
-    old, new = before.stats, after.stats
-    if old is None or new is None:
+    """None where a sample has no figures."""
+    if before.stats is None or after.stats is None:
         return None
-    seconds = max(after.at - before.at, 1e-3)
-    restarted = new["performance"]["uptime_seconds"] < old["performance"]["uptime_seconds"]
-
-    def rise(*path: str) -> float:
-        values = []
-        for document in (old, new):
-            value: Any = document
-            for key in path:
-                value = value[key]
-            values.append(value)
-        return float(values[1] if restarted else values[1] - values[0])
-
-    flushes = rise("performance", "total_flush_count")
-    records = rise("coalescing", "records_in")
-    rows = rise("coalescing", "rows_written")
-    return Rates(
-        seconds=seconds,
-        accepted_per_s={name: rise("accepted", name) / seconds for name in new["accepted"]},
-        rows_per_s={name: rise("performance", f"total_{name}_written") / seconds for name in new["accepted"]},
-        flushes_per_s=flushes / seconds,
-        flush_ms=1000 * rise("flush_info", "total_flush_duration_seconds") / flushes if flushes else None,
-        records_per_flush=records / flushes if flushes else None,
-        rows_per_record=rows / records if records else None,
-    )
+    return shared.rates.rates(before.stats, after.stats, after.at - before.at)
 
 
 def spark(values: Sequence[float]) -> str:
