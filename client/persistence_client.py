@@ -4,11 +4,13 @@
 
     await persistence_client.persist_tasks(tasks)          # in async code
     persistence_client.sync.persist_tasks(tasks)           # in scripts and threads
+    unfinished = [task async for task in persistence_client.tasks("s-1", status=("pending", "processing"))]
 
 Rules: a call encodes its records, so later changes do not matter, and queues them; of two states of a key the queue
 keeps the later `updated_at`. One daemon thread sends; it starts with the first record, in every process anew. One lock
 guards the queues; nobody holds it while waiting. A record counts as sent only if this service says so. Only the thread
-logs. Standard library only, Python 3.8 or later. Docs: docs/CLIENT.md.
+logs. A read runs in its caller's thread, over a connection of its own, and raises.
+Standard library only, Python 3.8 or later. Docs: docs/CLIENT.md.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import concurrent.futures
 import encodings.idna  # noqa: F401 -- or getaddrinfo() would, and a child forked meanwhile waits for it for ever
 import functools
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -29,16 +32,26 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from uuid import UUID
 
-__all__ = ["Counters", "PersistenceClient", "SyncPersistenceClient", "persistence_client"]
+__all__ = [
+    "AccessDenied",
+    "Counters",
+    "InvalidRequest",
+    "NotFound",
+    "PersistenceClient",
+    "ReadFailed",
+    "SyncPersistenceClient",
+    "Unavailable",
+    "persistence_client",
+]
 
 BATCH_RECORDS = 100
 BATCH_BYTES = 1024 * 1024
@@ -47,6 +60,8 @@ BATCH_AGE_S = 1.0
 REQUEST_TIMEOUT_S = 2.0
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A request may take so much longer as its body takes at this rate."""
+READ_TIMEOUT_S = 30.0
+"""For a page. The service itself gives up after 5 s for `fresh` and three times its `read.timeout`."""
 FLUSH_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
@@ -59,10 +74,12 @@ MAX_RECORD_BYTES = 10 * 1024 * 1024
 """What the service takes in one body by default."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _TICK_S = 0.05
+_RECORDS_A_STEP = 200
 _CLOCK_STEP = timedelta(seconds=60)
 _MAX_DEPTH = 50
 _MAX_WARNINGS = 20
-_MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""A page holds some 1 MiB of text, which escapes make longer."""
 _LINGER_S = 10.0
 """The thread ends when nothing has waited for so long."""
 _NEVER = float("inf")
@@ -79,6 +96,32 @@ class Counters(NamedTuple):
     dropped: int
     coalesced: int
     waiting: int
+
+
+class ReadFailed(Exception):
+    """A read failed. `status`: of HTTP, 0 without an answer; `code`: the service's `error_code`, or empty."""
+
+    def __init__(self, message: str, status: int = 0, code: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class NotFound(ReadFailed):
+    """The database has no such record."""
+
+
+class InvalidRequest(ReadFailed):
+    """The service knows no such filter or value: mend the call."""
+
+
+class AccessDenied(ReadFailed):
+    """The service refuses this client: mend the token."""
+
+
+class Unavailable(ReadFailed):
+    """The service, its reader or its database is away or busy: try again, after `retry_after_s` where it is given."""
 
 
 class _Unusable(ValueError):
@@ -208,8 +251,8 @@ class _Answer(NamedTuple):
     status: int
     document: dict[str, Any]
     """Empty where the answer is no JSON object."""
-    refusal: bool
-    """It is a no, and this service's."""
+    code: str
+    """The service's `error_code`; empty where the answer is no refusal of its own."""
     retry_after_s: float
     words: str
     """For a warning."""
@@ -218,6 +261,43 @@ class _Answer(NamedTuple):
         """Whether this service says that it has `count` records."""
         ours = self.document.get("status") in _ACCEPTED and self.document.get("count") == count
         return self.status // 100 == 2 and ours
+
+
+_ACCEPTED = ("accepted", "committed", "dead_lettered")
+_REFUSED = ("INVALID_JSON", "INVALID_SHAPE", "INVALID_RECORD")
+"""Something in the body is at fault: the records that `errors` names, or else one that halving finds. Any other 400 is
+about the way that the body took, and ends when somebody mends that."""
+_TRY_AGAIN = (401, 403, 408, 429, 503)
+"""Not for what is in the body."""
+_READ_ERRORS = {400: InvalidRequest, 401: AccessDenied, 403: AccessDenied, 404: NotFound, 503: Unavailable}
+_NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
+_LOST = (http.client.HTTPException, OSError, ValueError)
+"""No answer: what request() raises."""
+
+
+def _answer(response: http.client.HTTPResponse, body: bytes) -> _Answer:
+    try:
+        document: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    document = document if isinstance(document, dict) else {}
+    code, detail = document.get("error_code"), document.get("detail")
+    if response.status >= 400 and isinstance(code, str) and isinstance(detail, str):
+        words = f" {code}: {detail[:300]}"
+    else:
+        named = ((word, response.getheader(name)) for word, name in _NAMED_HEADERS)
+        said = "".join(f"{word} {value.partition('?')[0][:80]}" for word, value in named if value)
+        code, words = "", f"{said}, no answer of Persistence Service"
+    after = response.getheader("Retry-After", "")
+    after_s = min(float(after), MAX_PAUSE_S) if after.isdecimal() else 0.0
+    return _Answer(response.status, document, code, after_s, f"HTTP {response.status}{words}")
+
+
+def _words(error: BaseException) -> str:
+    """Of _LOST, for a warning."""
+    if isinstance(error, (_Unusable, socket.timeout)):
+        return str(error) if isinstance(error, _Unusable) else "no answer in time"
+    return f"{type(error).__name__} {getattr(error, 'strerror', None) or ''}".rstrip()
 
 
 class _Response(http.client.HTTPResponse):
@@ -239,10 +319,11 @@ class _Connection:
     """Requests to one service, one after the other, over one connection as long as it lasts. Knows no proxies."""
 
     def __init__(self, url: str, token: str) -> None:
+        self.url = _shown(url)
         self._given = url, token
         self._http: Any = None
 
-    def post(self, path: str, body: bytes, timeout_s: float) -> _Answer:
+    def request(self, method: str, path: str, timeout_s: float, body: bytes | None = None) -> _Answer:
         """Blocks for at most some `timeout_s`. Raises: one of _LOST."""
         scheme, host, port, prefix, headers = _address(*self._given)
         if self._http is None:  # kept when its socket is closed: it has loaded the certificates
@@ -252,12 +333,23 @@ class _Connection:
         while True:
             kept = self._http.sock is not None
             try:
-                return self._exchange(f"{prefix}/api/v1/persistence/{path}", body, headers, deadline)
+                self._http.timeout = max(deadline - time.monotonic(), 0.001)
+                if not kept:
+                    self._http.connect()
+                self._http.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._http.request(method, f"{prefix}/api/v1/persistence/{path}", body, headers)
+                self._http.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                response = self._http.getresponse()
+                answer = _answer(response, response.read(_MAX_ANSWER_BYTES))
+                break
             except (http.client.HTTPException, OSError) as error:
                 self.close()
                 if not kept or isinstance(error, socket.timeout):
                     raise
                 # The service may have closed a connection that was idle: that is no failure.
+        if not response.isclosed():  # there is more
+            self.close()
+        return answer
 
     def close(self) -> None:
         if self._http is not None:
@@ -268,48 +360,33 @@ class _Connection:
         if self._http is not None and self._http.sock is not None:
             os.close(self._http.sock.detach())
 
-    def _exchange(self, path: str, body: bytes, headers: dict[str, str], deadline: float) -> _Answer:
-        self._http.timeout = max(deadline - time.monotonic(), 0.001)
-        if self._http.sock is None:
-            self._http.connect()
-        response: Any = None
-        for step in (functools.partial(self._http.request, "POST", path, body, headers), self._http.getresponse):
-            self._http.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            response = step()
-        raw = response.read(_MAX_ANSWER_BYTES)
-        if not response.isclosed():  # there is more
-            self.close()
-        try:
-            document: Any = json.loads(raw)
-        except (ValueError, RecursionError):
-            document = None
-        document = document if isinstance(document, dict) else {}
-        code, detail = document.get("error_code"), document.get("detail")
-        refusal = response.status >= 400 and isinstance(code, str) and isinstance(detail, str)
-        named = ((word, response.getheader(name)) for word, name in _NAMED_HEADERS)
-        said = "".join(f"{word} {value.partition('?')[0][:80]}" for word, value in named if value)
-        words = f" {code}: {detail[:300]}" if refusal else f"{said}, no answer of Persistence Service"
-        after = response.getheader("Retry-After", "")
-        after_s = min(float(after), MAX_PAUSE_S) if after.isdecimal() else 0.0
-        return _Answer(response.status, document, refusal, after_s, f"HTTP {response.status}{words}")
+
+def _read(connection: _Connection, path: str, query: Mapping[str, str], kind: str = "") -> dict[str, Any]:
+    """Returns: the answer, which has a list of `kind`, or is a session. Raises: ReadFailed, ValueError."""
+    try:
+        answer = connection.request("GET", f"{path}?{urlencode(query)}".rstrip("?"), READ_TIMEOUT_S)
+    except (http.client.HTTPException, OSError) as error:
+        raise Unavailable(f"{connection.url}: {_words(error)}") from error
+    ours = answer.document.get(kind or "session_id")
+    if answer.status == 200 and isinstance(ours, list if kind else str):
+        return answer.document
+    kind_of_error = _READ_ERRORS.get(answer.status, ReadFailed) if answer.code else Unavailable
+    if kind_of_error is NotFound and answer.code != "NOT_FOUND":  # reading is switched off, or the service is older
+        kind_of_error = ReadFailed
+    raise kind_of_error(f"{connection.url}: {answer.words}", answer.status, answer.code, answer.retry_after_s)
 
 
-_ACCEPTED = ("accepted", "committed", "dead_lettered")
-_REFUSED = ("INVALID_JSON", "INVALID_SHAPE", "INVALID_RECORD")
-"""Something in the body is at fault: the records that `errors` names, or else one that halving finds. Any other 400 is
-about the way that the body took, and ends when somebody mends that."""
-_TRY_AGAIN = (401, 403, 408, 429, 503)
-"""Not for what is in the body."""
-_NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
-_LOST = (http.client.HTTPException, OSError, ValueError)
-"""No answer: what post() raises."""
+def _segment(session_id: object) -> str:
+    """Percent-encoded; also where a path would mean something else, as of a session `batch` or `..`."""
+    text = _parameter(session_id, "session_id")
+    quoted = quote(text, safe="")
+    return "".join(f"%{ord(one):02X}" for one in text) if quoted in ("batch", ".", "..") else quoted
 
 
-def _words(error: BaseException) -> str:
-    """Of _LOST, for a warning."""
-    if isinstance(error, (_Unusable, socket.timeout)):
-        return str(error) if isinstance(error, _Unusable) else "no answer in time"
-    return f"{type(error).__name__} {getattr(error, 'strerror', None) or ''}".rstrip()
+def _parameter(value: object, name: str) -> str:
+    """Of several values a list separated by commas. Raises: ValueError."""
+    sent = _plain(value, name)
+    return ",".join(map(str, sent)) if isinstance(sent, list) else str(sent)
 
 
 class SyncPersistenceClient:
@@ -355,15 +432,69 @@ class SyncPersistenceClient:
         left_s = max(called_at + FLUSH_TIMEOUT_S - time.monotonic(), 0)
         connection = _Connection(url, token)
         try:
-            answer = connection.post(f"flush?timeout={left_s:.3f}", b"", left_s + REQUEST_TIMEOUT_S)
+            answer = connection.request("POST", f"flush?timeout={left_s:.3f}", left_s + REQUEST_TIMEOUT_S, b"")
         except _LOST as error:
             return {"status": "error", "detail": f"{_shown(url)}: {_words(error)}", "pending": pending}
         finally:
             connection.close()
         if answer.status == 200 and answer.document.get("status") == "flushed":
             return answer.document
-        ours = answer.document if answer.refusal or "pending" in answer.document else {}
+        ours = answer.document if answer.code or "pending" in answer.document else {}
         return {"detail": f"{_shown(url)}: {answer.words}", "pending": pending, **ours, "status": "error"}
+
+    def sessions(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        updated_after: object = None,
+        updated_before: object = None,
+        fresh: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the sessions of the database, the newest `updated_at` first, page by page.
+
+        Args: status: one or several; updated_after, updated_before: times as in a record; fresh: whether the service
+        first writes all that it has accepted. Raises: ReadFailed, ValueError. Blocks: at most some 30 s for each page.
+        """
+        query = {"status": status, "updated_after": updated_after, "updated_before": updated_before, "limit": 200}
+        return self._records("sessions", "sessions", query, fresh=fresh)
+
+    def session(self, session_id: object, *, fresh: bool = False) -> dict[str, Any]:
+        """Returns: one session, with its `progress`. Raises: NotFound and as sessions(). Blocks: as sessions()."""
+        connection = _Connection(*self._service())
+        try:
+            return _read(connection, f"sessions/{_segment(session_id)}", {"fresh": "flushed"} if fresh else {})
+        finally:
+            connection.close()
+
+    def tasks(
+        self,
+        session_id: object,
+        *,
+        status: str | Iterable[str] | None = None,
+        batch_id: object = None,
+        fields: Iterable[str] | None = None,
+        fresh: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the tasks of a session in the order of task_id, page by page. A task that changes meanwhile comes
+        once, in its old or its new state.
+
+        Args: status, fresh: as of sessions(); batch_id: one batch; fields: only these. Raises, Blocks: as sessions().
+        """
+        query = {"status": status, "batch_id": batch_id, "fields": fields, "limit": 1000}
+        return self._records(f"sessions/{_segment(session_id)}/tasks", "tasks", query, fresh=fresh)
+
+    def _records(self, path: str, kind: str, given: dict[str, Any], *, fresh: bool) -> Iterator[dict[str, Any]]:
+        query = {name: _parameter(value, name) for name, value in given.items() if value is not None}
+        connection = _Connection(*self._service())
+        try:
+            page = _read(connection, path, {**query, "fresh": "flushed"} if fresh else query, kind)
+            while True:
+                yield from page[kind]
+                if page.get("next") is None:
+                    return
+                page = _read(connection, path, {**query, "cursor": str(page["next"])}, kind)
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
@@ -397,7 +528,6 @@ class SyncPersistenceClient:
         if self._connection is not None:
             self._connection.close_inherited()
         self._sending = threading.Lock()  # taken while a sender runs: a signal's handler comes in between any two steps
-        self._last_try = False
         self._done = threading.Event()
         self._done.set()
         self._close_at, self._hurry_at = _NEVER, -_NEVER
@@ -478,7 +608,7 @@ class SyncPersistenceClient:
             if any(map(len, self._queues)):
                 self._go()  # no thread was to be had before
             self._close_at = min(self._close_at, time.monotonic() + within_s)
-            self._last_try = within_s > 0
+            self._not_before = 0.0
             return self._done
 
     def _wait(self, done: threading.Event, within_s: float) -> None:
@@ -514,8 +644,6 @@ class SyncPersistenceClient:
     def _due(self, now: float) -> list[_Queue] | None:
         """The queues to send from; None to end, since nothing waits, or nothing can be sent before a close()."""
         with self._lock:
-            if self._last_try:
-                self._last_try, self._not_before = False, 0.0
             waiting = [queue for queue in self._queues if len(queue)]
             closing = self._close_at < _NEVER
             if waiting or any(queue.trouble for queue in self._queues):
@@ -547,7 +675,7 @@ class SyncPersistenceClient:
         timeout_s = REQUEST_TIMEOUT_S + len(body) / SLOWEST_BYTES_PER_S
         timeout_s = min(timeout_s, max(self._close_at - time.monotonic(), EXIT_TIMEOUT_S))
         try:
-            answer = connection.post(f"{queue.name}/batch", body, timeout_s)
+            answer = connection.request("POST", f"{queue.name}/batch", timeout_s, body)
         except _LOST as error:
             words, after_s, at_end, halve = _words(error), 0.0, False, isinstance(error, socket.timeout)
         else:
@@ -557,12 +685,12 @@ class SyncPersistenceClient:
                     queue.sent += len(batch)
                     queue.size = min(BATCH_RECORDS, 2 * queue.size)
                 return [], False
-            if answer.status == 413 or (answer.refusal and answer.document["error_code"] in _REFUSED):
+            if answer.status == 413 or answer.code in _REFUSED:
                 self._failures = 0
                 with self._lock:
                     return _without_refused(queue, batch, answer), False
             words, after_s = answer.words, answer.retry_after_s
-            at_end = halve = not (answer.refusal and answer.status in _TRY_AGAIN)
+            at_end = halve = not (answer.code and answer.status in _TRY_AGAIN)
         with self._lock:
             queue.retried += len(batch)
             queue.note(len(queue), f"not sent yet, kept: {words}", add=False)
@@ -593,7 +721,7 @@ class SyncPersistenceClient:
 def _without_refused(queue: _Queue, batch: list[_Waiting], answer: _Answer) -> list[_Waiting]:
     """Drops the records that a refusal names; where it names none, halves the batches until one is left to drop."""
     faults: dict[int, list[str]] = {}
-    errors = answer.document.get("errors") if answer.refusal else None
+    errors = answer.document.get("errors") if answer.code else None
     for error in errors if isinstance(errors, list) else ():
         named = str(error.get("field")) if isinstance(error, dict) else ""
         found = re.fullmatch(r"\w+\[(\d{1,6})\]\.?([\w.]*).*", named, re.DOTALL)
@@ -607,7 +735,7 @@ def _without_refused(queue: _Queue, batch: list[_Waiting], answer: _Answer) -> l
         return batch
     queue.size = BATCH_RECORDS
     for texts in faults.values():
-        queue.drop(1, f"HTTP {answer.status} {answer.document['error_code']}: {'; '.join(texts[:3])}")
+        queue.drop(1, f"HTTP {answer.status} {answer.code}: {'; '.join(texts[:3])}")
     if not faults:
         queue.drop(1, answer.words)
     return [one for index, one in enumerate(batch) if faults and index not in faults]
@@ -633,6 +761,18 @@ class PersistenceClient:
     async def flush_all(self) -> dict[str, Any]:
         """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`."""
         return dict(await _in_thread(self.sync.flush_all))
+
+    def sessions(self, **filters: Any) -> AsyncIterator[dict[str, Any]]:
+        """For `async for`; arguments and errors are those of `sync.sessions`."""
+        return _each(self.sync.sessions(**filters))
+
+    async def session(self, session_id: object, *, fresh: bool = False) -> dict[str, Any]:
+        """Returns: one session. Raises: as `sync.session`."""
+        return dict(await _in_thread(lambda: self.sync.session(session_id, fresh=fresh)))
+
+    def tasks(self, session_id: object, **filters: Any) -> AsyncIterator[dict[str, Any]]:
+        """For `async for`; arguments and errors are those of `sync.tasks`."""
+        return _each(self.sync.tasks(session_id, **filters))
 
     async def aclose(self) -> None:
         """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
@@ -666,6 +806,12 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
     except RuntimeError:  # none is to be had, as when the interpreter exits
         return function()
     return await asyncio.wrap_future(future)
+
+
+async def _each(records: Iterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    while some := await _in_thread(lambda: list(itertools.islice(records, _RECORDS_A_STEP))):
+        for record in some:
+            yield record
 
 
 _clients: weakref.WeakSet[SyncPersistenceClient] = weakref.WeakSet()
@@ -723,43 +869,47 @@ def _encode(record: Mapping[Any, Any], where: str) -> bytes:
         return _json(_plain(record, where)).encode()
 
 
-def _plain(value: Any, where: str, depth: int = 0) -> Any:  # noqa: C901, PLR0911, PLR0912 -- a line or two a type
-    """A value in what JSON has. pandas and numpy are known by what they look like. Raises: _Unusable."""
-    name = type(value).__name__
-    if isinstance(value, Enum):
-        return _plain(value.value, where, depth)
-    if value is None or isinstance(value, bool) or name in ("NAType", "NaTType"):
-        return value if isinstance(value, bool) else None
-    if isinstance(value, str):
-        if value.isascii() or not re.search("[\ud800-\udfff]", value):
-            return value
-        name = "text with a lone surrogate"
-    elif isinstance(value, int):
-        if value.bit_length() <= 64:
-            return value
-        name = "an integer over 64 bits"
-    elif isinstance(value, (float, Decimal)):
-        if value != value:  # noqa: PLR0124 -- NaN
-            return None
-        if value not in (float("inf"), float("-inf")):
-            return value if isinstance(value, float) else str(value)
-        name = "infinity"
-    elif isinstance(value, UUID):
-        return str(value)
-    elif depth >= _MAX_DEPTH:
-        name = f"{name} nested over {_MAX_DEPTH} deep"
-    else:
-        try:
-            return _converted(value, where, depth + 1)
-        except _Unusable:
-            raise
-        except Exception:  # noqa: BLE001, S110 -- whatever it is, it is no value that can be sent
-            pass
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    """A value in what JSON has. Raises: _Unusable, which names the field and the type."""
+    try:
+        return _converted(value, where, depth)
+    except _Unusable:
+        raise
+    except _Unsendable as error:
+        name = str(error)
+    except Exception:  # noqa: BLE001 -- whatever it is, it is no value that can be sent
+        name = type(value).__name__
     raise _Unusable(f"{where}: {name} cannot be sent")
 
 
-def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR0911 -- the same
-    """The same for a type that JSON does not have. Raises: anything, for one that cannot be sent."""
+class _Unsendable(Exception):
+    """Its text says what a value is, where the type does not."""
+
+
+def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR0911, PLR0912 -- a line or two a type
+    """pandas and numpy are known by what they look like. Raises: anything, for a value that cannot be sent."""
+    if value is None or isinstance(value, bool) or type(value).__name__ in ("NAType", "NaTType"):
+        return value if isinstance(value, bool) else None
+    if isinstance(value, Enum):
+        return _plain(value.value, where, depth)
+    if isinstance(value, str):
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            raise _Unsendable("text with a lone surrogate")
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > 64:
+            raise _Unsendable("an integer over 64 bits")
+        return value
+    if isinstance(value, (float, Decimal)):
+        if value in (float("inf"), float("-inf")):
+            raise _Unsendable("infinity")
+        number = value if isinstance(value, float) else str(value)
+        return number if value == value else None  # noqa: PLR0124 -- NaN
+    if isinstance(value, UUID):
+        return str(value)
+    if depth >= _MAX_DEPTH:
+        raise _Unsendable(f"{type(value).__name__} nested over {_MAX_DEPTH} deep")
+    depth += 1
     if isinstance(value, datetime):  # a Timestamp too, whose methods differ
         day, clock = (value.year, value.month, value.day), (value.hour, value.minute, value.second, value.microsecond)
         moment = datetime(*day, *clock, tzinfo=value.tzinfo, fold=value.fold)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client import persistence_client as module
-from client.persistence_client import Counters, SyncPersistenceClient
+from client.persistence_client import Counters, InvalidRequest, NotFound, SyncPersistenceClient
 from tests.support import backend
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, session, task, wait_until
@@ -133,6 +133,31 @@ def test_two_workbooks_with_the_same_ids_local_times_and_fields_of_their_own_are
     assert [(*row[:4], json.loads(row[4]), row[5]) for row in rows] == [
         (workbook, workbook, "2026-11-23 02:15:30.000000", None, own, 120) for workbook in ("w1", "w2")
     ]
+
+
+def test_a_backend_that_starts_again_reads_what_is_unfinished_and_sends_it_again(running: Service, token: str) -> None:
+    running.start_reader()
+    own = {"source_lang": "zh", "cost": 0.25, "metadata": {"glossary": [1]}, "confidence": 0.5}
+    with SyncPersistenceClient(url_of(running), token) as client:
+        client.persist_session([session(one, status="executing") for one in ("a/b", "batch")])
+        client.persist_session(session("done", status="completed"))
+        client.persist_tasks(task(f"t{n:04}", session_id="a/b", **own) for n in range(1100))
+        client.persist_tasks(task(f"f{n}", session_id="a/b", status="completed") for n in range(3))
+        assert client.flush_all()["status"] == "flushed"
+        unfinished = [one["session_id"] for one in client.sessions(status=("executing", "paused"), fresh=True)]
+        assert sorted(unfinished) == ["a/b", "batch"]
+        read = list(client.tasks("a/b", status=["pending"]))
+        assert [one["task_id"] for one in read] == [f"t{n:04}" for n in range(1100)]
+        assert own.items() <= read[0].items()
+        client.persist_tasks(one | {"status": "completed"} for one in read)
+        client.flush_all()
+        assert client.counters.dropped == 0
+        assert client.session("a/b")["progress"]["by_status"] == {"completed": 1103}
+        assert list(client.tasks("batch")) == []
+        with pytest.raises(NotFound):
+            client.session("nobody")
+        with pytest.raises(InvalidRequest, match="status"):
+            list(client.sessions(status="finished"))
 
 
 def test_the_real_services_422_drops_the_invalid_records_only(
