@@ -15,6 +15,7 @@ from tests.support.service import ROOT, Service
 
 PAGE = (ROOT / "docs" / "CLIENT.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def masked(output: str) -> str:
@@ -28,7 +29,8 @@ def test_every_program_prints_what_is_shown(
     service = start_service(mariadb, database, SERVICE_AUTH_TOKEN=token, BUFFER_FLUSH_INTERVAL=3600)
     place = backend.drop_in(tmp_path / "backend")
     assert len(PROGRAMS) == PAGE.count("```python") == 2
-    for program, shown in PROGRAMS:
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    for program, shown in [*PROGRAMS, (lines, "flushed\n")]:
         with backend.start(place, program, f"http://127.0.0.1:{service.port}", token) as process:
             printed, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors

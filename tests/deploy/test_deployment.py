@@ -114,8 +114,6 @@ def test_the_page_from_installing_to_stopping(installation: Installation, mariad
     run("./scripts/flush.sh")
     assert mariadb.execute("SELECT COUNT(*) FROM translation_tasks", (), DATABASE) == [(sent,)]
 
-    run(shown("./scripts/ctl.sh deadletters replay --all"))
-
     supervisor = installation.supervisor()
     run(shown(".venv/bin/supervisorctl -c supervisord.conf shutdown"))
     wait_until(lambda: not alive(supervisor), 60)
