@@ -24,7 +24,7 @@ from flusher.batch import Batch
 from flusher.coalesce import coalesce
 from flusher.journal import Journal
 from flusher.segments import Entry
-from flusher.triggers import FlushPolicy, is_full
+from flusher.triggers import FlushPolicy, FlushReason, is_full
 from shared.records import TASKS
 from tests.support.service import ROOT, wait_until
 
@@ -58,19 +58,20 @@ def _write(directory: Path, pool: list[dict[str, Any]], records: int) -> int:
     run = tasks.new_run()
     bodies = tasks.bodies(pool, BATCH)
     made = Journal(directory)
-    made.open(0)
+    made.open()
     arrival = time.time_ns() // 1000
     in_segment = 0
     for number in range(records // BATCH):
         assert made.active is not None
         if is_full(policy, records=in_segment, size=made.active.size):
-            made.seal().close()
-            made.open(arrival + number)
+            made.last_arrival = arrival + number
+            made.seal(FlushReason.SIZE)
             in_segment = 0
         body = tasks.number(run, number).join(bodies[number % len(bodies)])
         made.append([Entry(TASKS.code, BATCH, arrival + number, body)])
         in_segment += BATCH
-    made.seal().close()
+    assert made.active is not None
+    made.active.close()
     return made.bytes
 
 

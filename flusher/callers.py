@@ -1,7 +1,7 @@
 """Who waits until something is written: callers of a flush, with what it has done so far, and peers that want to hear
 of a commit.
 
-Rules: belongs to the loop's thread. flush.py says which segment is written; nobody is called twice. For a commit a
+Rules: belongs to the loop's thread. scheduler.py says which segment is written; nobody is called twice. For a commit a
 segment keeps one range of arrivals and the peers that asked, however many callers are behind them: an outage of the
 database costs the same with one as with a million.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flusher.answers import Written
-from flusher.backlog import Backlog
+from flusher.journal import Journal
 from shared.timers import logged
 from shared.wire import Committed, encode
 
@@ -51,8 +51,8 @@ class _Wanted:
 
 
 class Callers:
-    def __init__(self, backlog: Backlog, *, clock: Callable[[], float]) -> None:
-        self._backlog = backlog
+    def __init__(self, journal: Journal, *, clock: Callable[[], float]) -> None:
+        self._journal = journal
         self._clock = clock
         self._of_flushes: list[_FlushCaller] = []
         self._of_commits: dict[int, _Wanted] = {}
@@ -106,12 +106,12 @@ class Callers:
 
     def settle(self) -> None:
         """Answers the callers of a flush for whom nothing is left to wait."""
-        for caller in [caller for caller in self._of_flushes if not self._backlog.holds(caller.upto)]:
+        for caller in [caller for caller in self._of_flushes if not self._journal.holds(caller.upto)]:
             self._finish(caller)
 
     def _give_up(self, caller: _FlushCaller) -> None:
         # At least 1: the caller is here because something it waits for is still in the journal.
-        caller.result.pending = max(1, self._backlog.pending_up_to(caller.upto))
+        caller.result.pending = max(1, self._journal.pending_up_to(caller.upto))
         self._finish(caller)
 
     def _finish(self, caller: _FlushCaller) -> None:

@@ -1,81 +1,100 @@
-"""The journal: the active segment, and the bytes of all segments in the directory.
+"""The journal: the active segment, the sealed ones in the order of their writing, and their files.
 
-Rules: one Journal owns the directory (the caller holds the lock); everything but SegmentFile's sync() and leave_cache()
-belongs to the loop's thread. A write reaches the file whole or not at all: on a short or failed write the file is cut
-back to its last good byte. Nothing here waits for the disk except sync(), recover() and rescue().
+    active -> sealed -> busy (at a writer) -> removed
+                 ^------- a failure
 
-A start takes every segment in, whatever its number: one that an operator has restored under a name that this journal
-does not give gets one that it does, so that numbers never outgrow their 20 digits.
+Rules: one Journal owns the directory; its caller holds the lock. All belongs to the loop's thread, except
+Segment.sync() and leave_cache(). An append reaches the file whole or not at all. Memory holds counts, never a body.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
+import math
 import os
-import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 from flusher import segments
 from flusher.segments import BROKEN_SUFFIX, SUFFIX, Entry, advice, entry_header, segment_header, sync_directory
+from flusher.state import Condition
+from flusher.triggers import FlushReason
+from shared.records import KINDS
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(\d+)\.segment(\.broken)?", re.ASCII)
-_REWRITE_NAME = re.compile(r"\d{20}\.rewrite", re.ASCII)
-_DIGITS = 20
-MAX_SEQUENCE = 10**18
-"""Numbers from there on are renamed: a segment a microsecond would take 30,000 years to come to it."""
-MAX_ARRIVAL = int(datetime(9900, 1, 1, tzinfo=timezone.utc).timestamp()) * 1_000_000
-"""A later arrival that a file speaks of is no time: the ones that follow must still be dates of four digits."""
+DIGITS = 20
 PROBE_NAME = "probe"
 _BUFFERS_AT_ONCE = 1024
-"""IOV_MAX, the most buffers that one writev(2) takes."""
+"""IOV_MAX: the most buffers that one writev(2) takes."""
 
 
 class JournalWriteFailed(Exception):
-    """Nothing of the append is in the journal; the disk or its operator must act."""
+    """Nothing of the append is in the journal; the operator must act on the disk."""
 
 
-@dataclass(slots=True)
-class SegmentFile:
-    """A segment open for appending. `size` is its last good byte, `synced` how much of it is on the disk.
+def no_records() -> dict[int, int]:
+    return {kind.code: 0 for kind in KINDS}
 
-    `torn`: nothing may be appended any more. Behind the last good byte may lie what could not be cut off; whoever reads
-    the file is told `size`.
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One buffer generation: its file, its counts, and the state of its writing.
+
+    `size` is its last good byte: nobody reads further. `torn`: it takes no more entries, because bytes after `size`
+    could not be cut off or its file was removed. `dirty`: the syncer needs the open file. `records` by kind's code.
+    `opened_at`: arrival of the oldest record, monotonic, 0 while unknown. `alarm`: why it alone waits for an operator.
     """
 
     sequence: int
     path: Path
-    fd: int
+    fd: int = -1
     size: int = 0
     synced: int = 0
-    named: bool = False
-    sealed: bool = False
+    name_synced: bool = False
+    dirty: bool = False
     torn: bool = False
+    sealed: bool = False
+    records: dict[int, int] = field(default_factory=no_records)
+    unsynced_records: int = 0
+    opened_at: float = 0.0
+    reason: FlushReason = FlushReason.RECOVERY
+    busy: bool = False
+    attempts: int = 0
+    not_before: float = 0.0
+    alarm: Condition | None = None
     fdatasync: Callable[[int], None] = field(default=os.fdatasync, repr=False)
 
-    def sync(self) -> int:
-        """Blocks until what is written is on the disk, the file's name included. For the syncer's thread.
+    @property
+    def total(self) -> int:
+        return sum(self.records.values())
 
-        Returns: the size that is now safe. Raises: OSError; after it the kernel may have dropped the pages, so
-        the same file must not be synced again (PostgreSQL's fsync findings of 2018).
+    @property
+    def is_recovered(self) -> bool:
+        return self.sealed and self.reason is FlushReason.RECOVERY
+
+    @property
+    def has_records(self) -> bool:
+        """True for a recovered segment, whose records may not be counted yet."""
+        return self.total > 0 or self.is_recovered
+
+    def sync(self) -> int:
+        """Syncs the file, and its name once. Blocks; for the syncer's thread.
+
+        Returns: the size that is now safe. Raises: OSError; the kernel may then have dropped the pages, so the same
+        file must not be synced again (PostgreSQL's fsync findings of 2018).
         """
         size = self.size
         self.fdatasync(self.fd)
-        if not self.named:
+        if not self.name_synced:
             sync_directory(self.path.parent)
-            self.named = True
+            self.name_synced = True
         return size
 
     def leave_cache(self) -> None:
-        """Gives back the memory of what is synced: who reads it, reads the disk. For the syncer's thread."""
+        """Frees the page cache of what is synced. For the syncer's thread."""
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -83,16 +102,18 @@ class SegmentFile:
             os.close(self.fd)
             self.fd = -1
 
-
-class Leftover(NamedTuple):
-    """A segment of an earlier run, and how much of it may have been promised to somebody."""
-
-    path: Path
-    size: int
+    def close_if_done(self) -> None:
+        if self.sealed and not self.dirty:
+            self.close()
 
 
 class Journal:
-    """The active segment and the bytes of all segments."""
+    """Iterating gives every segment, the active one last.
+
+    `active` is None only while no segment can be opened. `last_arrival`: the last one given out, µs since 1970.
+    `removed` counts segments that have left the directory, `set_aside` damaged ones in it. `fault`: why the last append
+    or opening failed, None after a success.
+    """
 
     def __init__(
         self,
@@ -101,160 +122,243 @@ class Journal:
         writev: Callable[[int, Sequence[bytes | memoryview]], int] = os.writev,
         fdatasync: Callable[[int], None] = os.fdatasync,
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._writev = writev
         self._fdatasync = fdatasync
-        self._next = 1
-        self.active: SegmentFile | None = None
-        self.bytes = 0
-        self.segments = 0
-        self.gone = 0
-        """Segments that have left."""
-        self.set_aside = 0
-        """Damaged ones that are kept."""
+        self._sealed: dict[int, Segment] = {}
         self._uncut: dict[Path, int] = {}
-        """Files with refused entries behind this size, which could not be cut off yet."""
+        self.next_sequence = 1
+        self.active: Segment | None = None
+        self.last_arrival = 0
+        self.bytes = 0
+        self.removed = 0
+        self.set_aside = 0
         self.fault: str | None = None
-        """Why the last append, or the opening of a segment, failed; None since one has succeeded."""
 
-    def recover(self) -> tuple[list[Leftover], int]:
-        """What an earlier run left, oldest first, counted into `bytes`; for the start. Blocks.
+    # Appending
 
-        The torn tail of the newest is cut off; unfinished copies are removed. Files of others are left alone, and said.
+    def writable(self) -> Segment:
+        """The segment to append to; opens one if need be. Raises: JournalWriteFailed."""
+        if self.active is not None and self.active.torn:
+            self.seal(FlushReason.SIZE)
+        self.open()
+        assert self.active is not None
+        if self.active.torn:
+            raise JournalWriteFailed(self.fault)  # until its bytes have a new file
+        return self.active
 
-        Returns: the segments, and the last arrival that may have been given out. Raises: OSError.
-        """
-        found, strangers = self._look_around()
-        newest = found[-1:]
-        last = found[-2:]  # a crash, or a power cut, may have left the newest without its header
-        strangers = [self._take_in(path) for path in strangers]
-        found += strangers
-        last += strangers
-        for path in found:
-            if path.is_file() and not path.stat().st_size:
-                log.warning("journal: %s is empty: what was in it is lost, by somebody's hand or a power cut", path)
-        floor = max((_last_arrival(path, mend=path in newest) for path in last), default=0)
-        left = [Leftover(path, path.lstat().st_size) for path in found]
-        self.bytes = sum(one.size for one in left)
-        self.segments = len(left)
-        return left, floor
-
-    def _take_in(self, path: Path) -> Path:
-        renamed = self._next_path()
-        log.warning("journal: %s is taken in as %s: this service gives no such number", path, renamed.name)
-        return path.rename(renamed)
-
-    def _look_around(self) -> tuple[list[Path], list[Path]]:
-        """Returns: the segments under numbers of ours, oldest first, and those under others. Raises: OSError."""
-        found: list[Path] = []
-        strangers: list[Path] = []
-        for path in sorted(self._directory.iterdir()):
-            named = _NAME.fullmatch(path.name)
-            if named is not None:
-                number, kept = int(named[1]), named[2] is not None
-                if number < MAX_SEQUENCE:
-                    # Also past the files that were set aside: a name is never used twice.
-                    self._next = max(self._next, number + 1)
-                self.set_aside += kept
-                if not kept:
-                    (found if number < MAX_SEQUENCE and len(named[1]) == _DIGITS else strangers).append(path)
-            elif _REWRITE_NAME.fullmatch(path.name) and path.is_file():
-                path.unlink()  # a copy that was never finished; its original is there
-            elif path.name not in ("lost+found", PROBE_NAME):
-                log.warning(
-                    "journal: %s is no file of this service and is left alone; if it is a segment, name it"
-                    " NUMBER%s and restart the flusher, else move it elsewhere",
-                    path,
-                    SUFFIX,
-                )
-        return found, strangers
-
-    def count_set_aside(self) -> int:
-        """The damaged segments that are kept for a human. Blocks. Raises: OSError."""
-        self.set_aside = sum(path.name.endswith(SUFFIX + BROKEN_SUFFIX) for path in self._directory.iterdir())
-        return self.set_aside
-
-    def _next_path(self) -> Path:
-        sequence, self._next = self._next, self._next + 1
-        return self._directory / f"{sequence:0{_DIGITS}}{SUFFIX}"
-
-    def _create(self, flags: int = 0) -> tuple[int, Path]:
-        """A new file under the next number that nobody has used meanwhile. Raises: OSError."""
-        while True:
-            path = self._next_path()
-            try:
-                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, 0o600), path
-            except FileExistsError:
-                continue
-
-    def open(self, floor: int) -> None:
-        """Opens the next active segment, unless there is one.
-
-        Raises: JournalWriteFailed, and then there is none.
-        """
+    def open(self) -> None:
+        """Makes sure that there is an active segment. Raises: JournalWriteFailed."""
         if self.active is not None:
             return
         try:
             fd, path = self._create(os.O_APPEND)
         except OSError as error:
-            raise self._failed(self._directory, error) from error
-        segment = SegmentFile(int(path.stem), path, fd, fdatasync=self._fdatasync)
+            raise self._failed(self.directory, error) from error
+        segment = Segment(int(path.stem), path, fd, fdatasync=self._fdatasync)
         try:
-            self._write(segment, [segment_header(floor)])
+            self._write(segment, [segment_header(self.last_arrival)])
         except JournalWriteFailed:
             segment.close()
-            with suppress(OSError):  # a disk that was made read-only meanwhile
+            with suppress(OSError):  # the disk may be read-only by now
                 path.unlink()
             raise
         self.active = segment
-        self.segments += 1
 
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Writes entries behind each other into the active segment: all of them, or none.
+    def try_open(self) -> None:
+        try:
+            self.open()
+        except JournalWriteFailed as error:
+            log.error("journal: no new segment can be opened, nothing is accepted: %s", error)
 
-        Raises: JournalWriteFailed. Ensures: after it, the file ends where it ended before.
+    def append(self, entries: Sequence[Entry], now: float = 0.0) -> None:
+        """Writes and counts entries in the active segment: all of them or none. Args: now: monotonic.
+
+        Raises: JournalWriteFailed; the file then ends where it ended before.
         """
-        if self.active is None or self.active.torn:
+        segment = self.active
+        if segment is None or segment.torn:
             raise JournalWriteFailed("no segment is open")
         buffers: list[bytes | memoryview] = []
         for entry in entries:
             buffers += (entry_header(entry), entry.body)
-        self._write(self.active, buffers)
+        self._write(segment, buffers)
+        if not segment.total:
+            segment.opened_at = now
+        for entry in entries:
+            segment.records[entry.kind] = segment.records.get(entry.kind, 0) + entry.count
 
-    def seal(self) -> SegmentFile:
-        """Takes the active segment out. The caller opens the next, and closes this one once it is synced."""
-        assert self.active is not None
-        segment, self.active = self.active, None
-        segment.sealed = True
-        return segment
+    def _write(self, segment: Segment, buffers: Sequence[bytes | memoryview]) -> None:
+        start = segment.size
+        written = 0
+        try:
+            for at in range(0, len(buffers), _BUFFERS_AT_ONCE):
+                part = buffers[at : at + _BUFFERS_AT_ONCE]
+                want = sum(map(len, part))
+                done = self._writev(segment.fd, part)
+                written += done
+                if done != want:  # write(2): a regular file takes less only on a full disk
+                    raise OSError(28, f"{done} of {want} bytes were taken: no space left on device")
+        except OSError as error:
+            self._cut_back(segment, start)
+            raise self._failed(segment.path, error) from error
+        segment.size = start + written
+        self.bytes += written
+        self.fault = None
 
-    def truncate(self, segment: SegmentFile, size: int) -> None:
-        """Cuts entries off the end that nobody was promised, as soon as the disk lets us; none is read any more."""
-        self._cut_back(segment, size)
-        self.bytes -= segment.size - size
-        segment.size = size
+    def _cut_back(self, segment: Segment, size: int) -> None:
+        try:
+            os.ftruncate(segment.fd, size)
+        except OSError as error:
+            log.error("journal: %s cannot be cut back, tried again: %s", segment.path.name, error.strerror)
+            segment.torn = True
+            self._uncut[segment.path] = size
 
-    def in_place(self, segment: SegmentFile) -> bool:
-        """Whether its name still leads to the file that we append to."""
+    def _failed(self, path: Path, error: OSError) -> JournalWriteFailed:
+        if isinstance(error.filename, str | Path):
+            path = Path(error.filename)
+        self.fault = f"{path}: {error.strerror}; {advice(error, path)}"
+        return JournalWriteFailed(self.fault)
+
+    def _create(self, flags: int = 0) -> tuple[int, Path]:
+        """A new file under the next free number. Raises: OSError."""
+        while True:
+            path = self.next_path()
+            try:
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, 0o600), path
+            except FileExistsError:
+                continue
+
+    def next_path(self) -> Path:
+        sequence, self.next_sequence = self.next_sequence, self.next_sequence + 1
+        return self.directory / f"{sequence:0{DIGITS}}{SUFFIX}"
+
+    # Sealing and writing
+
+    def seal(self, reason: FlushReason, *, without_file: bool = False) -> bool:
+        """Queues the active segment for a writer, and opens the next if the disk lets it.
+
+        Returns: False if the file is gone and its bytes cannot be copied yet: the segment then stays active, unless
+        `without_file`.
+        """
+        segment = self.active
+        assert segment is not None
+        if not self.in_place(segment) and not self._rescue(segment) and not without_file:
+            return False
+        self.active = None
+        segment.reason, segment.sealed = reason, True
+        self._sealed[segment.sequence] = segment
+        segment.close_if_done()
+        self.try_open()
+        return True
+
+    def cut_off(self, segment: Segment, size: int) -> None:
+        """After a failed sync: seals the segment, and cuts it back to the entries that were acknowledged."""
+        if segment is self.active:
+            self.seal(FlushReason.SIZE, without_file=True)
+        if segment.sequence in self._sealed:  # else the database has its records
+            self._cut_back(segment, size)
+            self.bytes -= segment.size - size
+            segment.size = size
+
+    def take_in(self, path: Path) -> None:
+        """Queues a segment of an earlier run."""
+        segment = Segment(int(path.stem), path, size=path.lstat().st_size, sealed=True)
+        self._sealed[segment.sequence] = segment
+        self.bytes += segment.size
+
+    def forget(self, segment: Segment) -> None:
+        """Counts out a segment that has left the directory."""
+        del self._sealed[segment.sequence]
+        self.bytes -= segment.size
+        self.removed += 1
+
+    def put_back(self, segment: Segment) -> None:
+        """Queues a failed segment behind the others, so that it cannot hold them up."""
+        del self._sealed[segment.sequence]
+        self._sealed[segment.sequence] = segment
+
+    def next(self, now: float) -> Segment | None:
+        """The first sealed segment that is due and at no writer."""
+        for segment in self._sealed.values():
+            if not segment.busy and segment.not_before <= now:
+                return segment
+        return None
+
+    def next_at(self) -> float:
+        """When the next segment is due; infinity if none waits."""
+        return min((segment.not_before for segment in self._sealed.values() if not segment.busy), default=math.inf)
+
+    # Figures
+
+    def __iter__(self) -> Iterator[Segment]:
+        yield from self._sealed.values()
+        if self.active is not None:
+            yield self.active
+
+    @property
+    def waiting(self) -> int:
+        """Count of sealed segments."""
+        return len(self._sealed)
+
+    @property
+    def segments(self) -> int:
+        return len(self._sealed) + (self.active is not None)
+
+    def holds(self, sequence: int) -> bool:
+        """Whether records up to and including that segment wait."""
+        return any(segment.sequence <= sequence and segment.has_records for segment in self)
+
+    def last_sequence(self) -> int:
+        """The newest segment with records; 0 if nothing waits."""
+        return max((segment.sequence for segment in self if segment.has_records), default=0)
+
+    def pending_up_to(self, sequence: int) -> int:
+        return sum(segment.total for segment in self if segment.sequence <= sequence)
+
+    def records(self) -> dict[int, int]:
+        """Waiting records by kind's code."""
+        totals = no_records()
+        for segment in self:
+            for kind, count in segment.records.items():
+                totals[kind] = totals.get(kind, 0) + count
+        return totals
+
+    def oldest_at(self) -> float | None:
+        """Arrival of the oldest waiting record, monotonic; None if nothing waits."""
+        return min((segment.opened_at for segment in self if segment.opened_at and segment.total), default=None)
+
+    def alarm(self) -> Condition | None:
+        return next((segment.alarm for segment in self if segment.alarm), None)
+
+    # Files that somebody else has touched
+
+    def check_active_file(self) -> None:
+        """Seals the active segment if its file was removed or replaced."""
+        if self.active is not None and not self.in_place(self.active):
+            self.seal(FlushReason.SIZE)
+
+    def in_place(self, segment: Segment) -> bool:
+        """Whether its name still leads to the open file."""
         try:
             return os.path.samestat(segment.path.stat(), os.fstat(segment.fd))
         except OSError:
             return False
 
-    def rescue(self, segment: SegmentFile) -> None:
-        """Somebody has removed or replaced an open segment's file: gives its bytes a new one, synced. Blocks.
+    def _rescue(self, segment: Segment) -> bool:
+        """Copies an open segment whose file was removed or replaced to a new file, synced. Blocks.
 
-        Ensures: nothing is appended to it any more. Raises: JournalWriteFailed; the open file then has its bytes still.
+        Returns: whether that worked. The segment takes no more entries either way.
         """
+        is_first_try = not segment.torn
         segment.torn = True
         try:
             data = Path(f"/proc/self/fd/{segment.fd}").read_bytes()[: segment.size]
             fd, path = self._create()
             try:
-                if os.write(fd, data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                segments.write_all(fd, data)
                 self._fdatasync(fd)
-                sync_directory(self._directory)
+                sync_directory(self.directory)
                 os.dup2(fd, segment.fd, inheritable=False)
             except OSError:
                 path.unlink(missing_ok=True)
@@ -262,12 +366,16 @@ class Journal:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._failed(self._directory, error) from error
+            why = self._failed(self.directory, error)
+            if is_first_try:
+                log.error("journal: %s was removed or replaced, its records cannot be kept yet: %s", segment.path, why)
+            return False
         log.error("journal: %s was removed or replaced by somebody; its records are in %s", segment.path, path.name)
         segment.path = path
+        return True
 
     def cut_again(self) -> None:
-        """Takes off what could not be cut off before."""
+        """Retries the cuts that failed."""
         for path, size in list(self._uncut.items()):
             try:
                 os.truncate(path, size)
@@ -277,20 +385,13 @@ class Journal:
                 continue
             del self._uncut[path]
 
-    def forget(self, size: int) -> None:
-        """Counts out a segment that has left the directory."""
-        self.bytes -= size
-        self.segments -= 1
-        self.gone += 1
-
     def probe(self, size: int) -> None:
-        """Finds out whether the disk would take an append of `size` bytes now. Raises: JournalWriteFailed."""
-        path = self._directory / PROBE_NAME
+        """Writes and removes a file of `size` bytes. Raises: JournalWriteFailed."""
+        path = self.directory / PROBE_NAME
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                if os.write(fd, bytes(size)) != size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                segments.write_all(fd, bytes(size))
             finally:
                 os.close(fd)
                 path.unlink()
@@ -298,56 +399,6 @@ class Journal:
             raise self._failed(path, error) from error
         self.fault = None
 
-    def _write(self, segment: SegmentFile, buffers: Sequence[bytes | memoryview]) -> None:
-        start = segment.size
-        written = 0
-        try:
-            for at in range(0, len(buffers), _BUFFERS_AT_ONCE):
-                part = buffers[at : at + _BUFFERS_AT_ONCE]
-                want = sum(map(len, part))
-                done = self._writev(segment.fd, part)
-                written += done
-                if done != want:
-                    # A regular file takes less than asked for only where the disk is full (write(2)).
-                    raise OSError(28, f"{done} of {want} bytes were taken: no space left on device")
-        except OSError as error:
-            self._cut_back(segment, start)
-            raise self._failed(segment.path, error) from error
-        segment.size = start + written
-        self.bytes += written
-        self.fault = None
-
-    def _failed(self, path: Path, error: OSError) -> JournalWriteFailed:
-        if isinstance(error.filename, str | Path):
-            path = Path(error.filename)
-        self.fault = f"{path}: {error.strerror}; {advice(error, path)}"
-        return JournalWriteFailed(self.fault)
-
-    def _cut_back(self, segment: SegmentFile, size: int) -> None:
-        try:
-            os.ftruncate(segment.fd, size)
-        except OSError as error:
-            log.error("journal: %s cannot be cut back, tried again: %s", segment.path.name, error.strerror)
-            segment.torn = True
-            self._uncut[segment.path] = size
-
-
-def _last_arrival(path: Path, *, mend: bool) -> int:
-    """The last arrival, in µs, that a segment speaks of, or a later time; `mend`: its torn tail is cut off.
-
-    Raises: OSError, where it can't be cut.
-    """
-    now = time.time_ns() // 1000
-    try:
-        contents = segments.read(path)
-        modified_at = path.stat().st_mtime_ns // 1000
-    except OSError as error:
-        # The writer meets it too, and its alarm stands; it is no reason to accept nothing.
-        log.error("journal: %s cannot be read: %s", path, error.strerror)
-        return now
-    if mend and contents.torn:
-        log.info("journal: %d bytes of an append that had not ended are cut off %s", contents.torn, path.name)
-        os.truncate(path, contents.size - contents.torn)
-    # Only what a CRC covers: a damaged arrival far in the future would stamp everything that follows.
-    given_out = [contents.floor, modified_at, *(entry.arrival for entry in contents.entries)]
-    return max(arrival if arrival < MAX_ARRIVAL else 0 for arrival in given_out)
+    def count_set_aside(self) -> None:
+        """Blocks. Raises: OSError."""
+        self.set_aside = sum(path.name.endswith(SUFFIX + BROKEN_SUFFIX) for path in self.directory.iterdir())

@@ -1,27 +1,24 @@
-"""Segments: the files where an acknowledged body lies until its rows are in the database, and the bytes in them.
+"""The bytes of a segment file: format, reader, and the file operations on a whole segment.
 
-Byte grammar, little-endian, version 2. A segment is one buffer generation; its name is its sequence number.
+Byte grammar, little-endian, version 2:
 
     segment := magic:u8[4]="PSJ\\xff" version:u8 0:u8 0:u16 floor:u64 crc:u32 entry*
     entry   := magic:u16=0xa7ff version:u8 kind:u8 count:u32 arrival:u64 length:u32 size:u8 0:u8 0:u16 crc:u32
                rules:u8[size] body:u8[length - size]
 
-`floor` is the last arrival given out before the segment was opened, so that arrivals keep rising over a restart even
-when the clock steps back. `arrival` counts µs since 1970 UTC. `rules` decide what the body means (records.Rules), so
-that a changed setting does not change what was accepted. A crc covers everything of its header before it, the rules and
-the body; no body is empty, so a page of zeros is no entry. The bytes ff and a7 in this order are never valid UTF-8:
-a body cannot contain an entry, and a reader that has lost its place finds the next entry by searching for them.
-An append that was cut off by kill -9 or a power cut leaves a torn tail: the beginning of a header or of an entry that
-is longer than the rest of the file, or zeros, and nothing readable behind it. In the newest segment nobody was promised
-these bytes, unless power was cut and acks did not wait for the disk; anything else that is unreadable is damage. (An
-entry whose length the disk has spoilt may look the same.)
+`floor` is the last arrival given out before the segment was opened: arrivals keep rising over a restart even if the
+clock steps back. `arrival` is in µs since 1970 UTC. `rules` (records.Rules) say how to read the body, so a changed
+setting does not change an accepted record. A crc covers its header, the rules and the body. A body is never empty, so a
+page of zeros is no entry. The bytes ff a7 are never valid UTF-8: no body contains an entry, and a reader that meets
+damage finds the next entry by searching for them.
 
-To change the format: raise VERSION, keep a reader for what earlier versions may have left on the disk.
+kill -9 or a power cut leaves a torn tail: zeros, or the beginning of a header or of an entry that is longer than the
+rest of the file, and nothing readable behind it. The append was never acknowledged (unless acks did not wait for the
+disk and power was cut). Everything else that is unreadable is damage.
 
-Version 1, which is still read, had no `size`, no zeros behind it, and no rules: V1_RULES say what its bodies mean.
+To change the format: raise VERSION and keep a reader for the earlier versions. Version 1 had no size and no rules.
 
-Rules: no state and no loop: for any thread and any process. What opens a file blocks. A segment is one that nobody
-appends to any more, or is read as far as it has come.
+Rules: no state; for any thread and process. Functions that take a path block.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -41,7 +39,7 @@ from shared.wire import MAX_FRAME_BYTES
 
 try:
     from isal.isal_zlib import crc32  # the same crc, 13 times as fast (docs/PERFORMANCE.md)
-except ImportError:  # it is installed only where there are wheels of it
+except ImportError:  # no wheel for this platform
     from zlib import crc32
 
 VERSION = 2
@@ -58,7 +56,7 @@ _CRC = struct.Struct("<I")
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 ENTRY_HEADER_BYTES = _ENTRY.size
 _HEADER_BYTES = {1: _ENTRY_V1.size, VERSION: ENTRY_HEADER_BYTES}
-"""Of an entry, by version."""
+"""Size of an entry's header, by version."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -69,8 +67,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     rules: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(NamedTuple):
     """A stretch of a segment that holds no readable entry."""
 
     offset: int
@@ -79,8 +76,7 @@ class Damage:
 
 @dataclass(slots=True)
 class Contents:
-    """What a segment file holds. `version` is None where the header is unreadable; `torn` counts the bytes of the last
-    damage if that looks like a torn tail."""
+    """What a segment holds. `version` is None if its header is unreadable; `torn`: bytes of a torn tail."""
 
     entries: list[Entry]
     damage: list[Damage]
@@ -100,7 +96,7 @@ def segment_header(floor: int) -> bytes:
 
 
 def entry_header(entry: Entry) -> bytes:
-    """What stands before the body: the header and the rules."""
+    """The bytes before the body: header and rules."""
     rules = entry.rules
     size = len(rules)
     assert entry.body, "no body is empty"
@@ -110,37 +106,32 @@ def entry_header(entry: Entry) -> bytes:
 
 
 def read(path: Path, size: int | None = None) -> Contents:
-    """Everything readable in a segment, or in its first `size` bytes: more were never promised to anybody, and what is
-    missing of them is damage. Blocks. Raises: OSError."""
+    """Reads a segment, or its first `size` bytes; bytes missing from those are damage. Raises: OSError."""
     data = path.read_bytes()
-    if size is None:
-        return parse(data)
     contents = parse(data[:size])
-    if len(data) < size:
+    if size is not None and len(data) < size:
         contents.damage.append(Damage(len(data), size - len(data)))
         contents.torn = 0
     return contents
 
 
 def parse(data: bytes) -> Contents:
-    """Bytes of a segment -> its entries, as views into `data`, and what lies between them. Fails on no input."""
-    version: int | None = None
-    floor = 0
+    """Finds the entries, as views into `data`, and the damage between them. Fails on no input."""
+    contents = Contents([], [], 0, None, len(data))
     at = 0
     if len(data) >= SEGMENT_HEADER_BYTES:
-        magic, found, _, _, stored_floor, crc = _SEGMENT.unpack_from(data)
+        magic, version, _, _, floor, crc = _SEGMENT.unpack_from(data)
         if magic == SEGMENT_MAGIC and crc == crc32(data[: SEGMENT_HEADER_BYTES - 4]):
-            version, floor, at = found, stored_floor, SEGMENT_HEADER_BYTES
-    contents = Contents([], [], floor, version, len(data))
-    if version is not None and version not in _HEADER_BYTES:
+            contents.version, contents.floor, at = version, floor, SEGMENT_HEADER_BYTES
+    if contents.version is not None and contents.version not in _HEADER_BYTES:
         contents.damage.append(Damage(at, len(data) - at))
         return contents
     view = memoryview(data)
     while at < len(data):
         found = _entry_at(data, view, at)
         if found is not None:
-            entry, at = found
-            contents.entries.append(entry)
+            contents.entries.append(found[0])
+            at = found[1]
             continue
         start = at
         at = data.find(ENTRY_MAGIC, at + 1)
@@ -148,18 +139,13 @@ def parse(data: bytes) -> Contents:
             at = data.find(ENTRY_MAGIC, at + 1)
         if at < 0:
             at = len(data)
-        if version is None and start == 0:
-            # Without a good header the first bytes are the header's own.
-            contents.damage.append(Damage(0, at))
-        else:
-            contents.damage.append(Damage(start, at - start))
-    if contents.damage and contents.damage[-1].offset + contents.damage[-1].length == len(data):
-        contents.torn = contents.damage[-1].length * _is_torn(data, contents.damage[-1].offset)
+            contents.torn = (at - start) * _is_torn(data, start)
+        contents.damage.append(Damage(start, at - start))
     return contents
 
 
 def _is_torn(data: bytes, at: int) -> bool:
-    """Whether the rest from there looks like an append that had not ended."""
+    """Whether the rest of the file looks like an append that was cut off."""
     rest = len(data) - at
     if data.count(0, at) == rest:
         return True
@@ -172,10 +158,10 @@ def _is_torn(data: bytes, at: int) -> bool:
 
 
 def _entry_at(data: bytes, view: memoryview, at: int) -> tuple[Entry, int] | None:
-    """The entry that starts there, and where it ends."""
+    """Returns: the entry at that offset, and its end; None if there is no intact one."""
     if at + _ENTRY_V1.size > len(data):
         return None
-    magic, version, kind, count, arrival, length, _ = _ENTRY_V1.unpack_from(data, at)  # as it starts in every version
+    magic, version, kind, count, arrival, length, _ = _ENTRY_V1.unpack_from(data, at)  # every version starts so
     payload_at = at + _HEADER_BYTES.get(version, 0)
     end = payload_at + length
     if magic != ENTRY_MAGIC or payload_at == at or not length or end > len(data):
@@ -190,16 +176,15 @@ def _entry_at(data: bytes, view: memoryview, at: int) -> tuple[Entry, int] | Non
     return Entry(kind, count, arrival, view[body_at:end], rules), end
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What the headers of a segment's entries say, up to the first that is unreadable."""
+class Summary(NamedTuple):
+    """Record counts by kind's code, and the earliest arrival."""
 
     records: dict[int, int]
     first_arrival: int
 
 
-def survey(path: Path) -> Survey:
-    """Counts by the headers alone, in constant memory; the writer reads the bodies. Blocks. Raises: OSError."""
+def summarize(path: Path) -> Summary:
+    """Counts by the entries' headers alone, up to the first unreadable one, in constant memory. Raises: OSError."""
     records: dict[int, int] = {}
     first = 0
     with path.open("rb") as file:
@@ -213,15 +198,13 @@ def survey(path: Path) -> Survey:
             records[kind] = records.get(kind, 0) + count
             first = min(first or arrival, arrival)
             file.seek(length, os.SEEK_CUR)
-    return Survey(records, first)
+    return Summary(records, first)
 
 
 def rewrite(path: Path, size: int) -> None:
-    """Gives the first `size` bytes of a segment new pages on the disk, synced, under its old name. Blocks.
+    """Copies the first `size` bytes of a segment to new pages, synced, under the same name; for a failed fsync.
 
-    For one whose fsync has failed.
-
-    Raises: OSError; the old file is then as it was. A file that is gone has been written to the database.
+    Raises: OSError; the old file is then unchanged. A missing file is no error: the database has its records.
     """
     try:
         data = path.read_bytes()[:size]
@@ -230,8 +213,7 @@ def rewrite(path: Path, size: int) -> None:
     copy = path.with_suffix(REWRITE_SUFFIX)
     fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        if os.write(fd, data) != len(data):
-            raise OSError(28, "no space left on device")
+        write_all(fd, data)
         os.fsync(fd)
         copy.replace(path)
         sync_directory(path.parent)
@@ -241,9 +223,9 @@ def rewrite(path: Path, size: int) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Keeps a damaged segment for a human under a name that no start picks up. Blocks. Raises: OSError.
+    """Renames a damaged segment so that no start reads it; a human may. Raises: OSError.
 
-    Where the new name does not survive a power cut, the next start does it again.
+    If a power cut undoes the renaming, the next start repeats it.
     """
     kept = path.with_suffix(SUFFIX + BROKEN_SUFFIX)
     path.replace(kept)
@@ -253,11 +235,31 @@ def set_aside(path: Path) -> Path:
 
 
 def remove(path: Path, damaged: bool) -> None:
-    """Takes a written segment away; one with unreadable parts is kept for a human. Blocks. Raises: OSError."""
+    """Removes a written segment; sets it aside if parts were unreadable. Raises: OSError."""
     if damaged:
         set_aside(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Raises: OSError, also for a short write, which means a full disk (write(2))."""
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes created, renamed and removed names survive a power cut (fsync(2)). Raises: OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def has_vanished(path: Path) -> bool:
+    """Whether this file alone was removed; a missing directory may come back with it."""
+    return path.parent.is_dir() and not os.path.lexists(path)
 
 
 _ADVICE = {
@@ -268,11 +270,10 @@ _ADVICE = {
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "allow the machine more open files (sysctl fs.file-max)",
 }
-"""What an operator does about it, after which all goes on by itself."""
 
 
 def advice(error: OSError, path: Path) -> str:
-    """The command, or the step, that ends a failure to read or write a file of ours."""
+    """The operator's step after a failed read or write of that file; the service then recovers by itself."""
     where = shlex.quote(str(path))
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"give it to the service's user alone (chown, chmod u+rw {where})"
@@ -280,17 +281,3 @@ def advice(error: OSError, path: Path) -> str:
         directory = shlex.quote(str(path.parent))
         return f"put {directory} back, or go on without what was in it: (umask 077; mkdir -p {directory})"
     return _ADVICE.get(error.errno or 0, f"move it away to go on without it (mv {where} /somewhere/else)")
-
-
-def has_vanished(path: Path) -> bool:
-    """Whether somebody has taken this file away, rather than all of its directory, which may come back."""
-    return path.parent.is_dir() and not os.path.lexists(path)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes creations, renames and removals in a directory survive a power cut (fsync(2)). Blocks."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,9 +15,9 @@ from typing import Any, cast
 import orjson
 
 from flusher.callers import FlushResult
-from flusher.flush import Flush
 from flusher.intake import Intake
 from flusher.placement import Placement
+from flusher.scheduler import Scheduler
 from shared.process import peer_of
 from shared.records import KIND_OF_CODE, KINDS
 from shared.wire import Flush as FlushMessage
@@ -74,11 +74,16 @@ class Listener:
 
 class FlusherProtocol(asyncio.BufferedProtocol):
     def __init__(
-        self, peers: Peers, intake: Intake, flush: Flush, stats: Callable[[], dict[str, Any]], placement: Placement
+        self,
+        peers: Peers,
+        intake: Intake,
+        scheduler: Scheduler,
+        stats: Callable[[], dict[str, Any]],
+        placement: Placement,
     ) -> None:
         self._peers = peers
         self._intake = intake
-        self._flush = flush
+        self._scheduler = scheduler
         self._stats = stats
         self._placement = placement
         self._pid = 0
@@ -99,7 +104,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._peers.discard(self._transport)
             self._transport = None
-            self._flush.forget(self._reply)
+            self._scheduler.forget(self._reply)
 
     def pause_writing(self) -> None:
         """A peer that does not read its answers sends nothing more."""
@@ -157,7 +162,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
             }
             self._reply(encode(Flushed(message.seq, orjson.dumps(answer))))
 
-        self._flush.flush(message.timeout_s, done)
+        self._scheduler.flush(message.timeout_s, done)
 
     def _reply(self, frames: bytes) -> None:
         if self._transport is not None and frames:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from flusher.answers import Failed
 from flusher.mysql_errors import ErrorClass
 
 log = logging.getLogger(__name__)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 HANGING_S = 15.0
 """Without a commit although writers try: waits for locks end after 10 s."""
@@ -183,3 +186,14 @@ def verdict(
     if of_database is not None:
         return "degraded", of_database
     return ("healthy", None) if backlog is None else ("degraded", backlog)
+
+
+def date_of(wall: float) -> str:
+    return (_EPOCH + timedelta(seconds=wall)).strftime("%Y-%m-%d")
+
+
+def iso(wall: float | None) -> str | None:
+    """Args: wall: seconds since 1970."""
+    if wall is None:
+        return None
+    return (_EPOCH + timedelta(seconds=wall)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

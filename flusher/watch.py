@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from flusher.dead_letters import FILE_NAME, Count
-from flusher.flush import Flush
+from flusher.figures import Figures
 from flusher.intake import Intake
 from flusher.journal import Journal
+from flusher.scheduler import Scheduler
 from flusher.segments import advice
-from flusher.stats import Figures
 from flusher.writers import Writers
 from shared.process import lock
 from shared.wire import SOCKET_NAME
@@ -59,7 +59,7 @@ class Watch:
         *,
         journal: Journal,
         intake: Intake,
-        flush: Flush,
+        scheduler: Scheduler,
         figures: Figures,
         writers: Writers,
         listen: Callable[[Path], Awaitable[None]],
@@ -70,7 +70,7 @@ class Watch:
         self._lock_fd = lock_fd
         self._journal = journal
         self._intake = intake
-        self._flush = flush
+        self._scheduler = scheduler
         self._figures = figures
         self._writers = writers
         self._listen = listen
@@ -104,9 +104,9 @@ class Watch:
                     log.error("%s: %s", what, why)
 
     async def _look_at_journal(self) -> None:
-        self._flush.look_after_active()
+        self._journal.check_active_file()
         self._intake.probe()
-        self._flush.look()
+        self._scheduler.check_hanging()
         self._journal.cut_again()
         if self._journal.set_aside:
             await asyncio.to_thread(self._journal.count_set_aside)

@@ -164,11 +164,11 @@ def test_a_segment_that_goes_while_it_is_listed_is_no_fault(service: Service) ->
 
 def segment_bytes(directory: Path) -> bytes:
     journal = Journal(directory)
-    journal.open(0)
+    journal.open()
     journal.append([Entry(TASK_KIND.code, 1, arrival, b'{"tasks":[{}]}') for arrival in (1, 2)])
-    segment = journal.seal()
-    segment.close()
-    return segment.path.read_bytes()
+    assert journal.active is not None
+    journal.active.close()
+    return journal.active.path.read_bytes()
 
 
 def looks(*states: bytes) -> Callable[[Path], Contents]:

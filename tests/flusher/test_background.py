@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flusher import flush, pinger
+from flusher import pinger, scheduler
 from flusher.mysql_errors import ErrorClass
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
@@ -31,7 +31,7 @@ def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: ob
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flush, "WAKE_AGAIN_S", 0.01)
+    monkeypatch.setattr(scheduler, "WAKE_AGAIN_S", 0.01)
     monkeypatch.setattr(pinger, "FIRST_PING_S", 0.01)
 
 
@@ -57,7 +57,7 @@ def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.M
     async def test(node: Node) -> None:
         node.submit(b"one")
         with monkeypatch.context() as patch:
-            patch.setattr(node.backlog, "next", fault)
+            patch.setattr(node.journal, "next", fault)
             patch.setattr(pinger, "FIRST_PING_S", 3600.0)  # its answer would look, too
             node.clock.now += 0.06
             await node.until(lambda: fault.calls > 2)
@@ -88,9 +88,9 @@ def test_a_caller_that_cannot_be_answered_keeps_no_other_from_its_answer(
     async def test(node: Node) -> None:
         node.submit(b"one")
         heard: list[bytes] = []
-        node.flush.when_committed(1, 1, fault)
-        node.flush.when_committed(1, 2, heard.append)
-        node.flush.flush(10, fault)
+        node.scheduler.when_committed(1, 1, fault)
+        node.scheduler.when_committed(1, 2, heard.append)
+        node.scheduler.flush(10, fault)
         assert (await node.ask_flush()).pending == 0
         assert len(heard) == 1
         assert "answering a flush failed" in caplog.text
@@ -124,11 +124,11 @@ def test_what_waits_for_a_ping_is_written_although_its_writer_dies(
         ask = node.writers.ask
         monkeypatch.setattr(node.writers, "ask", lambda command: ask(command) if "write" in command else died)
         node.figures.database.answered(0.0)
-        await node.until(lambda: node.flush._pinger.under_way)
-        node.flush._attempts = 1
+        await node.until(lambda: node.scheduler._pinger.under_way)
+        node.scheduler._attempts = 1
         node.submit(b"one")
         node.ask_flush()
-        assert len(node.backlog) == 0
+        assert node.journal.waiting == 0
         died.set_exception(WriterDied("killed"))
         await node.until(lambda: node.writers.written_bodies == [b"one"])
 
@@ -140,13 +140,13 @@ def test_where_every_segment_fails_a_caller_of_a_commit_does_not_cost_one_each(t
 
     async def test(node: Node) -> None:
         node.writers.answer = lambda _: failed(ErrorClass.UNKNOWN)
-        for number in range(flush.FAILED_AT_ONCE + 50):
+        for number in range(scheduler.FAILED_AT_ONCE + 50):
             node.submit(b"%d" % number, want_commit=True)
             await node.settled()
-        assert len(node.backlog) == flush.FAILED_AT_ONCE + 1
-        assert sum(node.backlog.records().values()) == flush.FAILED_AT_ONCE + 50
-        node.clock.now += flush.FAILED_EACH_S
-        await node.until(lambda: len(node.backlog) == flush.FAILED_AT_ONCE + 2)
+        assert node.journal.waiting == scheduler.FAILED_AT_ONCE + 1
+        assert sum(node.journal.records().values()) == scheduler.FAILED_AT_ONCE + 50
+        node.clock.now += scheduler.FAILED_EACH_S
+        await node.until(lambda: node.journal.waiting == scheduler.FAILED_AT_ONCE + 2)
 
         node.writers.answer = written
         assert (await node.ask_flush()).pending == 0

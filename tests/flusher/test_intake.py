@@ -3,16 +3,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flusher import segments, stats
-from flusher.__main__ import open_journal
+from flusher import segments, state
 from flusher.callers import MAX_FLUSH_CALLERS
 from flusher.mysql_errors import ErrorClass
+from flusher.recovery import open_journal
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.state import Acceptance
+from flusher.stats import Stats
 from flusher.syncer import Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Committed, Reason, Submit
@@ -68,7 +68,7 @@ def test_a_body_that_cannot_be_written_is_rejected_and_later_ones_are_accepted_a
         ]
         assert all(one.retry_after_s > 0 for one in node.rejected())
         assert bodies_in(tmp_path) == [b"kept"]
-        assert sum(node.backlog.records().values()) == 1
+        assert sum(node.journal.records().values()) == 1
         assert node.intake.acceptance is Acceptance.NOT_WRITABLE
 
         node.disk.full = False
@@ -87,7 +87,7 @@ def test_without_an_open_segment_bodies_are_rejected_until_one_can_be_opened(tmp
         result = await node.ask_flush()  # seals the segment; the next one has no room for its header
 
         assert result.pending == 0
-        assert node.backlog.active is None
+        assert node.journal.active is None
         node.submit(b"lost")
         assert [one.seq for one in node.rejected()] == [2]
 
@@ -168,28 +168,15 @@ def test_arrivals_rise_strictly_while_the_clock_stands_and_when_it_steps_back(tm
 @pytest.mark.parametrize("step_us", [3_600_000_000, -3_600_000_000])
 def test_a_step_of_the_wall_clock_makes_no_record_older_or_younger(tmp_path: Path, step_us: int) -> None:
     async def test(node: Node) -> None:
-        def document() -> dict[str, Any]:
-            return stats.document(
-                *(node.figures, node.backlog, node.journal),
-                max_bytes=1 << 20,
-                flush_interval_s=3600.0,
-                unsynced_records=0,
-                acceptance=node.intake.acceptance,
-                refusing=node.intake.refusing,
-                writers=1,
-                database_connections=1,
-                connections=1,
-                longest_write_s=0.0,
-                now=node.clock.now,
-                wall=node.wall_us / 1e6,
-            )
+        parts = (node.figures, node.journal, node.syncer, node.scheduler, node.intake, node.writers, [])
+        document = Stats(*parts, node.clock, lambda: node.wall_us / 1e6).document  # type: ignore[arg-type]
 
         node.submit(b"a")
         node.clock.now += 5
         node.wall_us += step_us
         found = document()
         assert found["at_risk"]["oldest_uncommitted_seconds"] == 5
-        assert found["flush_info"]["next_flush_time"] == stats._iso(node.wall_us / 1e6 + 3595)
+        assert found["flush_info"]["next_flush_time"] == state.iso(node.wall_us / 1e6 + 3595)
         node.submit(b"b")
         first, second = node.arrivals()
         assert second > first
@@ -214,7 +201,7 @@ def test_arrivals_rise_over_a_restart_with_a_clock_that_stepped_back(tmp_path: P
 
     run(first, tmp_path)
     assert bodies_in(tmp_path) == []
-    run(second, tmp_path, last_arrival=open_journal(tmp_path)[2])
+    run(second, tmp_path, last_arrival=open_journal(tmp_path).last_arrival)
 
 
 def test_a_dead_letter_whose_file_names_an_arrival_to_come_arrives_now(tmp_path: Path) -> None:
@@ -241,7 +228,7 @@ def test_an_acknowledged_body_is_counted_by_kind_and_records(tmp_path: Path) -> 
     async def test(node: Node) -> None:
         node.submit(b"four", count=10)
 
-        assert node.backlog.records() == {1: 0, 2: 10}
+        assert node.journal.records() == {1: 0, 2: 10}
         assert node.figures.records_in == {1: 0, 2: 10}
         assert node.figures.bytes_in == 4
 
@@ -280,14 +267,14 @@ def test_callers_who_wait_for_a_commit_cost_nothing_over_an_outage(tmp_path: Pat
             node.submit(*[b"body"] * 100, want_commit=True)
             node.intake.accept([Submit(1, 2, 1, b"body", 0, want_commit=True)], other.append)
         await node.settled()
-        kept = node.flush._callers._of_commits
-        assert len(kept) <= len(node.backlog) + 1
+        kept = node.scheduler._callers._of_commits
+        assert len(kept) <= node.journal.waiting + 1
         assert all(len(wanted.replies) <= 2 for wanted in kept.values())
 
-        node.flush.forget(node.reply)
+        node.scheduler.forget(node.reply)
         assert kept
         assert all(wanted.replies == {other.append} for wanted in kept.values())
-        node.flush.forget(other.append)
+        node.scheduler.forget(other.append)
         assert kept == {}
 
     run(test, tmp_path, max_bytes=1 << 30)
@@ -299,11 +286,11 @@ def test_callers_of_a_flush_over_the_bound_are_told_at_once(tmp_path: Path) -> N
         node.submit(b"body")
         waiting = [node.ask_flush() for _ in range(MAX_FLUSH_CALLERS)]
         assert (await node.ask_flush()).pending == 1
-        assert len(node.flush._callers._of_flushes) == MAX_FLUSH_CALLERS
+        assert len(node.scheduler._callers._of_flushes) == MAX_FLUSH_CALLERS
         node.writers.answer = written
         assert (await node.ask_flush()).pending == 1
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await asyncio.gather(*waiting)
 
     run(test, tmp_path)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from flusher.answers import Written
 from flusher.batch import Batch, prepare
 from flusher.coalesce import EPOCH, coalesce
-from flusher.journal import Journal
 from flusher.rows import Row, Rows, with_values
 from flusher.segments import Entry
 from flusher.store import Store
@@ -24,6 +23,7 @@ from shared.bodies import decode
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, utc
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
+from tests.support.segments import filled
 from tests.support.service import session, task
 
 NOON = datetime(2026, 1, 1, 12)
@@ -180,16 +180,11 @@ def test_through_segments_and_restarted_writers_the_tables_end_as_the_models(
     mariadb: MariaDB, database: str, empty_tables: Callable[[], None], tmp_path: Path, flushes: list[list[Entry]]
 ) -> None:
     empty_tables()
-    journal = Journal(tmp_path)
-    journal.recover()
     for entries in flushes:
-        journal.open(0)
-        journal.append(entries)
-        segment = journal.seal()
-        segment.close()
+        path = filled(tmp_path, entries)
         store = Store(mariadb.server(database))
-        assert isinstance(Writer(store, tmp_path / "dead", 1).write(segment.path, prepare(segment.path, None)), Written)
+        assert isinstance(Writer(store, tmp_path / "dead", 1).write(path, prepare(path, None)), Written)
         store.close()
-        segment.path.unlink()
+        path.unlink()
 
     assert stored(mariadb, database) == model(flushes)

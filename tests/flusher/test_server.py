@@ -57,7 +57,7 @@ class Served:
     async def start(self) -> asyncio.AbstractServer:
         return await asyncio.get_running_loop().create_unix_server(
             lambda: FlusherProtocol(
-                self.peers, self.node.intake, self.node.flush, lambda: {"state": "fine"}, self.placement
+                self.peers, self.node.intake, self.node.scheduler, lambda: {"state": "fine"}, self.placement
             ),
             str(self.path),
         )
@@ -252,7 +252,7 @@ def test_nothing_is_kept_for_a_peer_that_has_left_while_the_database_is_away(sho
         served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
         peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
         assert isinstance(await peer.next(), Ack)
-        waiting = served.node.flush._callers._of_commits
+        waiting = served.node.scheduler._callers._of_commits
         assert len(waiting) == 1
         await peer.close()
         await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)

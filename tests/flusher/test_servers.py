@@ -13,7 +13,6 @@ import MySQLdb
 import pytest
 
 from flusher.answers import Written
-from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.schema import FILE
 from flusher.segments import Entry
@@ -24,6 +23,7 @@ from shared.records import TASKS
 from tests.flusher.test_store import HARD_TEXTS, WatchedConnection, rows_of, session, stored, task
 from tests.support.flusher import task_body
 from tests.support.mariadb import MariaDB
+from tests.support.segments import filled
 from tests.support.service import task as task_document
 from tests.support.service import wait_until
 
@@ -295,14 +295,9 @@ def test_a_schema_that_is_read_only_is_no_fault_of_the_rows(place: Place) -> Non
 
 def write_many(place: Place, directory: Path, store: Store) -> Any:
     """200 rows of 1,000 bytes, as a writer writes them."""
-    journal = Journal(directory)
-    journal.open(0)
-    journal.append(
-        [Entry(2, 200, 1, task_body(*(task_document(f"{n:03}", source_text="x" * 1000) for n in range(200))))]
-    )
-    segment = journal.seal()
-    segment.close()
-    return Writer(store, directory / "dead", 1 << 20).write(segment.path, prepared(segment.path, None))
+    body = task_body(*(task_document(f"{n:03}", source_text="x" * 1000) for n in range(200)))
+    path = filled(directory, [Entry(2, 200, 1, body)])
+    return Writer(store, directory / "dead", 1 << 20).write(path, prepared(path, None))
 
 
 def test_a_transaction_over_the_binary_logs_cache_is_halved(place: Place, set_global: Globals, tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never_in_be
         states = []
         for _ in range(60):
             node.clock.now += 1
-            node.flush.consider()
+            node.scheduler.schedule()
             await node.settled()
-            node.flush.look()
+            node.scheduler.check_hanging()
             states.append(database.state)
         first = states.index(NOT_WRITABLE)
         assert first + 1 == HANGING_S
@@ -160,7 +160,7 @@ def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never_in_be
         await node.ask_flush()
         assert database.state is UP
         node.clock.now += 60
-        node.flush.look()
+        node.scheduler.check_hanging()
         assert database.state is UP
 
     run(test, tmp_path)
@@ -176,7 +176,7 @@ def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_bad(tmp_
             node.ask_flush()
             await node.until(lambda asked=asked: len(node.writers.asked) > asked and node.alarm)
             node.clock.now += 10
-            node.flush.look()
+            node.scheduler.check_hanging()
         assert node.figures.database.state is UP
         assert node.alarm == "error 5 (storage)"
 
@@ -232,7 +232,7 @@ def test_a_segment_that_has_vanished_is_no_write_that_is_held_up(tmp_path: Path)
         await node.ask_flush()
         assert node.figures.vanished == 1
         node.clock.now += 2 * HANGING_S
-        node.flush.look()
+        node.scheduler.check_hanging()
         assert node.figures.database.state is UP
 
     run(test, tmp_path)

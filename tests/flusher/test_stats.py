@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from flusher.stats import Histogram
+from flusher.figures import Histogram
 
 
 def test_a_value_counts_in_the_first_bucket_whose_bound_is_not_below_it() -> None:

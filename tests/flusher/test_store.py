@@ -379,14 +379,14 @@ def test_created_at_says_when_the_row_was_first_written(store: Store, mariadb: M
 
 
 def test_a_failed_transaction_leaves_nothing_of_either_table(store: Store, mariadb: MariaDB, database: str) -> None:
-    mariadb.execute("ALTER TABLE translation_tasks ADD CONSTRAINT no_bad CHECK (source_text <> 'bad')", (), database)
+    mariadb.execute("ALTER TABLE translation_tasks ADD CONSTRAINT poison CHECK (source_text <> 'secret')", (), database)
 
     with pytest.raises(StoreError) as caught:
-        store.write(rows_of(session(), task("a"), task("b", source_text="bad")))
+        store.write(rows_of(session(), task("a"), task("b", source_text="secret")))
 
     assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, mariadb.check_failed)
-    assert "no_bad" in caught.value.detail
-    assert "bad" not in caught.value.public
+    assert "poison" in caught.value.detail
+    assert "secret" not in caught.value.public
     assert stored(mariadb, database, SESSIONS) == {}
     assert stored(mariadb, database, TASKS) == {}
     store.write(rows_of(session(), task("a")))

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal, segments, syncer
+from flusher import segments, syncer
 from flusher.answers import Answer
-from flusher.journal import SegmentFile
+from flusher.journal import Segment
 from flusher.state import Acceptance
 from flusher.syncer import CACHED_SEGMENTS, LATE_S, Fsync
 from flusher.triggers import FlushPolicy
 from shared.wire import Reason
 from tests.support.flusher import WAIT_S, Node, bodies_in, written
+from tests.support.segments import opened_journal
 
 FULL = FlushPolicy(max_records=1, interval_s=1.0).segment_max_records
 
@@ -207,7 +208,7 @@ def test_after_a_failed_sync_what_nobody_was_promised_is_cut_off_and_refused(tmp
             (3, Reason.JOURNAL_NOT_WRITABLE),
         ]
         assert bodies_in(tmp_path) == [b"kept"]
-        assert sum(node.backlog.records().values()) == 1
+        assert sum(node.journal.records().values()) == 1
         assert sum(node.figures.records_in.values()) == 1
 
     run(test, tmp_path, Fsync.ALWAYS)
@@ -289,7 +290,7 @@ def test_a_segment_that_was_written_while_it_got_new_pages_does_not_come_back(
         node.disk.broken = True
         node.submit(b"lost")
         await node.until(node.rejected)
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: node.writers.written_bodies == [b"kept"])
         await node.until(lambda: not node.syncer.failed)
         await node.until(lambda: not path.exists())
@@ -341,7 +342,7 @@ def test_what_interval_has_acknowledged_survives_a_failed_sync_whole(tmp_path: P
         await node.until(lambda: not node.syncer.failed)
 
         assert bodies_in(tmp_path) == [b"one", b"two"]
-        assert sum(node.backlog.records().values()) == 2
+        assert sum(node.journal.records().values()) == 2
 
     run(test, tmp_path, Fsync.INTERVAL)
 
@@ -433,10 +434,10 @@ def test_while_writers_are_behind_segments_that_they_come_to_late_leave_the_cach
     left: list[tuple[int, bool]] = []
 
     async def test(node: Node) -> None:
-        def leave_cache(segment: SegmentFile) -> None:
+        def leave_cache(segment: Segment) -> None:
             left.append((segment.sequence, segment.fd in node.disk.synced_fds))
 
-        monkeypatch.setattr(SegmentFile, "leave_cache", leave_cache)
+        monkeypatch.setattr(Segment, "leave_cache", leave_cache)
         node.submit(b"body")
         await node.ask_flush()
         assert node.journal.active is not None
@@ -465,8 +466,7 @@ def test_while_writers_are_behind_segments_that_they_come_to_late_leave_the_cach
 
 
 def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
-    opened = journal.Journal(tmp_path)
-    opened.open(1)
+    opened = opened_journal(tmp_path)
     opened.append([segments.Entry(2, 1, 2, b"synced" * 10_000)])
     assert opened.active is not None
     opened.active.sync()

@@ -103,11 +103,11 @@ def test_a_touched_segment_costs_at_most_what_was_in_it_and_has_a_way_out(
         table = Table()
         node, writers = node_of(tmp_path, table)
         submit(node, "sealed")
-        node.flush.seal(FlushReason.SIZE)
+        node.journal.seal(FlushReason.SIZE)
         submit(node, "active")
         assert node.journal.active is not None
         path = next(
-            segment.path for segment in node.backlog if (segment is node.backlog.active) == (target == "active")
+            segment.path for segment in node.journal if (segment is node.journal.active) == (target == "active")
         )
         caplog.set_level("INFO")
         if stopped:
@@ -116,7 +116,7 @@ def test_a_touched_segment_costs_at_most_what_was_in_it_and_has_a_way_out(
             node, writers = node_of(tmp_path, table)
         else:
             touch(path)
-            node.flush.look_after_active()
+            node.journal.check_active_file()
         submit(node, "later")
         writers.away = False
         node.clock.now += 60
@@ -124,7 +124,7 @@ def test_a_touched_segment_costs_at_most_what_was_in_it_and_has_a_way_out(
         stuck = touch in (replace_by_directory, make_unreadable) and not rescued
         if stuck:
             node.ask_flush()
-            await node.until(lambda: node.alarm and len(node.backlog) == 1)
+            await node.until(lambda: node.alarm and node.journal.waiting == 1)
         else:
             await node.ask_flush()
             node.clock.now += 60
@@ -145,7 +145,7 @@ def test_a_touched_segment_costs_at_most_what_was_in_it_and_has_a_way_out(
             await node.ask_flush()
             assert "has vanished" in caplog.text
         assert node.alarm is None
-        assert len(node.backlog) == 0
+        assert node.journal.waiting == 0
         assert not node.figures.database.bad
         await node.close()
 
@@ -157,8 +157,8 @@ def test_a_segment_that_is_put_back_at_the_next_start_is_written(tmp_path: Path)
         table = Table()
         node, writers = node_of(tmp_path, table)
         submit(node, "kept")
-        node.flush.seal(FlushReason.SIZE)
-        path = next(iter(node.backlog)).path
+        node.journal.seal(FlushReason.SIZE)
+        path = next(iter(node.journal)).path
         path.rename(tmp_path / "elsewhere")
         writers.away = False
         flushed = await node.ask_flush()
@@ -181,13 +181,13 @@ def test_a_caller_of_a_commit_is_not_told_of_one_when_its_segment_has_vanished(t
         node, writers = node_of(tmp_path, Table())
         node.submit(task_body(task("a")), want_commit=True)
         await node.settled()
-        next(iter(node.backlog)).path.unlink()
+        next(iter(node.journal)).path.unlink()
         writers.away = False
         node.clock.now += 60
         await node.ask_flush()
         assert node.figures.vanished == 1
         assert len(node.answers) == 1
-        assert node.flush._callers._of_commits == {}
+        assert node.scheduler._callers._of_commits == {}
         await node.close()
 
     asyncio.run(test())
@@ -202,10 +202,10 @@ def test_a_journal_that_is_removed_whole_refuses_until_it_is_back_and_says_how(
         table = Table()
         node, writers = node_of(tmp_path, table)
         submit(node, "sealed")
-        node.flush.seal(FlushReason.SIZE)
+        node.journal.seal(FlushReason.SIZE)
         submit(node, "active")
         (tmp_path / "journal").rename(tmp_path / "moved")
-        node.flush.look_after_active()
+        node.journal.check_active_file()
         writers.away = False
         submit(node, "refused")
         node.clock.now += 60
@@ -253,7 +253,7 @@ def test_an_open_segment_that_cannot_be_rescued_yet_is_rescued_when_it_can(
             patch.setattr(node.journal, "_create", too_many)
             for _ in range(3):
                 node.clock.now += 4000
-                node.flush.look_after_active()
+                node.journal.check_active_file()
                 node.intake.probe()
                 submit(node, "refused")
                 flushed = await node.ask_flush(0.01)
@@ -265,7 +265,7 @@ def test_an_open_segment_that_cannot_be_rescued_yet_is_rescued_when_it_can(
 
         if put_back:
             path.rename(node.journal.active.path)
-        node.flush.look_after_active()
+        node.journal.check_active_file()
         node.intake.probe()
         await node.until(lambda: table.texts == {"kept"})
         assert node.intake.refusing is None
@@ -290,7 +290,7 @@ def test_a_segment_that_cannot_be_removed_is_kept_and_written_again(
             patch.setattr(Path, "unlink", refuse)
             node.ask_flush()
             await node.until(lambda: node.alarm)
-            assert len(node.backlog) == 1
+            assert node.journal.waiting == 1
         assert node.alarm is not None
         assert node.alarm.split("; ")[1]
         assert (await node.ask_flush()).pending == 0

@@ -30,14 +30,14 @@ class Watched:
         self.socket = directory / SOCKET_NAME
         self.lock = directory / LOCK_NAME
         self.listener = Listener(
-            lambda: FlusherProtocol(Peers(), self.node.intake, self.node.flush, dict, None)  # type: ignore[arg-type]
+            lambda: FlusherProtocol(Peers(), self.node.intake, self.node.scheduler, dict, None)  # type: ignore[arg-type]
         )
         self.watch = Watch(
             directory,
             lock_or_exit(directory, "flusher"),
             journal=self.node.journal,
             intake=self.node.intake,
-            flush=self.node.flush,
+            scheduler=self.node.scheduler,
             figures=self.node.figures,
             writers=self.node.writers,  # type: ignore[arg-type]
             listen=self.listener.listen,

@@ -18,7 +18,6 @@ from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.coalesce import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
-from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.rows import Rows
 from flusher.segments import Entry
@@ -27,6 +26,7 @@ from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from shared.records import V1_RULES
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
+from tests.support.segments import filled
 from tests.support.service import ROOT, session, task, threads, wait_until
 
 ARRIVAL = 1_700_000_000_000_000
@@ -41,18 +41,14 @@ class Place:
         self.database = database
         self.store = Store(mariadb.server(database))
         self.dead_letters = directory / "dead_letters.jsonl"
-        self.journal = Journal(directory)
+        self.directory = directory
 
     def segment(self, *bodies: bytes, kind: int = 2, count: int = 1) -> Path:
         entries = [Entry(kind, count, ARRIVAL + number, body) for number, body in enumerate(bodies)]
         return self.segment_of(entries)
 
     def segment_of(self, entries: Sequence[Entry], floor: int = 0) -> Path:
-        self.journal.open(floor)
-        self.journal.append(entries)
-        segment = self.journal.seal()
-        segment.close()
-        return segment.path
+        return filled(self.directory, entries, floor)
 
     def write(self, path: Path, max_bytes: int = MAX_BYTES) -> Written | Failed:
         return Writer(self.store, self.dead_letters, max_bytes).write(path, prepared(path))

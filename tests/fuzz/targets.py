@@ -157,7 +157,7 @@ def segment(data: bytes) -> None:
         behind = segments.parse(content + segments.entry_header(good) + cast(bytes, good.body))
         assert behind.entries[-1] == good
         assert len(behind.entries) == len(contents.entries) + 1
-    _survey(content, contents)
+    _summarize(content, contents)
     batch = Batch(contents.entries)
     assert len(batch.undecodable) + sum(map(len, batch.by_kind.values())) == len(contents.entries)
     for rows in batch.rows().values():
@@ -198,11 +198,11 @@ def _stretch(draw: Draw) -> bytes:
     return whole
 
 
-def _survey(content: bytes, contents: segments.Contents) -> None:
+def _summarize(content: bytes, contents: segments.Contents) -> None:
     fd = os.memfd_create("segment")
     try:
         os.write(fd, content)
-        found = segments.survey(Path(f"/proc/self/fd/{fd}"))
+        found = segments.summarize(Path(f"/proc/self/fd/{fd}"))
     finally:
         os.close(fd)
     if contents.version is not None and not contents.damage:

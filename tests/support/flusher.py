@@ -15,14 +15,14 @@ import orjson
 
 from flusher import segments
 from flusher.answers import Answer, Failed, Written
-from flusher.backlog import Backlog
 from flusher.callers import FlushResult
-from flusher.flush import Flush
+from flusher.figures import Figures
 from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.mysql_errors import ErrorClass
+from flusher.recovery import recover
+from flusher.scheduler import Scheduler
 from flusher.state import Database
-from flusher.stats import Figures
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
 from flusher.writers import WriterDied
@@ -113,7 +113,7 @@ class FakeWriters:
         self.asked: list[str] = []
         self.written_bodies: list[bytes] = []
         self.pings = 0
-        self.busy = 0
+        self.busy = self.processes = self.connected = 0
         self.ping: Answer = failed(ErrorClass.RECONNECT, 2002)
         self.dies = False
 
@@ -156,18 +156,13 @@ class Node:
         self.clock = Clock()
         self.wall_us = 1_700_000_000_000_000
         self.writers = writers or FakeWriters()
-        self.backlog = Backlog()
         self.figures = Figures(0.0, Database(since=0.0))
         self.journal = Journal(directory, writev=self.disk.writev, fdatasync=self.disk.fdatasync)
-        self.leftovers, _ = self.journal.recover()
-        self.syncer = Syncer(
-            fsync,
-            cut_off=lambda segment, size: self.flush.cut_off(segment, size),  # noqa: PLW0108 -- flush comes later
-            clock=self.clock,
-        )
-        self.flush = Flush(
+        recover(self.journal)
+        self.journal.last_arrival = last_arrival
+        self.syncer = Syncer(fsync, self.journal, clock=self.clock)
+        self.scheduler = Scheduler(
             self.journal,
-            self.backlog,
             self.writers,  # type: ignore[arg-type]
             self.syncer,
             self.figures,
@@ -180,16 +175,15 @@ class Node:
         )
         self.intake = Intake(
             self.journal,
-            self.backlog,
             self.syncer,
-            self.flush,
+            self.scheduler,
             self.figures,
             max_bytes=max_bytes,
-            last_arrival=last_arrival,
             clock=self.clock,
             wall_ns=lambda: self.wall_us * 1000,
         )
-        self.flush.start(self.leftovers, last_arrival)
+        self.journal.try_open()
+        self.scheduler.start()
         self.answers: list[Message] = []
         self._answered = asyncio.Event()
         self._decoder = Decoder()
@@ -219,7 +213,7 @@ class Node:
 
     @property
     def alarm(self) -> str | None:
-        database, segment = self.figures.database, self.backlog.alarm()
+        database, segment = self.figures.database, self.journal.alarm()
         return database.reason if database.alarming else None if segment is None else segment.reason
 
     async def settled(self) -> None:
@@ -238,14 +232,14 @@ class Node:
 
     def ask_flush(self, timeout_s: float = WAIT_S) -> asyncio.Future[FlushResult]:
         result: asyncio.Future[FlushResult] = asyncio.get_running_loop().create_future()
-        self.flush.flush(timeout_s, result.set_result)
+        self.scheduler.flush(timeout_s, result.set_result)
         return result
 
     async def close(self) -> None:
         self.disk.let_syncs_go()
         self.disk.broken = self.disk.full = False
-        self.flush.stop()
-        await self.until(lambda: not self.flush._under_way)
+        self.scheduler.stop()
+        await self.until(lambda: not self.scheduler._under_way)
         await self.until(lambda: not self.syncer.failed)
         await self.syncer.close()
         if self.journal.active is not None:

@@ -8,8 +8,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flusher.journal import Journal
+from flusher.recovery import recover
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 
 FLOOR = 1_700_000_000_000_000
@@ -59,10 +61,30 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def filled(directory: Path, entries: Sequence[Entry] = ENTRIES) -> Path:
-    opened = Journal(directory)
-    opened.open(FLOOR)
+def filled(directory: Path, entries: Sequence[Entry] = ENTRIES, floor: int = FLOOR) -> Path:
+    """A further segment. Returns: its file."""
+    opened = opened_journal(directory, floor)
     opened.append(entries)
-    segment = opened.seal()
-    segment.close()
-    return segment.path
+    return closed(opened)
+
+
+def opened_journal(directory: Path, floor: int = FLOOR, **disk: Any) -> Journal:
+    """One that goes on after an earlier run's segments."""
+    journal = Journal(directory, **disk)
+    recover(journal)
+    journal.last_arrival = floor
+    journal.open()
+    return journal
+
+
+def closed(journal: Journal) -> Path:
+    """Ends a journal as a crash does. Returns: its active segment's file."""
+    assert journal.active is not None
+    journal.active.close()
+    return journal.active.path
+
+
+def recovered(directory: Path) -> Journal:
+    journal = Journal(directory)
+    recover(journal)
+    return journal

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher import flush, pinger, segments
+from flusher import pinger, scheduler, segments
 from flusher.answers import Answer
 from flusher.callers import FlushResult
 from flusher.mysql_errors import ErrorClass
@@ -41,7 +41,7 @@ def name(sequence: int) -> str:
 def seal(node: Node, body: bytes) -> None:
     """Makes a sealed segment of one body, which waits for a writer."""
     node.submit(body)
-    node.flush.seal(FlushReason.SIZE)
+    node.journal.seal(FlushReason.SIZE)
 
 
 def test_reaching_the_size_seals_the_segment_and_hands_it_over(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_segment_that_is_tried_again_at_once_is_written_and_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next hand-over begins before asyncio has told that the one before is done."""
-    monkeypatch.setattr(flush.triggers, "retry_delay", lambda *_: 0.0)
+    monkeypatch.setattr(scheduler.triggers, "retry_delay", lambda *_: 0.0)
 
     async def test(node: Node) -> None:
         first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -153,14 +153,14 @@ def test_a_segment_that_fails_for_itself_does_not_hold_up_the_others(tmp_path: P
         node.writers.answer = lambda path: failed(error_class) if path.name == name(1) else written(path)
         for body in (b"bad", b"good", b"good too"):
             seal(node, body)
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: node.writers.written_bodies == [b"good", b"good too"])
         await node.until(lambda: bodies_in(tmp_path) == [b"bad"])
         assert node.writers.asked == [name(1), name(2), name(3)]
 
         node.writers.answer = written
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: not bodies_in(tmp_path))
 
     run(test, tmp_path)
@@ -174,24 +174,24 @@ def test_a_fault_of_the_database_pauses_every_segment_until_its_time_has_come(
         node.writers.answer = lambda path: failed(error_class)
         for body in (b"one", b"two", b"three"):
             seal(node, body)
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: node.figures.failures)
         await node.settled()
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.settled()
         # Two at once for one writer, which fail as one attempt.
         assert node.writers.asked == [name(1), name(2)]
-        assert node.flush._attempts == 1
+        assert node.scheduler._attempts == 1
         assert node.figures.database.bad
 
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.settled()
         assert node.writers.asked[2:] == [name(3)]  # one, to see whether it is back
-        assert node.flush._attempts == 2
+        assert node.scheduler._attempts == 2
 
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.settled()
         # The failed one stands behind the others now.
         assert node.writers.asked[3:] == [name(1)]
@@ -229,7 +229,7 @@ def test_what_has_failed_is_tried_again_by_itself(tmp_path: Path, error_class: E
     async def test(node: Node) -> None:
         node.writers.answer = lambda path: failed(error_class)
         seal(node, b"body")
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: node.figures.failures)
         node.writers.answer = written
         node.clock.now += 60  # the timer that was set is of real time
@@ -252,7 +252,7 @@ def test_a_segment_that_is_itself_at_fault_holds_up_no_other_and_its_alarm_stays
     tmp_path: Path,
 ) -> None:
     async def test(node: Node) -> None:
-        bad = node.backlog.active
+        bad = node.journal.active
         assert bad is not None
         node.writers.answer = lambda path: (
             failed(ErrorClass.STORAGE, 5, of_segment=True) if path == bad.path else written(path)
@@ -262,7 +262,7 @@ def test_a_segment_that_is_itself_at_fault_holds_up_no_other_and_its_alarm_stays
         for number in range(20):  # a record a second, without a flush by hand
             node.submit(b"%d" % number)
             node.clock.now += 1
-            node.flush.consider()
+            node.scheduler.schedule()
             await node.until(lambda count=number + 1: len(node.writers.written_bodies) == count)
             await node.settled()
             assert node.alarm == "error 5 (storage)"
@@ -282,12 +282,12 @@ def test_after_a_segment_at_fault_one_is_tried_at_a_time_until_one_is_written(tm
         node.writers.answer = lambda path: failed(ErrorClass.SCHEMA, of_segment=True)
         for number in range(9):
             seal(node, b"%d" % number)
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: len(node.writers.asked) == 9)
         never: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         node.writers.answer = lambda path: never
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.settled()
         assert len(node.writers.asked) == 10
         never.set_result(failed(ErrorClass.SCHEMA, of_segment=True))
@@ -376,11 +376,11 @@ def test_what_was_accepted_after_a_flush_was_asked_for_does_not_count_for_it(tmp
         flushed = node.ask_flush()
         await node.until(lambda: node.figures.failures)
         seal(node, b"after")
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: node.figures.records_written == 1)
         node.writers.answer = written
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
 
         assert (await flushed).rows == {"sessions": 0, "tasks": 1}
 
@@ -436,11 +436,11 @@ def test_more_writers_join_only_while_there_is_a_backlog_and_the_database_takes_
 
         node.writers.answer = answer
         seal(node, b"first")
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: len(answers) == 1)
         for number in range(15):
             seal(node, b"%d" % number)
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: len(answers) == 6)
         await node.settled()
         assert len(answers) == 6  # two for each of three writers, for 16 segments that wait
@@ -514,11 +514,11 @@ def test_drain_writes_what_is_left_and_keeps_what_it_could_not(tmp_path: Path) -
     async def test(node: Node) -> None:
         node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
         node.submit(b"one", b"two")
-        await node.flush.drain(0.05)
+        await node.scheduler.drain(0.05)
         assert bodies_in(tmp_path) == [b"one", b"two"]
 
         node.writers.answer = written
-        await node.flush.drain(10.0)
+        await node.scheduler.drain(10.0)
         assert bodies_in(tmp_path) == []
 
     run(test, tmp_path)
@@ -526,7 +526,7 @@ def test_drain_writes_what_is_left_and_keeps_what_it_could_not(tmp_path: Path) -
 
 def test_records_accepted_while_draining_are_written_at_once(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
-        node.flush.start_draining()
+        node.scheduler.start_draining()
         node.submit(b"late")
         await node.until(lambda: node.figures.flushes == {"drain": 1})
         assert node.writers.written_bodies == [b"late"]
@@ -538,23 +538,23 @@ def test_a_drain_does_not_wait_for_a_database_that_is_away(tmp_path: Path) -> No
     async def test(node: Node) -> None:
         node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
         node.submit(b"kept")
-        draining = asyncio.ensure_future(node.flush.drain(3600.0))
+        draining = asyncio.ensure_future(node.scheduler.drain(3600.0))
         while not draining.done():
             node.clock.now += 60.0
-            node.flush.consider()
+            node.scheduler.schedule()
             for _ in range(20):  # turns of the loop, not time: what follows an attempt has happened before the next
                 await asyncio.sleep(0)
         assert bodies_in(tmp_path) == [b"kept"]
-        assert node.figures.failures == {"reconnect": flush.DRAIN_ATTEMPTS}
+        assert node.figures.failures == {"reconnect": scheduler.DRAIN_ATTEMPTS}
 
     run(test, tmp_path)
 
 
 def test_a_drain_waits_for_what_was_accepted_after_an_earlier_empty_moment(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
-        node.flush.start_draining()
+        node.scheduler.start_draining()
         node.submit(b"late")
-        await node.flush.drain(10.0)
+        await node.scheduler.drain(10.0)
         assert node.writers.written_bodies == [b"late"]
         assert bodies_in(tmp_path) == []
 
@@ -563,7 +563,7 @@ def test_a_drain_waits_for_what_was_accepted_after_an_earlier_empty_moment(tmp_p
 
 def test_after_stop_no_write_is_started(tmp_path: Path) -> None:
     async def test(node: Node) -> None:
-        node.flush.stop()
+        node.scheduler.stop()
         node.submit(b"kept")
         node.ask_flush(0.01)
         await node.settled()
@@ -580,8 +580,8 @@ def test_commit_callers_hear_of_their_own_segment_only_and_only_once_it_is_writt
         seal(node, b"one")
         seal(node, b"two")
         for sequence, arrival in ((1, 5), (2, 6), (2, 7)):
-            node.flush.when_committed(sequence, arrival, heard.append)
-        node.flush.consider()
+            node.scheduler.when_committed(sequence, arrival, heard.append)
+        node.scheduler.schedule()
         await node.until(lambda: node.figures.failures == {"retry": 2})
         assert heard == []
 
@@ -589,13 +589,13 @@ def test_commit_callers_hear_of_their_own_segment_only_and_only_once_it_is_writt
             written(path, dead_arrivals={7: 1, 8: 1}) if path.name == name(2) else failed(ErrorClass.RETRY)
         )
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: heard)
         assert heard == [encode(Committed(6, 7, {7: 1}))]
 
         node.writers.answer = written
         node.clock.now += 60
-        node.flush.consider()
+        node.scheduler.schedule()
         await node.until(lambda: len(heard) == 2)
         assert heard[-1] == encode(Committed(5, 5))
 
