@@ -12,12 +12,14 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import MySQLdb
 
-from scripts.galera import DATABASE, NODES, PASSWORD, PROVIDER, USER, ClusterFault, Galera, host
+from scripts.galera import PROVIDER, Galera
 from scripts.network import network_of
+from scripts.servers import NODES, ClusterFault, Servers, host
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / ".venv" / "share" / "galera"
@@ -40,30 +42,29 @@ def at(directory: Path) -> Galera:
     return Galera(directory / "db", network_of(directory, HOSTS), programs if programs.exists() else None)
 
 
-def up() -> tuple[Path, Galera]:
-    """Makes a cluster; every node takes writes. Returns: its directory, and it. Raises: ClusterFault, OSError."""
+def up(make: Callable[[Path], Servers] = at) -> Servers:
+    """Makes a cluster in a new directory; every node takes writes. Raises: ClusterFault, OSError."""
     directory = Path(tempfile.mkdtemp(prefix="ps-cluster-", dir="/tmp"))
     directory.chmod(0o755)
     if PROGRAMS.exists():
         shutil.copytree(PROGRAMS, directory / "bin")
-    cluster = at(directory)
+    cluster = make(directory)
     try:
         cluster.network.up()
         cluster.install()
         cluster.form()
     except BaseException:
-        down(directory)
+        down(cluster)
         raise
-    return directory, cluster
+    return cluster
 
 
-def down(directory: Path, *, keep: bool = False) -> None:
+def down(cluster: Servers, *, keep: bool = False) -> None:
     """Ends all its processes and takes away all that it made; `keep`: but its files."""
-    cluster = at(directory)
     cluster.kill_all()
     cluster.network.down()
     if not keep:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(cluster.directory.parent, ignore_errors=True)
 
 
 def print_status(cluster: Galera) -> bool:
@@ -73,29 +74,17 @@ def print_status(cluster: Galera) -> bool:
         state = f"{status['cluster_status']}, {status['local_state_comment']}" if status else "not reached"
         pid = cluster.pid(number)
         print(f"node {number}  {cluster.network.address(host(number)):<15}  process {pid or 'none':<8}  {state}")
-    return all(map(cluster.is_synced, NODES))
+    return all(map(cluster.is_ready, NODES))
 
 
-def environment(cluster: Galera) -> dict[str, str]:
-    """What points the service at it."""
-    addresses = ",".join(cluster.network.address(host(number)) for number in NODES)
-    return {"DB_HOST": addresses, "DB_USER": USER, "DB_PASSWORD": PASSWORD, "DB_DATABASE": DATABASE}
-
-
-def partition(cluster: Galera, number: int) -> None:
-    """Takes the node's link away; where there are no links, its replication only."""
+def cut(cluster: Galera, number: int, *, off: bool) -> None:
+    """Takes the node's link away, or gives it back; where there are no links, its replication only."""
     if cluster.network.name:
-        cluster.network.cut(host(number))
+        (cluster.network.cut if off else cluster.network.heal)(host(number))
     else:
-        cluster.isolate(number, isolated=True)
-
-
-def heal(cluster: Galera, number: int) -> None:
-    if cluster.network.name:
-        cluster.network.heal(host(number))
-    else:
-        cluster.isolate(number, isolated=False)
-    cluster.wait_synced(number)
+        cluster.isolate(number, isolated=off)
+    if not off:
+        cluster.wait_ready(number)
 
 
 def run(arguments: argparse.Namespace, link: Path) -> int:
@@ -104,12 +93,12 @@ def run(arguments: argparse.Namespace, link: Path) -> int:
         if directory is not None and directory.exists():
             raise ClusterFault(f"there is one already in {directory}; down ends it")
         link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory, cluster = up()
+        made = up()
         link.unlink(missing_ok=True)
-        link.symlink_to(directory)
-        print_status(cluster)
-        print(" ".join(f"{name}={value}" for name, value in environment(cluster).items()))
-        if cluster.network.name:
+        link.symlink_to(made.directory.parent)
+        print_status(at(made.directory.parent))
+        print(" ".join(f"{name}={value}" for name, value in made.service_environ().items()))
+        if made.network.name:
             print(
                 "These addresses exist only where it runs: ./scripts/cluster.sh exec COMMAND... runs a command there."
             )
@@ -118,20 +107,21 @@ def run(arguments: argparse.Namespace, link: Path) -> int:
         link.unlink(missing_ok=True)
         print("no cluster is up")
         return 0 if arguments.command == "down" else 1
-    if arguments.command == "down":
-        down(directory)
-        link.unlink()
-        return 0
     cluster = at(directory)
-    if arguments.command == "status":
+    if arguments.command == "down":
+        down(cluster)
+        link.unlink()
+    elif arguments.command == "status":
         return 0 if print_status(cluster) else 1
-    if arguments.command == "exec":
+    elif arguments.command == "exec":
         cluster.network.join()
-        os.execvpe(arguments.words[0], arguments.words, {**os.environ, **environment(cluster)})
-    if arguments.command == "kill":
+        os.execvpe(arguments.words[0], arguments.words, {**os.environ, **cluster.service_environ()})
+    elif arguments.command == "kill":
         cluster.signal(arguments.number, signal.SIGKILL)
+    elif arguments.command == "start":
+        cluster.start(arguments.number)
     else:
-        {"start": Galera.start, "partition": partition, "heal": heal}[arguments.command](cluster, arguments.number)
+        cut(cluster, arguments.number, off=arguments.command == "partition")
     return 0
 
 
@@ -141,9 +131,7 @@ def main() -> int:
     commands.add_parser("up", help="makes it and waits until every node takes writes")
     commands.add_parser("down", help="ends it and removes all it made")
     commands.add_parser("status", help="how every node is; exit status 0 only if all take writes")
-    execute = commands.add_parser(
-        "exec", help="runs a command where the cluster is reached, with DB_HOST and so on set"
-    )
+    execute = commands.add_parser("exec", help="runs a command where it is reached, with DB_HOST and so on set")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     for name, text in (
         ("kill", "SIGKILL"),

@@ -61,7 +61,7 @@ RUN_BY = {
     "mkdir -p services/persistence": "tests/support/backend.py",
     "./scripts/stop.sh": "tests/system/test_scripts.py",
     "./scripts/ctl.sh db check": "tests/ctl/test_upgrade.py",
-    "./scripts/cluster.sh up": "tests/system/test_cluster.py",
+    "./scripts/cluster.sh up": "tests/system/test_chaos.py",
     "python scripts/simulate.py": "tests/test_simulate.py",
     "python scripts/simulate.py --check docs/outage.json": "tests/test_simulate.py",
 }

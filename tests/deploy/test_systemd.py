@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -42,3 +43,21 @@ def test_the_unit_kills_later_than_supervisord_does() -> None:
     assert int(unit["TimeoutStopSec"]) > sum(waits)  # supervisord stops one after the other
     assert unit["KillMode"] == "mixed"
     assert unit["User"] != "root"
+
+
+def test_the_template_gives_each_node_a_supervisord_of_its_own(tmp_path: Path) -> None:
+    unit = (ROOT / "deploy" / "persistence@.service").read_text(encoding="utf-8").replace("%%", "%")
+    command = unit.partition("ExecStartPre=")[2].splitlines()[0]
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env={**os.environ, "PERSISTENCE_STATE_DIR": str(tmp_path)}, timeout=20
+    )
+
+    assert done.returncode == 0
+    text = (tmp_path / "supervisord.conf").read_text()
+    assert f"file={tmp_path}/supervisor.sock" in text
+    assert f'command="{ROOT}/.venv/bin/python" -m flusher' in text
+    assert "%(here)s" not in text
+    delay_s = float(unit.partition("SERVICE_DRAIN_DELAY=")[2].splitlines()[0])
+    check = (ROOT / "deploy" / "haproxy-cluster.cfg").read_text().partition("default-server ")[2].splitlines()[0]
+    assert check.startswith("check inter 500ms fall 2 ")
+    assert delay_s > 2 * 0.5 + 1  # two checks and the time that one may take

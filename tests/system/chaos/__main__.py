@@ -4,190 +4,205 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import uvloop
 
-from tests.support.mysql import SERVERS
-from tests.support.service import wait_until
+from scripts import cluster
+from scripts.galera import Galera
+from scripts.servers import ClusterFault, Servers, wait
+from tests.support.group import Group
+from tests.system.chaos import databases
 from tests.system.chaos import report as reports
-from tests.system.chaos.faults import KINDS, Faults
-from tests.system.chaos.load import Figures, Load, percentiles
+from tests.system.chaos.faults import KINDS, Faults, deck
+from tests.system.chaos.load import Load, percentiles
 from tests.system.chaos.model import TABLES, Differences, Model, compare
-from tests.system.chaos.run import FaultRun, Kinds, schedule
-from tests.system.chaos.service import Service
+from tests.system.chaos.nodes import PORT, Balancer, Node, all_flushed, restart_in_turn
+from tests.system.chaos.run import schedule
+from tests.system.chaos.same import same_through_any_number
 
 QUIET_S = 3.0
 """Before the faults, and after them."""
-HEAL_S = 60.0
+HEAL_S = 90.0
 FLUSH_S = 60.0
+T = TypeVar("T")
 
 
-async def run(service: Service, options: argparse.Namespace) -> dict[str, Any]:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(64))
-    say(f"seed {options.seed}, state in {service.directory}")
-    kinds = dict(KINDS)
-    if not service.mount_journal():
-        say("no small disk can be mounted for the journal: no disk gets full, more often its quota is reached")
-        share, _, _ = kinds.pop("disk full")
-        kinds["journal full"] = (kinds["journal full"][0] + share, 0, 0)
-    await asyncio.to_thread(service.start)
-    say("service started")
+class Run:
+    """One run. `broken` holds what went wrong in the harness itself: it goes on to its comparison all the same."""
 
-    model = Model(datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1))
-    load = Load(
-        model,
-        (service.host, service.port),
-        options.seed,
-        service.directory,
-        clients=options.clients,
-        rate=options.rate,
-        stored_at=service.stored_at,
-    )
-    faults = Faults(service, load)
-    figures = load.figures
-    load.start()
-    await asyncio.sleep(QUIET_S)
+    def __init__(self, options: argparse.Namespace, directory: Path, database: Servers, nodes: Sequence[Node]) -> None:
+        self._options = options
+        self._database = database
+        self._nodes = nodes
+        self._directory = directory
+        self._balancer = Balancer(directory, database.network, nodes) if len(nodes) > 1 else None
+        self.broken: list[str] = []
 
-    faults_s = await run_faults(options, faults, kinds, model, figures)
-    healed = await asyncio.to_thread(until, service.is_healthy, HEAL_S)
-    figures.phase = "quiet"
-    say("healthy again" if healed else "NOT healthy again")
-    await asyncio.sleep(QUIET_S)
-    undelivered = await load.stop(HEAL_S)
+    async def attempt(self, default: T, do: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await asyncio.to_thread(do, *arguments)
+        except Exception as error:  # noqa: BLE001 -- whatever the harness meets, the run ends with a verdict
+            self.broken.append(f"{do.__name__}: {error!r}")
+            return default
 
-    flushed = await asyncio.to_thread(service.flush, FLUSH_S)
-    say("flushed" if flushed else "NOT flushed")
-    differences = Differences()
+    async def go(self) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(64))
+        options, database, nodes = self._options, self._database, self._nodes
+        for node in nodes:
+            node.start()
+        for node in nodes:
+            await asyncio.to_thread(node.wait_ready)
+        say(f"ready: {', '.join(node.name for node in nodes)}")
+        of_nodes = await self._compare_nodes() if self._balancer else None
 
-    def compare_tables() -> None:
-        for kind in TABLES:
-            compare(model, kind, service.rows(kind), differences)
+        entry = self._balancer or nodes[0]
+        model = Model(datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1))
+        load = Load(
+            model,
+            (entry.host, entry.port),
+            options.seed,
+            self._directory / "requests.log",
+            clients=options.clients,
+            rate=options.rate,
+            stored_at=partial(databases.stored_at, database),
+        )
+        figures = load.figures
+        faults = Faults(database, nodes, load, self._directory / "faults.log")
+        load.start()
+        await asyncio.sleep(QUIET_S)
+        if self._balancer is not None and of_nodes is not None:
+            before = figures.not_accepted()
+            await self.attempt(None, restart_in_turn, nodes[: options.restarts], self._balancer)
+            now = figures.not_accepted()
+            of_nodes["drained"] = {name: now[name] - before[name] for name in now}
+            say(f"drained and restarted: {of_nodes['drained']}")
 
-    await asyncio.to_thread(compare_tables)
-    say(f"{differences.rows} rows compared")
-    await asyncio.to_thread(service.stop)
-    say("stopped")
-    await asyncio.to_thread(until, lambda: not service.processes(), 10.0)
-    report = what_happened(
-        options,
-        faults,
-        model,
-        figures,
-        differences,
-        services=[service],
-        fsync=options.fsync,
-        faults_s=faults_s,
-        undelivered=undelivered,
-        healed=healed,
-        flushed=flushed,
-    )
-    report["problems"] = reports.problems(report)
-    return report
+        say("faults begin")
+        figures.phase = "faults"
+        began_at = time.monotonic()
+        progress = loop.create_task(_say_progress(faults, model, options.faults))
+        await faults.run(options.faults, schedule(options.seed, options.per_second, options.deck))
+        progress.cancel()
+        seconds = round(time.monotonic() - began_at, 1)
+        say("faults have ended")
+
+        await self.attempt(False, database.make_whole)
+        healed = await self.attempt(False, wait, lambda: all(node.is_healthy() for node in nodes), HEAL_S)
+        figures.phase = "quiet"
+        say("healthy again" if healed else "NOT healthy again")
+        await asyncio.sleep(QUIET_S)
+        undelivered = await load.stop(HEAL_S)
+        flushed = await self.attempt(False, all_flushed, nodes, FLUSH_S)
+        say("flushed" if flushed else "NOT flushed")
+        differences = Differences()
+        digests = [await self.attempt("", self._compare, number, model, differences) for number in database.numbers]
+        say(f"{differences.rows} rows compared")
+        for node in nodes:
+            await self.attempt(None, node.stop)
+        await self.attempt(False, wait, lambda: not any(node.left()["processes_left"] for node in nodes), 10.0)
+
+        left = [node.left() for node in nodes]
+        report: dict[str, Any] = {
+            "seed": options.seed,
+            "database": options.database,
+            "fsync": options.fsync,
+            "clients": options.clients,
+            "seconds": seconds,
+            "faults": {
+                "asked": options.faults,
+                "hit": faults.hits.total(),
+                "missed": faults.missed.total(),
+                "by_kind": dict(faults.hits),
+            },
+            "records": {
+                "acknowledged": model.records_acknowledged,
+                "keys": sum(model.keys(kind) for kind in TABLES),
+                "rows": differences.rows,
+            },
+            "requests": {
+                "sent": figures.requests,
+                "refused": dict(figures.refused),
+                "unanswered": figures.unanswered,
+                "committed": figures.committed,
+                "wrong": dict(figures.wrong),
+            },
+            "longest_gap_ms": round(1000 * figures.longest_gap_s),
+            "latency_ms": {
+                "POST answered 202": {phase: percentiles(values) for phase, values in figures.posts.items()},
+                "batch with its repetitions": {
+                    phase: percentiles(values) for phase, values in figures.accepted.items()
+                },
+            },
+            "must_be_zero": {
+                "lost": differences.lost,
+                "stale": differences.stale,
+                "duplicated": differences.duplicated,
+                "unexpected": differences.unexpected,
+                "committed_but_not_stored": figures.committed_not_stored,
+                **{name: sum(one[name] for one in left) for name in left[0]},
+                "requests_never_acknowledged": undelivered,
+                "wrong_answers": figures.wrong.total(),
+            },
+            "segments_set_aside": sum(node.set_aside() for node in nodes),
+            "healed": healed,
+            "flushed": flushed,
+            "digests": digests,
+            "examples": differences.examples,
+            "broken": [*self.broken, *faults.broken],
+        }
+        if of_nodes is not None:
+            report["nodes"] = {**of_nodes, "fail_overs": faults.fail_overs}
+        report["problems"] = reports.problems(report)
+        return report
+
+    async def _compare_nodes(self) -> dict[str, Any]:
+        """What three nodes are tried for before anything is broken."""
+        assert self._balancer is not None
+        digests, rows = await self.attempt(
+            ([], 0), same_through_any_number, self._database, self._nodes, self._options.seed
+        )
+        say(f"the same records through 1, 2 and 3 nodes: {len(set(digests))} digest of {len(digests)} tables")
+        conflicts = {}
+        if isinstance(self._database, Galera):
+            in_metrics = await self.attempt(0, lambda: sum(node.conflicts() for node in self._nodes))
+            conflicts = {"in metrics": in_metrics, "of the database": self._database.conflicts()}
+        self._balancer.start()
+        await self.attempt(False, wait, self._balancer.all_up, 30.0)
+        return {"same": {"digests": digests, "rows": rows}, "conflicts": conflicts, "drained": {}}
+
+    def _compare(self, number: int, model: Model, differences: Differences) -> str:
+        """A server's digest; the rows of the first that can be read are compared with the model."""
+        found = databases.digest(self._database, number)
+        if not differences.rows:
+            for kind in TABLES:
+                compare(model, kind, databases.rows(self._database, number, kind), differences)
+        return found
+
+    def end(self) -> None:
+        for node in self._nodes:
+            node.kill()
+        if self._balancer is not None:
+            self._balancer.stop()
 
 
-def what_happened(
-    options: argparse.Namespace,
-    faults: FaultRun,
-    model: Model,
-    figures: Figures,
-    differences: Differences,
-    *,
-    services: Sequence[Service],
-    fsync: str,
-    faults_s: float,
-    undelivered: int,
-    healed: bool,
-    flushed: bool,
-) -> dict[str, Any]:
-    """The report of a run, before its verdict. The services have been stopped."""
-    return {
-        "seed": options.seed,
-        "fsync": fsync,
-        "clients": options.clients,
-        "seconds": {"faults": round(faults_s, 1)},
-        "faults": {
-            "asked": options.faults,
-            "hit": faults.hits.total(),
-            "missed": faults.missed.total(),
-            "by_kind": dict(faults.hits),
-        },
-        "records": {
-            "acknowledged": model.records_acknowledged,
-            "keys": sum(model.keys(kind) for kind in TABLES),
-            "rows": differences.rows,
-        },
-        "requests": {
-            "sent": figures.requests,
-            "refused": dict(figures.refused),
-            "unanswered": figures.unanswered,
-            "committed": figures.committed,
-            "wrong": dict(figures.wrong),
-        },
-        "longest_gap_ms": round(1000 * figures.longest_gap_s),
-        "latency_ms": {
-            "POST answered 202": {phase: percentiles(values) for phase, values in figures.posts.items()},
-            "batch with its repetitions": {phase: percentiles(values) for phase, values in figures.accepted.items()},
-        },
-        "must_be_zero": {
-            "lost": differences.lost,
-            "stale": differences.stale,
-            "duplicated": differences.duplicated,
-            "unexpected": differences.unexpected,
-            "committed_but_not_stored": figures.committed_not_stored,
-            "dead_letters": sum(service.dead_letters() for service in services),
-            "journaled_entries_left": sum(service.journaled_entries() for service in services),
-            "processes_left": sum(len(service.processes()) for service in services),
-            "requests_never_acknowledged": undelivered,
-            "wrong_answers": sum(figures.wrong.values()),
-            "tracebacks": sum(service.tracebacks() for service in services),
-        },
-        "segments_set_aside": sum(service.set_aside() for service in services),
-        "healed": healed,
-        "flushed": flushed,
-        "examples": differences.examples,
-    }
-
-
-async def run_faults(
-    options: argparse.Namespace, faults: FaultRun, kinds: Kinds, model: Model, figures: Figures
-) -> float:
-    """All that were asked for. Returns: how many seconds they took."""
-    say("faults begin")
-    figures.phase = "faults"
-    began_at = time.monotonic()
-    progress = asyncio.get_running_loop().create_task(say_progress(faults, model, options.faults))
-    await faults.run(options.faults, schedule(options.seed, options.per_second, kinds))
-    progress.cancel()
-    say("faults have ended")
-    return time.monotonic() - began_at
-
-
-async def say_progress(faults: FaultRun, model: Model, asked: int) -> None:
+async def _say_progress(faults: Faults, model: Model, asked: int) -> None:
     while True:
         await asyncio.sleep(15)
         say(f"{faults.hits.total()} of {asked} faults, {model.records_acknowledged} records acknowledged")
-
-
-def until(condition: Any, timeout_s: float) -> bool:
-    try:
-        wait_until(condition, timeout_s)
-    except AssertionError:
-        return False
-    return True
 
 
 _started_at = time.monotonic()
@@ -199,59 +214,89 @@ def say(what: str) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos.sh", description="breaks the running service, then looks for losses")
+    parser.add_argument("--nodes", type=int, choices=(1, 3), default=1, help="3: behind HAProxy, on a cluster")
+    parser.add_argument("--database", choices=databases.ENGINES, help="mariadb, or with three nodes galera")
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many (60)")
-    parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeats a schedule (random)")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="writes the report there too")
-    parser.add_argument("--per-second", type=float, default=2.2, help="faults a second (2.2)")
+    parser.add_argument("--only", choices=KINDS, metavar="FAULT", help="one kind, by the name that the report has")
+    parser.add_argument("--seed", type=int, metavar="S", help="repeats a schedule (random)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report there too")
+    parser.add_argument(
+        "--restarts", type=int, choices=(1, 2, 3), default=3, help="of three nodes, so many drained (3)"
+    )
+    parser.add_argument("--per-second", type=float, help="faults a second (2.2, with three nodes 0.7)")
     parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
     parser.add_argument("--clients", type=int, default=6, help="clients (6)")
     parser.add_argument("--fsync", choices=("always", "interval", "never"), help="journal.fsync (by the seed)")
-    parser.add_argument("--database", choices=SERVERS, default="mariadb", help="the server under the service")
-    parser.add_argument("--keep", action="store_true", help="keeps the state directory, as a bad verdict does")
+    parser.add_argument("--keep", action="store_true", help="keeps all directories, as a bad verdict does")
     options = parser.parse_args()
-    if options.seed is None:
-        options.seed = SystemRandom().randrange(1_000_000)
-    if options.fsync is None:
-        options.fsync = Random(options.seed).choice(("always", "interval"))
+    alone = options.nodes == 1
+    options.database = options.database or ("mariadb" if alone else "galera")
+    if alone == (options.database in databases.CLUSTERS):
+        parser.error(f"--database {options.database}: --nodes {4 - options.nodes} is wanted")
+    options.per_second = options.per_second or (2.2 if alone else 0.7)
+    options.seed = SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
+    options.fsync = options.fsync or (Random(options.seed).choice(("always", "interval")) if alone else "interval")
     return options
+
+
+def choose_faults(options: argparse.Namespace, database: Servers, nodes: Sequence[Node]) -> None:
+    """What this user, on this machine, with this database can do. Raises: ClusterFault where it is nothing."""
+    alone = len(nodes) == 1
+    has = {name for name, kind in (("galera", Galera), ("group", Group)) if isinstance(database, kind)}
+    if not alone and database.network.name:
+        has.add("links")
+    if alone and nodes[0].mount_journal():
+        has.add("disk")
+    options.deck = deck(alone=alone, has=has, only=options.only)
+    if not any(share for share, *_ in options.deck.values()):
+        raise ClusterFault(f"--only {options.only}: cannot be done here")
+    wanted = "disk" if alone else "links"
+    if wanted not in has:
+        say(f"no fault here that needs {wanted}")
 
 
 def main() -> int:
     options = arguments()
-    directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
-    service = Service(directory, fsync=options.fsync)
-    if options.database == "mysql":
-        service.use_mysql()
-    keep = True
     # A polite end of the harness takes everything that it has started with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    say(f"seed {options.seed}")
     try:
-        report = uvloop.run(run(service, options))
+        database = databases.made(options.database)
+    except (ClusterFault, OSError) as error:
+        sys.exit(f"chaos.sh: {error}")
+    directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+    say(f"the database is up, state in {database.directory.parent} and {directory}")
+    keep = True
+    run = None
+    nodes: list[Node] = []
+    try:
+        network = database.network if options.nodes > 1 else None
+        if network:
+            network.join()
+        urls = ",".join(f"http://{network.address(f'node{one}')}:{PORT}" for one in (1, 2, 3)) if network else ""
+        for number in range(1, options.nodes + 1):
+            environ = {**database.service_environ(number), "CLUSTER_NODES": urls, "JOURNAL_FSYNC": options.fsync}
+            nodes.append(Node(directory / f"node{number}", number, network, environ))
+        choose_faults(options, database, nodes)
+        run = Run(options, directory, database, nodes)
+        report = uvloop.run(run.go())
         if options.json is not None:
             options.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
         print(reports.text(report))
         keep = options.keep or bool(report["problems"])
         return 1 if report["problems"] else 0
     finally:
-        end_processes(service)
+        if run is not None:
+            run.end()
+        for node in nodes:
+            if keep and node.mounted:
+                shutil.copytree(node.journal, node.directory / "journal.kept")
+            node.unmount_journal()
+        cluster.down(database, keep=keep)
         if keep:
-            say(f"kept: {directory}")
-            if service.mounted:
-                shutil.copytree(service.journal, directory / "journal.kept")
-        service.unmount_journal()
-        if not keep:
+            say(f"kept: {directory} {database.directory.parent}")
+        else:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def end_processes(service: Service) -> None:
-    for _ in range(3):
-        for pid in service.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if until(lambda: not service.processes(), 2.0):
-            return
 
 
 if __name__ == "__main__":

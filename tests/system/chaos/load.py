@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from random import Random
-from typing import IO, Any
+from typing import Any
 
 import MySQLdb
 import orjson
@@ -24,6 +24,8 @@ from tests.system.chaos.model import LARGE, SESSIONS, TASKS, Model, last_version
 PATHS = {kind: f"/api/v1/persistence/{kind}/batch" for kind in (SESSIONS, TASKS)}
 REQUESTS_AT_ONCE = 3
 """By one client, each over its own connection."""
+UNAVAILABLE = {502, 503, 504}
+"""The client tries again: the service's 503, and what a balancer answers whose node has gone."""
 ANSWER_S = 5.0
 """A client that has waited this long hangs up and tries again."""
 CUT_AFTER_S = 0.1
@@ -61,6 +63,11 @@ class Figures:
             self.longest_gap_s = max(self.longest_gap_s, now - self.last_accepted_at)
         self.last_accepted_at = now
 
+    def not_accepted(self) -> Counter[str]:
+        """Requests so far that were not simply accepted, by what became of them; and all that were `sent`."""
+        failed = {"refused": self.refused.total(), "unanswered": self.unanswered, "wrong": self.wrong.total()}
+        return Counter(sent=self.requests, **failed)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -97,17 +104,15 @@ class Connection:
             raise
 
     def abort(self) -> None:
-        if self._streams is not None:
-            self._streams[1].transport.abort()
-            self._streams = None
+        self.drop()
+        self._streams = None
 
     def drop(self) -> bool:
         """Hangs up while somebody waits for an answer. Returns: whether it was open."""
-        was_open = self._streams is not None and not self._streams[1].transport.is_closing()
-        if was_open:
-            assert self._streams is not None
-            self._streams[1].transport.abort()
-        return was_open
+        if self._streams is None or self._streams[1].transport.is_closing():
+            return False
+        self._streams[1].transport.abort()
+        return True
 
     async def _post(self, path: str, body: bytes) -> Answer:
         if self._streams is None or self._streams[1].transport.is_closing():
@@ -136,34 +141,28 @@ class Load:
         model: Model,
         address: tuple[str, int],
         seed: int,
-        directory: Path,
+        log: Path,
         *,
         clients: int,
         rate: float,
         stored_at: Callable[[str, Sequence[str]], dict[str, datetime]],
-        unavailable: frozenset[int] = frozenset({503}),
     ) -> None:
-        """Args: stored_at(kind, keys): reads rows from the database; blocks; unavailable: statuses that mean: again."""
+        """Args: log: a line for every request; stored_at(kind, keys): reads rows from the database; blocks."""
         self.figures = Figures()
         self.stopping = asyncio.Event()
         self.address = address
         self._model = model
-        self._unavailable = unavailable
         self._stored_at = stored_at
         self._large_version = 0
-        self._log = (directory / "large.log").open("w")
-        self._clients = [
-            Client(number, Random(f"{seed}-{number}"), self, (directory / f"client{number}.log").open("w"))
-            for number in range(clients)
-        ]
+        self._log = log.open("w")
+        self._clients = [Client(number, Random(f"{seed}-{number}"), self) for number in range(clients)]
         self._interval_s = clients * REQUESTS_AT_ONCE * _MEAN_SIZE / rate
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
+        loop = asyncio.get_running_loop()
         for client in self._clients:
-            for _ in range(REQUESTS_AT_ONCE):
-                task = asyncio.get_running_loop().create_task(client.run(self._interval_s))
-                self._tasks.append(task)
+            self._tasks += [loop.create_task(client.run(self._interval_s)) for _ in range(REQUESTS_AT_ONCE)]
 
     async def stop(self, timeout_s: float) -> int:
         """Starts no new request, waits for those under way. Returns: how many were never acknowledged."""
@@ -172,12 +171,10 @@ class Load:
         for task in late:
             task.cancel()
         await asyncio.wait(self._tasks)
+        self._log.close()
         for task in self._tasks:
             if not task.cancelled():
                 task.result()
-        for client in self._clients:
-            client.log.close()
-        self._log.close()
         return len(late)
 
     def batch(self, kind: str, items: Sequence[tuple[str, int]]) -> Batch:
@@ -186,7 +183,7 @@ class Load:
             kind, items, orjson.dumps({kind: [record(kind, key, version, started_at) for key, version in items]})
         )
 
-    async def post(self, connection: Connection, batch: Batch, query: str, log: IO[str]) -> Answer | None:
+    async def post(self, connection: Connection, batch: Batch, query: str = "") -> Answer | None:
         """One try. Returns: the answer, None where there was none. Everything is noted."""
         started_at = time.time()
         self.figures.requests += 1
@@ -199,32 +196,30 @@ class Load:
         else:
             if answer.status in (200, 202):
                 self._model.acknowledged(batch.kind, batch.items)
+            elif answer.status in UNAVAILABLE:
+                self.figures.refused[answer.error_code] += 1
+            else:
+                self.figures.wrong[f"{answer.status} {answer.error_code}"] += 1
         status = answer.status if answer else 0
         names = " ".join(f"{key}:{version}" for key, version in batch.items)
-        log.write(f"{started_at:.6f} {time.time():.6f} {status} {batch.kind} {names}\n")
+        self._log.write(f"{started_at:.6f} {time.time():.6f} {status} {batch.kind} {names}\n")
         return answer
 
-    async def deliver(self, connection: Connection, batch: Batch, query: str, random: Random, log: IO[str]) -> None:
-        """Tries until the batch is acknowledged."""
+    async def deliver(self, connection: Connection, batch: Batch, query: str, random: Random) -> None:
+        """Tries until the batch is acknowledged, or refused for good, which is wrong."""
         first_at = time.monotonic()
-        figures = self.figures
         while True:
             started_at = time.monotonic()
-            answer = await self.post(connection, batch, query, log)
-            now = time.monotonic()
-            if answer is not None and answer.status in (200, 202):
-                if answer.status == 200:
-                    figures.committed += 1
-                    await self._check_stored(batch)
-                if not query:
-                    figures.accept(now - started_at, now - first_at, now)
-                return
-            if answer is not None and answer.status in self._unavailable:
-                figures.refused[answer.error_code] += 1
-            elif answer is not None:
-                figures.wrong[f"{answer.status} {answer.error_code}"] += 1
-                return
+            answer = await self.post(connection, batch, query)
+            if answer is not None and answer.status not in UNAVAILABLE:
+                break
             await asyncio.sleep(PAUSE_S * random.random())
+        now = time.monotonic()
+        if answer.status == 200:
+            self.figures.committed += 1
+            await self._check_stored(batch)
+        elif answer.status == 202 and not query:
+            self.figures.accept(now - started_at, now - first_at, now)
 
     async def _check_stored(self, batch: Batch) -> None:
         """Committed means: it, or a newer state, stands in the table from now on."""
@@ -239,24 +234,23 @@ class Load:
 
     def drop_connections(self) -> int:
         """Every client hangs up at once, whatever is under way. Returns: how many connections."""
-        return sum(client.drop_connections() for client in self._clients)
+        return sum(connection.drop() for client in self._clients for connection in client.connections)
 
     async def fill_journal(self, until: float) -> bool:
         """Sends large records until one is refused because the journal is full, or monotonic time `until`."""
         connection = Connection(self.address)
-        while time.monotonic() < until:
-            self._large_version += 1
-            batch = self.batch(TASKS, [(f"{LARGE}/{number}", self._large_version) for number in range(5)])
-            answer = await self.post(connection, batch, "", self._log)
-            if answer is not None and answer.status == 503:
-                self.figures.refused[answer.error_code] += 1
-                if answer.error_code == "JOURNAL_FULL":
-                    connection.abort()
+        try:
+            while time.monotonic() < until:
+                self._large_version += 1
+                items = [(f"{LARGE}/{number}", self._large_version) for number in range(5)]
+                answer = await self.post(connection, self.batch(TASKS, items))
+                if answer is not None and answer.error_code == "JOURNAL_FULL":
                     return True
-            if answer is None or answer.status != 202:
-                await asyncio.sleep(0.05)
-        connection.abort()
-        return False
+                if answer is None or answer.status != 202:
+                    await asyncio.sleep(0.05)
+            return False
+        finally:
+            connection.abort()
 
     async def cut_requests(self, number: int, *, politely: bool) -> None:
         """Two clients leave in the middle of a body. Nothing of it may be stored, even where what came is a document.
@@ -277,32 +271,28 @@ class Load:
 
 
 class Client:
-    def __init__(self, number: int, random: Random, load: Load, log: IO[str]) -> None:
-        self.log = log
+    def __init__(self, number: int, random: Random, load: Load) -> None:
+        self.connections: list[Connection] = []
         self._number = number
         self._random = random
         self._load = load
         self._born = {SESSIONS: 0, TASKS: 0}
         self._lives: dict[str, list[tuple[str, int]]] = {SESSIONS: [], TASKS: []}
-        self._connections: list[Connection] = []
 
     async def run(self, interval_s: float) -> None:
         connection = Connection(self._load.address)
-        self._connections.append(connection)
+        self.connections.append(connection)
         random = self._random
         stopping = self._load.stopping
         while not stopping.is_set():
             batch = self._load.batch(*self._next())
             query = "?ack=committed&timeout=2" if random.random() < _COMMITTED else ""
-            await self._load.deliver(connection, batch, query, random, self.log)
+            await self._load.deliver(connection, batch, query, random)
             try:
                 await asyncio.wait_for(stopping.wait(), random.expovariate(1 / interval_s))
             except asyncio.TimeoutError:
                 pass
         connection.abort()
-
-    def drop_connections(self) -> int:
-        return sum(connection.drop() for connection in self._connections)
 
     def _next(self) -> tuple[str, list[tuple[str, int]]]:
         """The next states of some lives, in any order; a life may have two of them in one batch."""
@@ -333,16 +323,8 @@ class Client:
 def percentiles(seconds: Sequence[float]) -> dict[str, Any]:
     """Milliseconds by name; the highest value for a share that few values reach."""
     ordered = sorted(seconds)
-    if not ordered:
-        return {"count": 0}
-
-    def at(share: float) -> float:
-        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
-
-    return {
-        "count": len(ordered),
-        "p50": at(0.5),
-        "p99": at(0.99),
-        "p99.9": at(0.999),
-        "max": round(1000 * ordered[-1], 2),
+    shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0} if ordered else {}
+    last = len(ordered) - 1
+    return {"count": len(ordered)} | {
+        name: round(1000 * ordered[min(last, int(share * len(ordered)))], 2) for name, share in shares.items()
     }

@@ -10,59 +10,57 @@ from random import Random
 
 import orjson
 
-from scripts.galera import NODES as DATABASE_NODES
-from scripts.galera import Galera
+from scripts.servers import Servers
+from tests.system.chaos import databases
 from tests.system.chaos.load import PATHS
-from tests.system.chaos.model import SESSIONS, TABLES, TASKS, last_version, record
-from tests.system.cluster import tables
-from tests.system.cluster.nodes import Node
+from tests.system.chaos.model import TABLES, last_version, record
+from tests.system.chaos.nodes import Node
 
 KEYS_OF_EACH_KIND = 120
 BATCH = 25
 SENDERS_PER_NODE = 2
 
 
-def same_through_any_number(cluster: Galera, nodes: Sequence[Node], seed: int) -> tuple[list[str], int]:
+def same_through_any_number(database: Servers, nodes: Sequence[Node], seed: int) -> tuple[list[str], int]:
     """Sends every version of every key, each twice. Leaves the tables empty.
 
     Returns: the digests, one for each number of nodes and node of the database; and how many rows there were.
+    Raises: RuntimeError where a batch is not accepted, or not written.
     """
     # One moment for all three: updated_at is part of what must be the same.
     started_at = datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None) - timedelta(hours=1)
-    records = [
-        (kind, record(kind, key, version, started_at))
-        for kind in TABLES
-        for key in (f"{kind}{number % 3}/{number // 3}" for number in range(KEYS_OF_EACH_KIND))
-        for version in range(1, last_version(kind, key) + 1)
-    ]
-    digests = []
-    rows = 0
-    for count in range(1, len(nodes) + 1):
-        tables.clear(cluster)
-        random = Random(f"{seed}-{count}")
-        todo = records + records
-        random.shuffle(todo)
-        batches = [
-            (kind, orjson.dumps({kind: some[start : start + BATCH]}))
-            for kind, some in ((kind, [one for of, one in todo if of == kind]) for kind in (SESSIONS, TASKS))
-            for start in range(0, len(some), BATCH)
+    records = {
+        kind: 2
+        * [
+            record(kind, key, version, started_at)
+            for key in (f"{kind}{number % 3}/{number // 3}" for number in range(KEYS_OF_EACH_KIND))
+            for version in range(1, last_version(kind, key) + 1)
         ]
+        for kind in TABLES
+    }
+    digests = []
+    for count in range(1, len(nodes) + 1):
+        databases.clear(database)
+        random = Random(f"{seed}-{count}")
+        batches = []
+        for kind, todo in records.items():
+            random.shuffle(todo)
+            batches += [(kind, orjson.dumps({kind: todo[at : at + BATCH]})) for at in range(0, len(todo), BATCH)]
         random.shuffle(batches)
         senders = SENDERS_PER_NODE * count
         with ThreadPoolExecutor(senders) as pool:
-            list(pool.map(lambda index: send(nodes[index % count], batches[index::senders]), range(senders)))  # noqa: B023
+            using = [(nodes[index % count], batches[index::senders]) for index in range(senders)]
+            list(pool.map(lambda one: _send(*one), using))
         for node in nodes[:count]:
-            if not node.flush(30):
+            if not node.flush():
                 raise RuntimeError(f"{node.name} cannot write all")
-        for number in DATABASE_NODES:
-            digests.append(tables.digest(cluster, number))
-            rows = sum(1 for kind in TABLES for _ in tables.rows(cluster, number, kind))
-    tables.clear(cluster)
+        digests += [databases.digest(database, number) for number in database.numbers]
+    rows = sum(1 for kind in TABLES for _ in databases.rows(database, database.numbers[0], kind))
+    databases.clear(database)
     return digests, rows
 
 
-def send(node: Node, batches: Sequence[tuple[str, bytes]]) -> None:
-    """Raises: RuntimeError where one is not accepted."""
+def _send(node: Node, batches: Sequence[tuple[str, bytes]]) -> None:
     connection = http.client.HTTPConnection(node.host, node.port, timeout=10)
     for kind, body in batches:
         connection.request("POST", PATHS[kind], body, {"Content-Type": "application/json"})
