@@ -41,6 +41,8 @@ _SLACK_S = 5.0
 """The reader is waited for three times as long as a statement may take, since a call waits for others before it and may
 need several, and so much longer."""
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ZERO = re.compile(r"\s{0,9}q=0(\.0{0,3})?\s{0,9}", re.IGNORECASE)
+_OF_EVERY_ANSWER = ((b"cache-control", b"no-store"), (b"vary", b"accept, accept-encoding"))
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -98,6 +100,7 @@ class Reading:
             task_id=target.task_id,
             query=query,
             stream=target.route == TASKS and _wants_stream(scope["headers"]),
+            gzip=_takes_gzip(scope["headers"]),
             pending_records=await self._pending() if target.route in (PREFIX, TASKS) else None,
         )
         if self._calls >= MAX_CALLS:
@@ -156,7 +159,9 @@ class Reading:
                 document = orjson.loads(await asyncio.wait_for(_piece(stream), self._timeout_s))
                 soon = _SOON if head.status == 503 else None
                 raise ErrorResponse(head.status, document["error_code"], document["detail"], headers=soon)
-            headers = [(b"content-type", head.content_type.encode()), (b"cache-control", b"no-store")]
+            headers = [(b"content-type", head.content_type.encode()), *_OF_EVERY_ANSWER]
+            if head.gzip:
+                headers.append((b"content-encoding", b"gzip"))
             if head.length is not None:
                 headers.append((b"content-length", b"%d" % head.length))
             more = True
@@ -199,11 +204,24 @@ async def _piece(stream: asyncio.StreamReader) -> bytes:
 
 
 def _wants_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
+    accept = _field(headers, b"accept")
     try:
         return bool(accept) and mediatypes.best_match((JSON_TYPE, NDJSON_TYPE), accept) == NDJSON_TYPE
     except ValueError:
         return False
+
+
+def _takes_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """RFC 9110, 12.5.3; only where it is named."""
+    for choice in _field(headers, b"accept-encoding").split(","):
+        coding, _, weight = choice.partition(";")
+        if coding.strip().lower() in ("gzip", "x-gzip"):
+            return _ZERO.fullmatch(weight) is None
+    return False
+
+
+def _field(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
+    return b",".join(value for name, value in headers if name == wanted).decode("latin-1")
 
 
 _SOON = {"Retry-After": "1"}

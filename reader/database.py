@@ -108,7 +108,7 @@ class Database:
             while some := result.fetch_row(10):
                 if size <= max_bytes:  # the server sends the others all the same: nobody keeps them
                     rows += some
-                    size += sum(len(value) for row in some for value in row if value is not None)
+                    size += sum(sum(map(len, filter(None, row))) for row in some)
         return rows[:limit], size > max_bytes or len(rows) >= limit
 
     def _open(self) -> Any:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
+from zlib import compressobj
 
 import msgspec
 import orjson
@@ -34,8 +35,9 @@ from reader.queries import (
     sessions_before,
     tasks_after,
     time_text,
+    without,
 )
-from shared.reading import END, JSON_TYPE, MAX_PIECE_BYTES, NDJSON_TYPE, Call, Head, InvalidRequest, parameters, piece
+from shared.reading import END, MAX_PIECE_BYTES, NDJSON_TYPE, Call, Head, InvalidRequest, parameters, piece
 from shared.records import SESSIONS, TASKS, UTC, Kind
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ MAX_STREAMS = 8
 STALLED_S = 30.0
 CALL_S = 5.0
 STREAM_ROWS = 1000
+MIN_PACKED_BYTES = 1024
+_GZIP_LEVEL = 1
+_GZIP_FORMAT = 31
+"""For zlib: a gzip header, and the largest window."""
 FOR_INGEST = ("fresh", "timeout")
 """Parameters that ingest has dealt with."""
 
@@ -58,6 +64,33 @@ class _Refused(Exception):
 
 class _BrokenOff(Exception):
     """A stream that has begun cannot be completed."""
+
+
+class _Answer:
+    """Head and body of an answer, in pieces of which none waits for another to be packed. Raises: OSError,
+    asyncio.TimeoutError where the caller takes nothing."""
+
+    def __init__(self, writer: asyncio.StreamWriter, head: Head) -> None:
+        self._writer = writer
+        self._packer = compressobj(_GZIP_LEVEL, wbits=_GZIP_FORMAT) if head.gzip else None
+        writer.write(msgspec.json.encode(head) + b"\n")
+
+    async def write(self, body: bytes) -> None:
+        for first in range(0, len(body), MAX_PIECE_BYTES):
+            part = body[first : first + MAX_PIECE_BYTES]
+            await self._send(self._packer.compress(part) if self._packer else part)
+
+    async def end(self) -> None:
+        if self._packer:
+            await self._send(self._packer.flush())
+        self._writer.write(END)
+        await asyncio.wait_for(self._writer.drain(), STALLED_S)
+
+    async def _send(self, data: bytes) -> None:
+        for first in range(0, len(data), MAX_PIECE_BYTES):
+            self._writer.write(piece(data[first : first + MAX_PIECE_BYTES]))
+            await asyncio.wait_for(self._writer.drain(), STALLED_S)
+        await asyncio.sleep(0)  # the loop's other calls have their turn
 
 
 class Reader:
@@ -130,7 +163,7 @@ class Reader:
         elif call.task_id is not None:
             parameters(call.query, FOR_INGEST)
             row = await self._one(one_task(call.session_id, call.task_id), "task")
-            await self._send(writer, Encoder(TASKS).encode(row))
+            await self._document(call, writer, *Encoder(TASKS).encode([row]))
         elif call.tasks and call.stream:
             await self._stream(call, writer)
         elif call.tasks:
@@ -151,7 +184,7 @@ class Reader:
             falling=True,
         )
         at = (_text(rows[-1][updated_at]), rows[-1][session_id]) if rows else ()
-        await self._send(writer, self._page(call, page, rows, at if more else None, as_of))
+        await self._document(call, writer, self._page(call, page, rows, at if more else None, as_of))
 
     async def _session(self, call: Call, writer: asyncio.StreamWriter) -> None:
         parameters(call.query, FOR_INGEST)
@@ -160,21 +193,22 @@ class Reader:
         if not rows:
             raise _Refused(404, "NOT_FOUND", "there is no such session in the database")
         by_status = {_text(status): int(count) for status, count, _ in counts}
-        last = max((_text(time) for _, _, time in counts), default=None)
+        last = max((time for _, _, time in counts), default=None)
         document = {
             "total": sum(by_status.values()),
             "by_status": by_status,
             "last_task_at": None if last is None else time_text(last),
         }
-        record = Encoder(SESSIONS).encode(rows[0])
-        await self._send(writer, record[:-1] + b',"progress":' + orjson.dumps(document) + b"}")
+        # A field of the sender's with that name is seen in the page of sessions only.
+        (record,) = Encoder(SESSIONS).encode([without(SESSIONS, rows[0], "progress")])
+        await self._document(call, writer, record[:-1] + b',"progress":' + orjson.dumps(document) + b"}")
 
     async def _tasks(self, call: Call, writer: asyncio.StreamWriter) -> None:
         page = self._page_of(TASKS, call)
         as_of = _now()
         rows, more = await self._task_rows(call, page)
         at = (rows[-1][_TASK_ID],) if more and rows else None
-        await self._send(writer, self._page(call, page, rows, at, as_of))
+        await self._document(call, writer, self._page(call, page, rows, at, as_of))
 
     def _page_of(self, kind: Kind, call: Call) -> Page:
         return parse_page(
@@ -198,36 +232,32 @@ class Reader:
         page = msgspec.structs.replace(self._page_of(TASKS, call), limit=STREAM_ROWS)
         encoder = Encoder(TASKS, page.query.fields)
         count = 0
-        begun = False
+        rows, more = await self._task_rows(call, page)
+        answer = _Answer(writer, Head(200, NDJSON_TYPE, gzip=call.gzip))
         while True:
-            try:
-                rows, more = await self._task_rows(call, page)
-            except (ReadFailed, _Refused) as error:
-                if not begun:
-                    raise
-                raise _BrokenOff(str(error)) from error
-            if not begun:
-                begun = True
-                writer.write(msgspec.json.encode(Head(200, NDJSON_TYPE)) + b"\n")
             count += len(rows)
             if more:
                 # Of large rows a fetch brings fewer than it asked for, and the server sends all.
                 limit = min(STREAM_ROWS, 2 * len(rows))
                 page = msgspec.structs.replace(page, position=(rows[-1][_TASK_ID],), limit=limit)
-            lines = b"".join([encoder.encode(row) + b"\n" for row in rows])
+            lines = b"".join([line + b"\n" for line in encoder.encode(rows)])
             rows = []  # its caller may take its time for the lines
-            await self._write(writer, lines)
+            await answer.write(lines)
             if not more:
                 break
-        await self._write(writer, orjson.dumps({"end": True, "count": count}) + b"\n")
-        await self._end(writer)
+            try:
+                rows, more = await self._task_rows(call, page)
+            except (ReadFailed, _Refused) as error:
+                raise _BrokenOff(str(error)) from error
+        await answer.write(orjson.dumps({"end": True, "count": count}) + b"\n")
+        await answer.end()
 
     @staticmethod
     def _page(call: Call, page: Page, rows: Sequence[Row], at: Position | None, as_of: str) -> bytes:
         """A page as JSON. Args: at: the position of the next page, None where this is the last."""
         kind = SESSIONS if call.session_id is None else TASKS
         encoder = Encoder(kind, page.query.fields)
-        records = b",".join([encoder.encode(row) for row in rows])
+        records = b",".join(encoder.encode(rows))
         rest = {
             "next": None if at is None else encode_cursor(_where(call), page.query, at),
             "as_of": as_of,
@@ -254,21 +284,18 @@ class Reader:
         return await asyncio.wrap_future(found)
 
     async def _error(self, writer: asyncio.StreamWriter, status: int, code: str, detail: str) -> None:
-        await self._send(writer, orjson.dumps({"detail": detail, "error_code": code, "errors": []}), status)
+        body = orjson.dumps({"detail": detail, "error_code": code, "errors": []})
+        await self._send(writer, Head(status, length=len(body)), body)
 
-    async def _send(self, writer: asyncio.StreamWriter, body: bytes, status: int = 200) -> None:
-        writer.write(msgspec.json.encode(Head(status, JSON_TYPE, len(body))) + b"\n")
-        await self._write(writer, body)
-        await self._end(writer)
+    async def _document(self, call: Call, writer: asyncio.StreamWriter, body: bytes) -> None:
+        packed = call.gzip and len(body) >= MIN_PACKED_BYTES
+        await self._send(writer, Head(200, gzip=True) if packed else Head(200, length=len(body)), body)
 
-    async def _write(self, writer: asyncio.StreamWriter, body: bytes) -> None:
-        for first in range(0, len(body), MAX_PIECE_BYTES):
-            writer.write(piece(body[first : first + MAX_PIECE_BYTES]))
-            await asyncio.wait_for(writer.drain(), STALLED_S)
-
-    async def _end(self, writer: asyncio.StreamWriter) -> None:
-        writer.write(END)
-        await asyncio.wait_for(writer.drain(), STALLED_S)
+    @staticmethod
+    async def _send(writer: asyncio.StreamWriter, head: Head, body: bytes) -> None:
+        answer = _Answer(writer, head)
+        await answer.write(body)
+        await answer.end()
 
 
 _TASK_ID = COLUMNS[TASKS].index("task_id")
@@ -281,6 +308,9 @@ def merged(
 
     Where a range was cut short, no row behind its end counts: one of its own might belong before it.
     """
+    if len(found) == 1:
+        ((rows, cut),) = found
+        return rows[:limit], cut or len(rows) > limit
     rows = list(heapq.merge(*(rows for rows, _ in found), key=key, reverse=falling))
     more = len(rows) > limit
     ends = [key(part[-1]) for part, cut in found if cut and part]

@@ -24,7 +24,7 @@ import orjson
 
 from shared.clock import time_zone
 from shared.fast_validator import children, fold
-from shared.records import KIND_OF_CODE, KINDS, UTC, Kind, Record, Rules, utc
+from shared.records import KIND_OF_CODE, KINDS, SESSIONS, UTC, Kind, Record, Rules, utc
 
 MAX_OBJECT_BYTES = 64 * 1024
 """As JSON. An object's limits, which validation.py checks before it is parsed, and fast_validator.cpp too."""
@@ -32,6 +32,8 @@ MAX_OBJECT_VALUES = 4096
 MAX_OBJECT_DEPTH = 20
 IGNORED = "created_at"
 """It comes with a record that was read; the database keeps its own."""
+PROGRESS = "progress"
+_PROGRESS_FIELDS = {"total", "by_status", "last_task_at"}
 _INTEGER = re.compile(r"\s{0,9}[+-]?\d{1,15}(\.0{0,20})?\s{0,9}", re.ASCII)
 _FLOAT = re.compile(r"\s{0,9}[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?\s{0,9}", re.ASCII)
 _OFFSET_WITH_SECONDS = re.compile(r"(.{10,40}[+-]\d\d:\d\d):(\d\d)", re.ASCII)
@@ -107,6 +109,8 @@ class Reader:
 
     def in_one_pass_folded(self, body: bytes | memoryview) -> list[Record] | None:
         """The records of most bodies with unknown fields; None for all others."""
+        if self._kind is SESSIONS and PROGRESS.encode() in bytes(body):
+            return None
         folded = fold(body, self._kind.name, self._kind.record.__struct_fields__, self._keep)
         try:
             return _FOLDED[self._kind.code].decode(folded) if folded else None
@@ -127,7 +131,11 @@ class Reader:
         """Moves unknown fields into `extra`, one of them called so included, and makes objects JSON."""
         unknown = item.keys() - self._known
         if unknown:
-            extra = {name: item[name] for name in item if name in unknown and name != IGNORED}
+            extra = {
+                name: item[name]
+                for name in item
+                if name in unknown and name != IGNORED and not is_progress(self._kind, name, item[name])
+            }
             for name in unknown:
                 del item[name]
             if extra and self._keep:
@@ -188,6 +196,12 @@ class Reader:
                 if time is not None:
                     msgspec.structs.force_setattr(record, name, self.in_utc(time))
         return records
+
+
+def is_progress(kind: Kind, name: str, value: Any) -> bool:
+    """Whether a field is what reading adds to a session, counted from its tasks; ignored where it is sent back. Any
+    other `progress` is a field of the sender's."""
+    return kind is SESSIONS and name == PROGRESS and type(value) is dict and value.keys() == _PROGRESS_FIELDS
 
 
 @lru_cache(maxsize=64)

@@ -55,15 +55,17 @@ class Call(msgspec.Struct, frozen=True):
     task_id: str | None = None
     query: str = ""
     stream: bool = False
+    gzip: bool = False
     pending_records: int | None = None
 
 
 class Head(msgspec.Struct, frozen=True):
-    """`length` is None for a stream."""
+    """`length` is None for a stream, and for a body that is packed as it goes."""
 
     status: int
     content_type: str = JSON_TYPE
     length: int | None = None
+    gzip: bool = False
 
 
 def piece(body: bytes) -> bytes:

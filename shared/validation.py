@@ -24,8 +24,10 @@ from shared.bodies import (
     MAX_OBJECT_BYTES,
     MAX_OBJECT_DEPTH,
     MAX_OBJECT_VALUES,
+    PROGRESS,
     InvalidBody,
     Reader,
+    is_progress,
 )
 from shared.fast_validator import FastValidator, children
 from shared.records import UTC, Kind, Rules, types_of_field
@@ -193,8 +195,8 @@ class Validator:
         unknown = 0
         for key, start, end, values, depth, beyond in members:
             name = _parsed(key, where)
-            if name in faulty:
-                continue  # it is named already
+            if name in faulty or (name == PROGRESS and self._is_progress(body[start:end], values, depth)):
+                continue  # it is named already, or not ours to keep
             fault, kind_of_fault = self._fault_of_member(name, values, depth, beyond=beyond)
             if name in item:
                 fault, kind_of_fault = "is sent twice", " twice"
@@ -214,6 +216,12 @@ class Validator:
             fault = f"its unknown fields hold {unknown} values together, {MAX_OBJECT_VALUES} are allowed"
             errors.append(FieldError(where, fault, f"{self.kind.name} unknown field too large"))
         return item, errors, faulty
+
+    def _is_progress(self, value: bytes, values: int, depth: int) -> bool:
+        """Of a field of that name: whether it is ours. Looks only into what is bounded."""
+        with suppress(orjson.JSONDecodeError):
+            return depth <= 2 and values <= MAX_OBJECT_VALUES and is_progress(self.kind, PROGRESS, orjson.loads(value))
+        return False
 
     def _fault_of_member(self, name: str, values: int, depth: int, *, beyond: bool) -> tuple[str, str]:
         """What can be said before a value is parsed, and of which kind that is."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import gzip
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,69 +14,14 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from reader.database import Database, ReadFailed
+from reader.database import ReadFailed
 from reader.pages import Query, encode_cursor
 from reader.queries import COLUMNS, Select, one_session, one_task, progress, sessions_before, tasks_after
 from reader.server import Reader
-from shared import bodies
-from shared.reading import LENGTH, Call
-from shared.records import SESSIONS, TASKS, Rules
+from shared.reading import Call
+from shared.records import TASKS
 from tests.support.mariadb import MariaDB, numbers
-
-STATUSES = {SESSIONS: ("pending", "executing", "completed"), TASKS: ("pending", "processing", "completed", "failed")}
-
-
-class Answer:
-    """Of one call, as ingest gets it."""
-
-    def __init__(self, data: bytes) -> None:
-        head, _, rest = data.partition(b"\n")
-        self.head = json.loads(head)
-        self.body = b""
-        self.whole = False
-        while len(rest) >= 4:
-            (length,) = LENGTH.unpack(rest[:4])
-            if not length:
-                self.whole = True
-                break
-            self.body += rest[4 : 4 + length]
-            rest = rest[4 + length :]
-
-    @property
-    def json(self) -> Any:
-        assert self.whole
-        assert self.head["length"] == len(self.body)
-        return json.loads(self.body)
-
-    @property
-    def lines(self) -> list[Any]:
-        assert self.whole
-        return [json.loads(line) for line in self.body.splitlines()]
-
-
-class Asking:
-    def __init__(self, mariadb: MariaDB, database: str, **options: Any) -> None:
-        def connect() -> Database:
-            own = {"user": "root", "db": database, "unix_socket": mariadb.socket}
-            return Database({**own, **options}, [], timeout_s=5, recycle_s=60)
-
-        self._connect = connect
-
-    def __call__(self, **call: Any) -> Answer:
-        async def ask() -> bytes:
-            to_utc = bodies.Reader(TASKS, Rules("Asia/Shanghai")).time
-            reader = Reader(self._connect, pool_size=2, wait_s=5, statuses=STATUSES, to_utc=to_utc)
-            near, far = socket.socketpair()
-            stream, writer = await asyncio.open_connection(sock=far)
-            mine, hers = await asyncio.open_connection(sock=near)
-            hers.write(msgspec.json.encode(Call(**call)) + b"\n")
-            task = asyncio.create_task(reader.serve(stream, writer))
-            data = await mine.read()
-            await task
-            hers.close()
-            return data
-
-        return Answer(asyncio.run(ask()))
+from tests.support.reading import STATUSES, Answer, Asking
 
 
 @pytest.fixture
@@ -113,7 +58,7 @@ def rows(mariadb: MariaDB, database: str) -> None:
 
 
 @pytest.mark.usefixtures("rows")
-def test_a_record_comes_back_with_every_field_as_it_was_sent(ask: Asking) -> None:
+def test_a_record_comes_back_with_every_field_as_it_was_sent(ask: Asking, mariadb: MariaDB, database: str) -> None:
     assert ask(session_id="s2", task_id="剑/%?").json == {
         "session_id": "s2",
         "task_id": "剑/%?",
@@ -144,6 +89,10 @@ def test_a_record_comes_back_with_every_field_as_it_was_sent(ask: Asking) -> Non
         "by_status": {"completed": 62, "failed": 62, "pending": 63, "processing": 63},
         "last_task_at": "2026-11-01T10:00:00.500000Z",
     }
+    mariadb.execute('UPDATE translation_sessions SET extra = \'{"progress": 0.5, "stage": 1}\'', (), database)
+    alone, (listed, *_) = ask(session_id="s1").body, ask().json["sessions"]
+    assert (alone.count(b'"progress"'), b'"stage":' in alone) == (1, True)
+    assert listed["progress"] == 0.5
     assert ask(session_id="s9").head["status"] == ask(session_id="s1", task_id="x").head["status"] == 404
 
 
@@ -210,11 +159,44 @@ def test_pages_of_sessions_are_newest_first_and_ties_lose_none(ask: Asking, mari
 def test_a_stream_ends_with_its_count(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reader.server.STREAM_ROWS", 100)
     answer = ask(session_id="s1", tasks=True, stream=True, query="fields=task_id,status&status=failed,completed")
-    assert answer.head == {"status": 200, "content_type": "application/x-ndjson", "length": None}
+    assert answer.head == {"status": 200, "content_type": "application/x-ndjson", "length": None, "gzip": False}
     *records, end = answer.lines
     assert end == {"end": True, "count": 124}
     assert [record["task_id"] for record in records] == [f"T{n:04}" for n in range(250) if n % 4 in (2, 3)]
     assert {frozenset(record) for record in records} == {frozenset(("task_id", "status"))}
+
+
+@pytest.mark.usefixtures("rows")
+def test_an_answer_is_packed_piece_by_piece_with_turns_for_others_in_between(
+    ask: Asking, mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mariadb.execute("UPDATE translation_tasks SET target_text = REPEAT(MD5(task_id), 600)", (), database)
+    for call in ({"tasks": True, "stream": True}, {"tasks": True, "query": "limit=100"}, {}):
+        plain = ask(session_id="s1", **call)
+        packed = ask(session_id="s1", gzip=True, **call)
+        assert plain.whole
+        assert packed.whole
+        assert packed.head["gzip"] is bool(call)  # a small one is not worth it
+        body = gzip.decompress(packed.body) if call else packed.body
+        assert body.partition(b'"as_of"')[0] == plain.body.partition(b'"as_of"')[0]
+        assert len(packed.body) < len(plain.body) / 2 or not call
+
+    turns = []
+
+    class Packer:
+        def compress(self, data: bytes) -> bytes:
+            assert len(data) <= 65536
+            turns.append(asyncio.get_running_loop().time())
+            asyncio.get_running_loop().call_soon(turns.append, "another's")
+            return b""
+
+        def flush(self) -> bytes:
+            return b"the end"
+
+    monkeypatch.setattr("reader.server.compressobj", lambda *_args, **_options: Packer())
+    assert ask(session_id="s1", tasks=True, stream=True, gzip=True).body == b"the end"
+    assert len(turns) > 80
+    assert turns[1::2] == ["another's"] * (len(turns) // 2)
 
 
 @pytest.mark.usefixtures("rows")

@@ -424,6 +424,20 @@ def test_created_at_is_always_ignored() -> None:
             assert one(TASKS, policy(unknown_fields=setting), created_at=value).extra is None
 
 
+PROGRESS = {"total": 2, "by_status": {"failed": 2}, "last_task_at": None}
+
+
+def test_the_progress_of_a_session_that_was_read_is_ignored_and_any_other_is_kept() -> None:
+    for setting in ("keep", "ignore", "reject"):
+        assert one(SESSIONS, policy(unknown_fields=setting), progress=PROGRESS).extra is None
+    full = {"notes": "x" * 65520}
+    assert one(SESSIONS, progress=PROGRESS, **full).extra == full
+    for other in (0.5, None, "", [], {}, {**PROGRESS, "eta": 3}, {"total": 2}):
+        assert one(SESSIONS, progress=other).extra == {"progress": other}
+    assert one(TASKS, progress=PROGRESS).extra == {"progress": PROGRESS}
+    assert error_of(SESSIONS, policy(unknown_fields="reject"), progress=0.5).field == "sessions[0].progress"
+
+
 def test_unknown_fields_may_be_ignored_or_refused() -> None:
     assert one(TASKS, policy(unknown_fields="ignore"), **EXTRA).extra is None
     errors = errors_of(TASKS, body_of(TASKS, task(colour="red", shape=1)), policy(unknown_fields="reject"))

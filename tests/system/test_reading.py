@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import socket
@@ -130,7 +131,7 @@ def test_what_went_in_comes_out_and_may_be_sent_again(reading: Service) -> None:
         send(reading, "sessions", sessions)
         send(reading, "tasks", tasks)
         read = [reading.get(f"{path_of(one['session_id'])}?fresh=flushed").json for one in sessions]
-        assert [one.pop("progress")["total"] for one in read] == [1] * len(IDS)
+        assert [one["progress"]["total"] for one in read] == [1] * len(IDS)
         found = [reading.get(path_of(one["session_id"], one["task_id"])).json for one in tasks]
         assert [one["session_id"] for one in read] == IDS
         assert [(one["session_id"], one["task_id"]) for one in found] == list(zip(IDS[::-1], IDS, strict=True))
@@ -175,6 +176,30 @@ def test_a_stream_is_for_those_who_prefer_it(reading: Service) -> None:
         answer = reading.request("GET", f"{READ}/s/tasks", headers={"Accept": accept})
         is_stream = answer.body == b'{"end":true,"count":0}\n'
         assert (answer.headers["content-type"] == "application/x-ndjson") is is_stream is expected, accept
+
+
+def test_answers_are_packed_for_those_who_take_gzip(reading: Service, mariadb: MariaDB, database: str) -> None:
+    fill(mariadb, database, 200)
+    path = f"{READ}/large/tasks?limit=200"
+    plain = reading.get(path)
+    assert plain.headers["vary"] == "accept, accept-encoding"
+    for encoding, expected in {
+        "gzip": True,
+        "br;q=1, X-GZIP;q=0.5": True,
+        "gzip;q=0.000": False,
+        "identity": False,
+        "*": False,
+        "deflate": False,
+    }.items():
+        headers = {"Accept-Encoding": encoding}
+        page = reading.request("GET", path, headers=headers)
+        stream = reading.request("GET", path.partition("?")[0], headers={**headers, **NDJSON})
+        for answer in (page, stream):
+            assert (answer.headers.get("content-encoding") == "gzip") is expected
+            answer.body = gzip.decompress(answer.body) if expected else answer.body
+        assert page.json["tasks"] == plain.json["tasks"] == lines(stream)[:-1]
+        head = reading.request("HEAD", path, headers=headers)
+        assert (head.status, head.body) == (200, b"")
 
 
 WRONG = [
