@@ -8,6 +8,7 @@ from ctl.config import config
 from ctl.database import db
 from ctl.journal import journal
 from ctl.letters import deadletters
+from ctl.sessions import sessions
 from ctl.status import flush, status
 from ctl.top import top
 from shared import VERSION
@@ -24,5 +25,5 @@ def cli() -> None:
     """
 
 
-for command in (status, top, flush, config, journal, deadletters, db):
+for command in (status, top, flush, sessions, config, journal, deadletters, db):
     cli.add_command(command)

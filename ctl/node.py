@@ -5,9 +5,10 @@ from __future__ import annotations
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import click
 import orjson
@@ -15,6 +16,7 @@ import orjson
 from ctl.output import Stop, configuration
 from shared.config import local_url
 from shared.exposure import local_tls
+from shared.reading import JSON_TYPE, NDJSON_TYPE, PREFIX
 
 TIMEOUT_S = 10.0
 API = "/api/v1/persistence"
@@ -59,18 +61,46 @@ class Node:
         status, document = self._request("POST", f"{API}/flush?timeout={timeout_s:g}", self._timeout_s + timeout_s)
         return status == 200, document
 
-    def _request(self, method: str, path: str, timeout_s: float | None = None) -> tuple[int, dict[str, Any]]:
+    def read(self, *ids: str, fresh: bool = False, **parameters: str | int | None) -> dict[str, Any]:
+        """What the read side answers. Args: ids: parts of the path. Raises: NotReached, Stop."""
+        status, document = self._request("GET", _reading(ids, parameters, fresh=fresh))
+        if status == 503:
+            raise Stop(f"{self.url} cannot answer now: {document.get('detail')}")
+        return document
+
+    def stream(self, *ids: str, fresh: bool = False, **parameters: str | int | None) -> Iterator[bytes]:
+        """The same as a stream, line by line. Raises: NotReached, also where it breaks off; Stop."""
+        path = _reading(ids, parameters, fresh=fresh)
         try:
-            request = urllib.request.Request(self.url + path, method=method)  # noqa: S310 -- only http(s), by _node()
-            if self._token:
-                request.add_unredirected_header("Authorization", f"Bearer {self._token}")
-            with self._opener.open(request, timeout=timeout_s or self._timeout_s) as answer:
-                status, body = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                status, body = error.code, error.read()
+            with self._send("GET", path, accept=NDJSON_TYPE) as answer:
+                if answer.status == 200:
+                    yield from answer
+                    return
+                status, document = self._judged(path, answer.status, answer.read())
         except (OSError, HTTPException, ValueError) as error:
             raise NotReached(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+        raise Stop(f"{self.url} cannot answer now ({status}): {document.get('detail')}")
+
+    def _send(self, method: str, path: str, timeout_s: float | None = None, accept: str = JSON_TYPE) -> Any:
+        """An answer, whatever its status. Raises: OSError, HTTPException, ValueError."""
+        request = urllib.request.Request(self.url + path, method=method, headers={"Accept": accept})  # noqa: S310 -- only http(s), by _node()
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        try:
+            return self._opener.open(request, timeout=timeout_s or self._timeout_s)
+        except urllib.error.HTTPError as error:
+            return error
+
+    def _request(self, method: str, path: str, timeout_s: float | None = None) -> tuple[int, dict[str, Any]]:
+        try:
+            with self._send(method, path, timeout_s) as answer:
+                status, body = answer.status, answer.read()
+        except (OSError, HTTPException, ValueError) as error:
+            raise NotReached(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+        return self._judged(path, status, body)
+
+    def _judged(self, path: str, status: int, body: bytes) -> tuple[int, dict[str, Any]]:
+        """Raises: NotReached, Stop."""
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -82,6 +112,19 @@ class Node:
         if status not in (200, 503):
             raise Stop(f"{self.url}{path} answers {status}: {document.get('detail')}")
         return status, document
+
+
+def _reading(ids: Sequence[str], parameters: Mapping[str, str | int | None], *, fresh: bool) -> str:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    query = urlencode({**given, **({"fresh": "flushed"} if fresh else {})})
+    return f"{PREFIX}{''.join(map(_segment, ids))}?{query}".removesuffix("?")
+
+
+def _segment(part: str) -> str:
+    # Dots would be resolved on the way, and `batch` is another path's name.
+    if part in (".", "..", "batch"):
+        return "/" + "".join(f"%{byte:02X}" for byte in part.encode())
+    return "/" + quote(part, safe="")
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:

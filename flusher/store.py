@@ -196,6 +196,22 @@ class Store:
         except MySQLdb.Error as error:
             raise self._failed(error) from error
 
+    def change(self, statements: Sequence[str]) -> list[int]:
+        """Runs statements of ours in one transaction. Blocks. Returns: how many rows each has changed.
+
+        Raises: StoreError; nothing is changed then.
+        """
+        db = self._reach()
+        try:
+            changed = []
+            for statement in statements:
+                self._query(db, statement.encode())
+                changed.append(int(db.affected_rows()))
+            db.commit()
+        except MySQLdb.Error as error:
+            raise self._failed(error) from error
+        return changed
+
     def select(self, statement: str) -> list[tuple[Any, ...]]:
         """The rows of a question of ours. Blocks. Raises: StoreError."""
         db = self._reach()

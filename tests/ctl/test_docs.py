@@ -34,6 +34,7 @@ def node(start_service: Callable[..., Service], mariadb: MariaDB) -> Iterator[Se
     assert service.flush().json["dead_lettered"] == 12
     assert service.post(TASKS, {"tasks": [task(f"t{n}", status="completed") for n in range(35)]}).status == 202
     assert service.post(SESSIONS, {"sessions": [session("s1")]}).status == 202
+    service.start_reader()
     wait_until(lambda: service.stats()["at_risk"]["unsynced_records"] == 0)
     yield service
     mariadb.drop_database(DATABASE)
@@ -95,6 +96,7 @@ def test_every_command_has_its_place_on_the_page() -> None:
     text = "\n".join(blocks(PAGE.read_text(encoding="utf-8")))
     for command in (
         *("status", "top", "flush", "config check", "journal inspect", "db init", "db check"),
+        *("sessions list", "sessions show", "sessions export", "sessions purge"),
         *("deadletters list", "deadletters show", "deadletters replay"),
     ):
         assert f"./scripts/ctl.sh {command}" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.service import ROOT
@@ -12,15 +13,31 @@ from tests.support.service import ROOT
 UNIT = ROOT / "deploy" / "persistence-service.service"
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    text = UNIT.read_text()
-    assert "/opt/persistence-service" in text
-    copy = tmp_path / UNIT.name
-    copy.write_text(text.replace("/opt/persistence-service", str(ROOT)))
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    for name in (UNIT.name, "persistence-purge.service", "persistence-purge.timer"):
+        text = (UNIT.parent / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/persistence-service", str(ROOT)))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_timer_runs_a_command_that_there_is() -> None:
+    found = re.search(
+        r"^ExecStart=\S+ -m ctl (.*)$", (UNIT.parent / "persistence-purge.service").read_text(), re.MULTILINE
+    )
+    assert found is not None
+    arguments = found[1].replace("${PURGE_USER}", "u").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl", *arguments, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    unknown = [one for one in arguments if one.startswith("--") and one not in done.stdout]
+    assert not unknown
 
 
 def test_the_score_is_the_documented_one() -> None:
