@@ -66,6 +66,7 @@ def test_every_metric_and_label_asked_for_is_there(service: Service) -> None:
     assert service.post(TASKS, {"tasks": [task(), task(row_index=-1)]}).status == 422
     assert service.post(TASKS, {"tasks": [task()]}).status == 202
     assert service.flush().status == 200
+    assert service.get("/api/v1/persistence/sessions").status == 503  # no reader
     text = service.get("/metrics").body.decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     names = {name for name, kind in types.items() if kind != "histogram"}
