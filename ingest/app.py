@@ -27,7 +27,7 @@ from ingest.shortcut import Shortcut
 from ingest.stats import Flush, Metrics, Stats
 from shared.config import Service
 from shared.reading import ROUTES
-from shared.records import KINDS
+from shared.records import KINDS, SESSIONS
 from shared.validation import Policy, Validator
 
 log = logging.getLogger(__name__)
@@ -79,14 +79,15 @@ def create_app(
     batches = {
         kind.path: Batch(Validator(kind, policy, partial(metrics.ignore, kind.name)), forwarder) for kind in KINDS
     }
+    dashboard = Dashboard()
     table: dict[str, object] = {
         **batches,
         "/": Fixed(LIVENESS),
         "/health": health,
         "/ready": Ready(health, leaving),
         "/metrics": Metrics(forwarder, metrics.exposition),
-        "/dashboard": Dashboard(),
-        "/dashboard/history": Points(history),
+        "/dashboard": dashboard,
+        "/dashboard/history": Points(history, build=dashboard.build, statuses=policy.statuses.get(SESSIONS.name, ())),
         "/openapi.json": Fixed(openapi.document(policy)),
         "/api/v1/persistence/flush": Flush(forwarder),
         "/api/v1/persistence/stats": Stats(forwarder, lambda: metrics.node().rejected),

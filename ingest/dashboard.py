@@ -10,25 +10,29 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import falcon
 import falcon.asgi
+import orjson
 
 from ingest.history import INTERVAL_S, WINDOW_S, History
 from ingest.parameters import invalid_parameter, parse_number
 from shared import VERSION
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("strings.js", "words.js", "charts.js", "state.js", "sessions.js", "dashboard.js")
 
 
-def page(static: Path = STATIC) -> tuple[bytes, str]:
-    """Returns: the page, styles and scripts in it, and the Content-Security-Policy that lets in these and no others.
-    Raises: OSError."""
+def page(static: Path = STATIC) -> tuple[bytes, str, str]:
+    """Returns: the page, styles and scripts in it, the Content-Security-Policy that lets in these and no others, and
+    the page's build, by which an open page learns that it is out of date. Raises: OSError."""
     style = _together(static, "uplot/uPlot.min.css", "dashboard.css")
-    script = _together(static, "uplot/uPlot.iife.min.js", "words.js", "charts.js", "dashboard.js")
+    script = _together(static, "uplot/uPlot.iife.min.js", *SCRIPTS)
     html = (static / "dashboard.html").read_text(encoding="utf-8")
+    build = hashlib.sha256((html + style + script).encode()).hexdigest()[:16]
+    html = html.replace("{{build}}", build)
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -43,7 +47,7 @@ def page(static: Path = STATIC) -> tuple[bytes, str]:
             "trusted-types 'none'",
         )
     )
-    return html.replace("{{style}}", style).replace("{{script}}", script).encode(), policy
+    return html.replace("{{style}}", style).replace("{{script}}", script).encode(), policy, build
 
 
 def _together(static: Path, *names: str) -> str:
@@ -56,7 +60,7 @@ def _source(text: str) -> str:
 
 class Dashboard:
     def __init__(self) -> None:
-        self._page, self._policy = page()
+        self._page, self._policy, self.build = page()
 
     async def on_get(self, _request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         response.content_type = "text/html; charset=utf-8"
@@ -69,20 +73,23 @@ class Dashboard:
 class Points:
     """The recorded points that are younger than `?after=SECONDS` (since 1970), all of the window without it."""
 
-    def __init__(self, history: History, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, history: History, *, build: str, statuses: Sequence[str], wall: Callable[[], float] = time.time
+    ) -> None:
+        """Args: build: of the page that we serve; statuses: of sessions, as configured."""
         self._history = history
+        self._build = build.encode()
+        self._statuses = orjson.dumps(statuses)
         self._wall = wall
 
     async def on_get(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         now = self._wall()
         points = self._history.read(_after(request.get_param("after")), now)
         response.set_header("Cache-Control", "no-store")
-        response.data = b'{"version":"%b","interval_seconds":%d,"window_seconds":%d,"now":%.3f,"points":[%b]}' % (
-            VERSION.encode(),
-            INTERVAL_S,
-            WINDOW_S,
-            now,
-            b",".join(points),
+        response.data = (
+            b'{"version":"%b","build":"%b","session_statuses":%b,"interval_seconds":%d,"window_seconds":%d,"now":%.3f,'
+            b'"points":[%b]}'
+            % (VERSION.encode(), self._build, self._statuses, INTERVAL_S, WINDOW_S, now, b",".join(points))
         )
 
 

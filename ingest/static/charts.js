@@ -1,32 +1,33 @@
-// The charts. `seen` is everywhere what the service said last: points, oldest first, its clock `now`, the seconds of the
-// window and of the interval between two points.
+// The charts. `seen` is everywhere what the service said last: points, oldest first, its clock `now`, `from`, where the
+// window begins, and the seconds of the interval between two points.
 "use strict";
 
 const COLOURS = ["one", "two", "three"];
 
-// Series: a name, and the value that a point has for it (null, undefined: none). `axis` where its labels are shorter than
-// the values, `top` a fixed end of the scale, `least` the lowest that a scale may end at. Scales are linear; with `decades`
-// logarithmic; with `bend` linear up to it and logarithmic above, so that what is caught up after an outage does not press
-// everyday flat.
+// Series: a text's key, and the value that a point has for it (null, undefined: none). `axis` where its labels are shorter
+// than the values, `top` a fixed end of the scale, `least` the lowest that a scale may end at. Scales are linear; with
+// `decades` logarithmic; with `bend` linear up to it and logarithmic above, so that what is caught up after an outage does
+// not press everyday flat.
 const KINDS = [
-  { title: "Records per second", show: short, least: 10, bend: 100, area: true, series: [
-    ["accepted", (p) => p.flow?.accepted], ["written", (p) => p.flow?.committed], ["rows", (p) => p.flow?.rows]] },
-  { title: "Backlog", show: (value) => plural(value, "record"), axis: short, least: 10, area: true, series: [
-    ["waiting", (p) => p.waiting?.records]] },
-  { title: "At-risk age", show: age, axis: roundAge, least: 5, area: true,
+  { title: "rate", show: short, least: 10, bend: 100, area: true, series: [
+    ["accepted", (p) => p.accepted], ["written", (p) => p.written], ["rows", (p) => p.rows]] },
+  { title: "backlog", show: records, axis: short, least: 10, area: true, series: [["backlog", (p) => p.backlog]] },
+  { title: "oldest", show: age, axis: roundAge, least: 5, area: true,
     steps: [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400], series: [
-    ["oldest record not in the database", (p) => p.waiting?.oldest_s]] },
-  { title: "Latency of batches", show: duration, decades: true, series: [
-    ["p50", (p) => p.latency?.p50_ms], ["p95", (p) => p.latency?.p95_ms], ["p99", (p) => p.latency?.p99_ms]] },
-  { title: "Flush duration", show: duration, decades: true, series: [["mean", (p) => p.flow?.flush_ms]] },
-  { title: "Coalescing", show: percent, top: 100, series: [
-    ["records that needed no row", (p) => p.flow?.coalesced_percent]] },
+    ["oldest", (p) => p.oldest_s]] },
+  { title: "latency", show: duration, decades: true, series: [
+    ["p50", (p) => p.p50_ms], ["p95", (p) => p.p95_ms], ["p99", (p) => p.p99_ms]] },
+  { title: "flush", show: duration, decades: true, series: [["mean", (p) => p.flush_ms]] },
+  { title: "coalescing", show: percent, top: 100, series: [["needless", (p) => p.coalesced_percent]] },
 ];
+
+const nameOf = (key) => STRINGS[language][key] ?? key;
 
 // Further apart than this, something was not recorded in between.
 const longestStep = (seen) => 3.5 * seen.interval_seconds;
 
-// [state, from, to] that cover the window: up, down, unknown (the flusher was away, or nothing was recorded).
+// [state, from, to] that cover the window: up, down (it took no writes), unknown (the flusher was away, or nothing was
+// recorded).
 function databaseSpells(seen) {
   const spells = [];
   const add = (state, from, to) => {
@@ -35,11 +36,11 @@ function databaseSpells(seen) {
     if (previous?.[0] === state) previous[2] = to;
     else spells.push([state, from, to]);
   };
-  let at = seen.now - seen.window_seconds;
+  let at = seen.from;
   for (const point of seen.points) {
     const from = point.at - at > longestStep(seen) ? point.at - seen.interval_seconds : at;
     add("unknown", at, from);
-    add({ healthy: "up", unhealthy: "down" }[point.database] ?? "unknown", from, point.at);
+    add(point.database == null ? "unknown" : point.database === "up" ? "up" : "down", from, point.at);
     at = point.at;
   }
   const goesOn = seen.now - at <= longestStep(seen) ? spells.at(-1)?.[0] : undefined;
@@ -54,12 +55,18 @@ class Chart {
     this.time = make("li");
     const legend = kind.series.map(([name], i) => {
       const marks = kind.series.length > 1 ? [make("span", `mark ${COLOURS[i]}`)] : [];
-      return make("li", "", ...marks, `${name} `, this.values[i]);
+      return make("li", "", ...marks, kind.series.length > 1 || name !== kind.title ? `${nameOf(name)} ` : "", this.values[i]);
     });
+    this.list = make("ul", "", this.time, ...legend);
     this.box = make("div", "plot");
     this.box.setAttribute("role", "img");
-    const caption = make("figcaption", "", make("h3", "", kind.title), make("ul", "", this.time, ...legend));
-    parent.append(make("figure", "", caption, this.box));
+    this.box.tabIndex = 0;
+    this.box.addEventListener("keydown", (event) => this.key(event));
+    this.box.addEventListener("focus", () => { this.list.ariaLive = "polite"; });
+    this.box.addEventListener("blur", () => { this.list.ariaLive = "off"; this.point(null); });
+    const scale = kind.decades ? t("scale.log") : kind.bend ? t("scale.bent", { value: kind.bend }) : "";
+    const title = make("h3", "", t(kind.title), " ", make("small", "muted", scale));
+    parent.append(make("figure", "", make("figcaption", "", title, this.list), this.box));
   }
 
   // Also when the colours have changed.
@@ -79,20 +86,38 @@ class Chart {
       this.plot = new uPlot(this.options(), [[]], this.box);
     }
     this.plot.setData([shown.map((point) => point.at), ...columns]);
-    this.box.setAttribute("aria-label", `${this.kind.title}, last 10 minutes. ${this.inWords(columns)}`);
+    const span = age(Math.round(seen.now - seen.from));
+    this.box.ariaLabel = t("chart.words", { title: t(this.kind.title), span, series: this.inWords(columns) });
     this.readOut();
   }
 
   inWords(columns) {
-    return this.kind.series.map(([name], i) => {
+    return this.kind.series.map(([key], i) => {
+      const name = nameOf(key);
       const known = columns[i].filter((value) => value !== null);
-      if (!known.length) return `${name}: nothing`;
-      return `${name}: ${this.kind.show(known.at(-1))}, at most ${this.kind.show(Math.max(...known))}`;
+      if (!known.length) return t("chart.nothing", { name });
+      return t("chart.series", { name, last: this.kind.show(known.at(-1)), most: this.kind.show(Math.max(...known)) });
     }).join("; ");
   }
 
   resize() {
     this.plot?.setSize({ width: this.box.clientWidth, height: this.box.clientHeight });
+  }
+
+  // Moves the cursor, from the newest point on.
+  key(event) {
+    const last = this.plot?.data[0].length - 1;
+    const at = this.plot?.cursor.idx ?? last + 1;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - 30, PageDown: at + 30, Home: 0, End: last, Escape: null }[event.key];
+    if (to === undefined || !(last >= 0)) return;
+    event.preventDefault();
+    this.point(to === null ? null : Math.min(Math.max(to, 0), last));
+  }
+
+  point(index) {
+    if (!this.plot) return;
+    const left = index === null ? -10 : this.plot.valToPos(this.plot.data[0][index], "x");
+    this.plot.setCursor({ left, top: index === null ? -10 : 0 });
   }
 
   options() {
@@ -104,11 +129,11 @@ class Chart {
     return {
       width: box.clientWidth, height: box.clientHeight, padding: [8, 20, 0, 0], legend: { show: false },
       cursor: { sync: { key: "time" }, y: false, drag: { x: false, y: false }, points: { size: 7 } },
-      scales: { x: { range: () => [this.seen.now - this.seen.window_seconds, this.seen.now] }, 
+      scales: { x: { range: () => [this.seen.from, this.seen.now] },
         y: kind.decades ? { distr: 3, range: decades } : { range: linear, ...(kind.bend && { distr: 4, asinh: kind.bend }) } },
       axes: [
-        { ...axis, size: 24, space: 56, incrs: [60, 120, 300, 600],
-          values: (u, splits) => splits.map((at) => clock(at).slice(0, 5)) },
+        { ...axis, size: 24, space: 64, incrs: [1, 5, 10, 30, 60, 120, 300, 600],
+          values: (u, splits, i, space, step) => splits.map((at) => clock(at).slice(0, step < 60 ? 8 : 5)) },
         { ...axis, size: 56, space: 30, values: (u, splits) => splits.map((value) => (value == null ? "" : (kind.axis ?? kind.show)(value))),
           ...(kind.steps && { incrs: kind.steps }), ...(kind.bend && { splits: bentSplits, filter: (u, splits) => splits }) },
       ],
@@ -119,7 +144,7 @@ class Chart {
     };
   }
 
-  // When the database was not reached, or nobody knows.
+  // When the database took no writes, or nobody knows.
   shade(u) {
     for (const [state, from, to] of databaseSpells(this.seen)) {
       if (state === "up") continue;
@@ -135,7 +160,7 @@ class Chart {
     if (!this.plot) return;
     const [times, ...columns] = this.plot.data;
     const at = this.plot.cursor.idx;
-    setText(this.time, at == null ? "" : clock(times[at]));
+    setText(this.time, at == null ? "" : `${clock(times[at])} (${utc(times[at]).slice(11)})`);
     columns.forEach((column, i) => {
       const value = at == null ? column.findLast((known) => known !== null) : column[at];
       setText(this.values[i], value == null ? "–" : this.kind.show(value));

@@ -19,7 +19,7 @@ from shared import VERSION
 from shared.config import Service
 from shared.validation import Policy
 
-PAGE, POLICY = page()
+PAGE, POLICY, BUILD = page()
 TEXT = PAGE.decode()
 
 
@@ -60,7 +60,7 @@ def app(tmp_path: Path) -> App:
 
 
 def test_the_page_brings_everything_it_needs() -> None:
-    assert not re.search(r"{{(style|script)}}", TEXT)
+    assert not re.search(r"{{\w+}}", TEXT)
     assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"'](?!data:)", TEXT)
     assert "@import" not in TEXT
     assert not re.search(r"url\(", TEXT)
@@ -94,15 +94,19 @@ def test_the_history_is_answered_as_it_was_recorded(app: App, tmp_path: Path) ->
     status, headers, body = get(app, "/dashboard/history")
     document = orjson.loads(body)
     assert (status, headers["cache-control"]) == (200, "no-store")
-    assert (document["version"], document["window_seconds"], document["points"]) == (VERSION, 600, [])
+    assert (document["version"], document["build"], document["points"]) == (VERSION, BUILD, [])
+    assert document["session_statuses"] == []
     now = document["now"]
     files = History(tmp_path / "history")
     assert files.lead()
     for at in (now - 20, now - 10):
-        files.append(Point(at, "healthy", None, "healthy", None, None, None, ["<b>"]))
+        files.append(Point(at, "healthy", problems={"failure": "<b>"}))
     files.close()
     points = orjson.loads(get(app, "/dashboard/history")[2])["points"]
-    assert [(point["at"], point["problems"]) for point in points] == [(now - 20, ["<b>"]), (now - 10, ["<b>"])]
+    assert [(point["at"], point["problems"]) for point in points] == [
+        (now - 20, {"failure": "<b>"}),
+        (now - 10, {"failure": "<b>"}),
+    ]
     (newest,) = orjson.loads(get(app, "/dashboard/history", f"after={now - 15}".encode())[2])["points"]
     assert newest["at"] == now - 10
 
