@@ -28,6 +28,9 @@ LOCK_WAIT_S = 10
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """What every accepted record fits in."""
 
+REFUSED_BY_HOOK = 3100
+"""Group Replication lets nothing be committed: a member that is leaving its group is read-only by then, one that takes
+writes has met a transaction over group_replication_transaction_size_limit."""
 _KEEPS_CONNECTION = {ErrorClass.RETRY, ErrorClass.DATA}
 """After anything else a new connection is made: rights and settings that were mended show only there."""
 
@@ -276,15 +279,17 @@ class Store:
         if self._db is not None and now - self._connected_at < self._server.recycle_s:
             return self._db
         self.close()
-        hosts = len(self._server.hosts)
-        for attempt in range(hosts):
+        hosts = 1 if self._server.socket else len(self._server.hosts)
+        for left in reversed(range(hosts)):
             try:
                 self._db = self._open(database=database)
-                break
+                if not left or self._takes_writes(self._db, self._server.connect_timeout_s, tables=database):
+                    break
+                self.close()
             except MySQLdb.Error:
-                if attempt == hosts - 1 or self._server.socket:
+                if not left:
                     raise
-                self._move_on()
+            self._move_on()
         self._connected_at = self._clock()
         return self._db
 
@@ -302,9 +307,7 @@ class Store:
         except MySQLdb.Error:
             db = None
         if db is not None:
-            with hung_up_after(RETURN_CONNECT_S, self._peer):
-                takes_writes = _takes_writes(db)
-            if takes_writes:
+            if self._takes_writes(db, RETURN_CONNECT_S, tables=True):
                 self.close()
                 self._db = db
                 self._connected_at = self._clock()
@@ -312,6 +315,17 @@ class Store:
             db.close()
         self._host, self.version, self._flavour, self._form, self._max_packet_bytes = before
         self._looked_back_at = self._clock()
+
+    def _takes_writes(self, db: Any, timeout_s: float, *, tables: bool) -> bool:
+        """Whether the host is not read-only, and inside its cluster's majority, where it gives its tables' rows."""
+        rows = f"(SELECT COUNT(*) FROM {KINDS[0].table} WHERE FALSE)" if tables else "0"  # noqa: S608 -- a constant
+        try:
+            with hung_up_after(timeout_s, self._peer):
+                ((read_only, _),) = _select(db, f"SELECT @@read_only, {rows}")
+                db.rollback()
+        except MySQLdb.Error:
+            return False
+        return str(read_only) in ("0", "OFF")  # MariaDB 12 has words for it
 
     @property
     def _peer(self) -> str | int:
@@ -395,6 +409,10 @@ class Store:
 
     def _failed(self, error: Exception) -> StoreError:
         error_class, number = classify(self._flavour, error)
+        if number == REFUSED_BY_HOOK:
+            self._rollback()
+            if self._db and self._takes_writes(self._db, self._server.connect_timeout_s, tables=True):
+                error_class = ErrorClass.TOO_BIG
         detail = str(error.args[-1]) if error.args else repr(error)
         if number in UNREACHED and not self._server.socket:
             detail += f", port {self._peer}"
@@ -425,16 +443,6 @@ def _readable(setting: str, path: str) -> str:
             return path
     except OSError as error:
         raise MySQLdb.OperationalError(2026, f"database.{setting} = {path}: {error.strerror}") from error
-
-
-def _takes_writes(db: Any) -> bool:
-    """Whether the host is not read-only, and inside its cluster's majority, where it gives its tables' rows."""
-    try:
-        ((read_only, _),) = _select(db, f"SELECT @@read_only, (SELECT COUNT(*) FROM {KINDS[0].table} WHERE FALSE)")  # noqa: S608 -- a constant
-        db.rollback()
-    except MySQLdb.Error:
-        return False
-    return str(read_only) in ("0", "OFF")  # MariaDB 12 has words for it
 
 
 def _select(db: Any, statement: str) -> list[tuple[Any, ...]]:

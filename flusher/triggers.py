@@ -51,7 +51,7 @@ def is_full(policy: FlushPolicy, *, records: int, size: int) -> bool:
 _DELAYS_S = {
     ErrorClass.RETRY: (0.02, 2.0),
     ErrorClass.RECONNECT: (0.1, 2.0),
-    ErrorClass.READ_ONLY: (0.1, 5.0),
+    ErrorClass.READ_ONLY: (0.1, 1.0),
     ErrorClass.TOO_BIG: (1.0, 10.0),
     ErrorClass.DATA: (1.0, 10.0),
     ErrorClass.SCHEMA: (1.0, 5.0),

@@ -672,6 +672,39 @@ def test_a_host_that_refuses_writes_is_left_for_the_next(mariadb: MariaDB, datab
     cluster.store.close()
 
 
+def test_a_new_connection_passes_over_a_host_that_takes_no_writes(mariadb: MariaDB, database: str) -> None:
+    cluster = Cluster(mariadb, database)
+    cluster.errors["one"] = 1290
+    assert (cluster.write(), cluster.store.host) == (0, "two")
+
+    cluster.errors["two"] = 1290  # all are read-only: the last one tried says so
+    cluster.store.close()
+    assert cluster.write() == 1290
+    cluster.store.close()
+
+
+@pytest.mark.parametrize(
+    ("read_only", "expected"), [(False, (ErrorClass.TOO_BIG, "one")), (True, (ErrorClass.READ_ONLY, "two"))]
+)
+def test_what_group_replication_refuses_at_commit_is_too_big_where_the_host_takes_writes(
+    mariadb: MariaDB, database: str, read_only: bool, expected: tuple[ErrorClass, str]
+) -> None:
+    cluster = Cluster(mariadb, database)
+    assert cluster.write() == 0
+    if read_only:
+        cluster.store._takes_writes = lambda *_, **__: False  # type: ignore[method-assign]
+    cluster.store._db.commit = refused_by_hook
+    with pytest.raises(StoreError) as caught:
+        cluster.store.write(rows_of(task()))
+
+    assert (caught.value.error_class, cluster.store.host) == expected
+    cluster.store.close()
+
+
+def refused_by_hook() -> None:
+    raise MySQLdb.OperationalError(3100, "Error on observer while running replication hook 'before_commit'.")
+
+
 def test_a_host_that_is_silent_for_the_read_timeout_is_left_and_one_that_hangs_up_is_tried_again(
     mariadb: MariaDB, database: str
 ) -> None:

@@ -10,16 +10,14 @@ import shutil
 from pathlib import Path
 
 from scripts.network import Network
-from scripts.servers import FAULTS, NODES, PORT, Servers, host, run, set_up_statements, wait
+from scripts.servers import FAULTS, NODES, PORT, START_S, Servers, host, run, set_up_statements, wait
 from tests.support import mysql
 from tests.support.service import free_port
 
 NAME = "8f2a1c52-6f3e-4b0e-9d57-1f8f5d1c9a01"
 _SOURCE = "SOURCE_USER='replica', SOURCE_PASSWORD='trial'"
-_MEMBERS = (
-    "SELECT member_host, member_role FROM performance_schema.replication_group_members"
-    " WHERE member_state = 'ONLINE' ORDER BY 1"
-)
+_VIEW = "performance_schema.replication_group_members"
+_MEMBERS = f"SELECT member_host, member_role FROM {_VIEW} WHERE member_state = 'ONLINE' ORDER BY 1"
 EXECUTED = "SELECT IFNULL(SUM(SUBSTRING_INDEX(SUBSTRING_INDEX(@@gtid_executed, ':', -1), '-', -1)), 0)"
 
 
@@ -104,6 +102,20 @@ class Group(Servers):
                 except FAULTS:
                     continue
         return 0
+
+    def start(self, number: int) -> None:
+        """As soon as the others have put its last incarnation out: before that they do not let it join."""
+        others = [one for one in NODES if one != number]
+        wait(lambda: not any(self.lists(one, number) for one in others), START_S)
+        super().start(number)
+
+    def lists(self, number: int, other: int) -> bool:
+        """Whether a server still takes another for a member, in whatever state."""
+        members = f"SELECT 1 FROM {_VIEW} WHERE member_host = '{self.network.address(host(other))}'"
+        try:
+            return bool(self.query(number, members, read_timeout=2))
+        except FAULTS:
+            return False
 
     def readable(self) -> list[int]:
         """The primary: a server that is not in the group yet answers what it knew when it died."""

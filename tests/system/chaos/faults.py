@@ -178,11 +178,13 @@ class Faults(FaultRun):
         self.hit(fault, f"{killed} connections to database node {number}")
 
     @asynccontextmanager
-    async def _database_node(self, fault: Fault, number: int = 0) -> AsyncIterator[int]:
-        """One node, and no other until this one takes writes again."""
+    async def _database_node(self, fault: Fault, find: Callable[[], int] | None = None) -> AsyncIterator[int]:
+        """One node, and no other until this one takes writes again. Args: find: chooses it; 0 where there is none."""
         async with self._one_database_node:
             numbers = self.database.numbers
-            number = number or numbers[fault.index(len(numbers))]
+            number = await asyncio.to_thread(find) if find else numbers[fault.index(len(numbers))]
+            if not number:
+                raise TargetMissing(fault.kind)
             self.hit(fault, f"database node {number}")
             try:
                 yield number
@@ -201,10 +203,7 @@ class Faults(FaultRun):
         """Measures how long the group takes for its next primary, and how long then every node for its next row."""
         database = self.database
         assert isinstance(database, Group)
-        primary = await asyncio.to_thread(database.primary)
-        if not primary:
-            raise TargetMissing(fault.kind)
-        async with self._database_node(fault, primary) as number:
+        async with self._database_node(fault, database.primary) as number:
             killed_at = time.monotonic()
             database.signal(number, signal.SIGKILL)
             elected_at, written_at = await asyncio.to_thread(self._writes_again, database)
