@@ -23,8 +23,8 @@ from bench import tasks
 from bench.machine import on_cores
 from bench.plan import STATEMENTS
 from flusher.mysql_errors import Flavour
+from flusher.sql import HEADS, UPDATES, Form, form_of
 from flusher.store import AS_BYTES
-from flusher.upsert import HEADS, UPDATES, Form, form_of
 from shared.records import TASKS
 from tests.support.service import ROOT
 

@@ -20,8 +20,7 @@ from bench.latency import AWAY
 from bench.machine import SERVICE, on_cores
 from bench.plan import OURS
 from flusher import segments
-from flusher.batch import Batch
-from flusher.coalesce import coalesce
+from flusher.batch import Batch, coalesce
 from flusher.journal import Journal
 from flusher.segments import Entry
 from flusher.triggers import FlushPolicy, FlushReason, is_full

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import orjson
 
-from flusher.rows import COLUMNS as COLUMNS_OF
+from flusher.sql import COLUMNS as COLUMNS_OF
 from shared.records import TASKS, Task
 
 POOL = 2000

@@ -31,8 +31,8 @@ from ctl.output import (
 from flusher import tables
 from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row, with_values
 from flusher.schema import alter, create, keyless, look, missing, open_store, refusal
+from flusher.sql import Row, with_values
 from flusher.store import Store, StoreError
 from shared.config import Database
 from shared.records import KINDS, Kind, Record

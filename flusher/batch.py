@@ -1,24 +1,62 @@
-"""A segment made ready for the database: read -> decode -> coalesce -> SQL. Needs no connection, only the file."""
+"""A segment made ready for the database: read -> decode -> coalesce -> SQL. Needs no connection, only the file.
+
+The merge rule in memory: of two records with the same key the one with the later updated_at wins, whole; on a tie the
+later arrival. sql.py has the same rule in SQL; a property test compares the two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from flusher import segments
-from flusher.coalesce import MAX_ARRIVAL, coalesce
-from flusher.rows import Row, Rows, with_values
-from flusher.upsert import Insert, inserts
+from flusher.sql import Insert, Row, Rows, inserts, with_values
 from shared.bodies import InvalidBody, decode, decode_raw
-from shared.records import KIND_OF_CODE, KINDS, Kind, Record
+from shared.records import KIND_OF_CODE, KINDS, UTC, Kind, Record, utc
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_ARRIVAL = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+"""The last that a DATETIME holds."""
+
+
+def coalesce(
+    entries: Iterable[tuple[int, int, Sequence[Record]]],
+    kind: Kind,
+    refused: AbstractSet[tuple[int, int]] = frozenset(),
+) -> list[Row]:
+    """The winners of one kind, sorted by primary key, so that overlapping writers never deadlock.
+
+    Args:
+        entries: (number in the segment, arrival in µs up to MAX_ARRIVAL, records), in the order of arrival.
+        refused: (entry, index) of records to skip, so that an older state of their key takes their place.
+    """
+    winners: dict[str | tuple[str, ...], Row] = {}
+    key_of = attrgetter(*kind.key)
+    for number, arrival, records in entries:
+        arrived = EPOCH + timedelta(microseconds=arrival)
+        for index, record in enumerate(records):
+            if refused and (number, index) in refused:
+                continue
+            updated_at = record.updated_at
+            if updated_at is None:
+                updated_at = arrived
+            elif updated_at.tzinfo is not UTC:
+                updated_at = utc(updated_at).replace(tzinfo=UTC)
+            key = key_of(record)
+            held = winners.get(key)
+            if held is None or updated_at >= held.updated_at:
+                winners[key] = Row(updated_at, record, number, index)
+    return [winners[key] for key in sorted(winners)]
 
 
 class Batch:
-    """A segment's entries, decoded; those that no longer decode become dead letters as they are."""
+    """A segment's decoded entries. `undecodable` ones become dead letters as they are."""
 
     def __init__(self, entries: Sequence[segments.Entry], damaged_bytes: int = 0, floor: int = 0) -> None:
         self.entries = entries
@@ -32,21 +70,20 @@ class Batch:
             self.records += entry.count
             if kind is None:
                 self.undecodable.append((entry, f"kind {entry.kind} is not known"))
-                continue
-            if entry.arrival > MAX_ARRIVAL:
+            elif entry.arrival > MAX_ARRIVAL:
                 self.undecodable.append((entry, "its arrival lies after the year 9999"))
-                continue
-            try:
-                self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body, entry.rules)))
-            except (InvalidBody, ValueError, msgspec.ValidationError) as error:
-                self.undecodable.append((entry, f"does not decode: {type(error).__name__}"))
+            else:
+                try:
+                    self.by_kind[kind].append((number, entry.arrival, decode(kind, entry.body, entry.rules)))
+                except (InvalidBody, ValueError, msgspec.ValidationError) as error:
+                    self.undecodable.append((entry, f"does not decode: {type(error).__name__}"))
 
     def rows(self, refused: AbstractSet[tuple[int, int]] = frozenset()) -> Rows:
-        """Args: refused: (entry, index) of records to pass over."""
+        """Args: refused: as in coalesce()."""
         return {kind: with_values(kind, coalesce(entries, kind, refused)) for kind, entries in self.by_kind.items()}
 
     def count_new(self, rows: Rows) -> int:
-        """How many of the rows are no replayed dead letters: those have arrivals from before the segment was opened."""
+        """Counts rows other than replayed dead letters, whose arrivals are from before the segment was opened."""
         return sum(self.entries[row.entry].arrival > self._floor for kind_rows in rows.values() for row in kind_rows)
 
     def raw(self, kind: Kind, row: Row) -> Any:
@@ -54,7 +91,7 @@ class Batch:
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """What is to be written first of a batch: its rows, and their inserts, None where a row has no form in SQL."""
+    """A batch, its rows, and their inserts; None if a row has no form in SQL."""
 
     batch: Batch
     rows: Rows

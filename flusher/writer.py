@@ -36,11 +36,11 @@ import orjson
 from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
 from flusher.batch import Batch, Prepared, prepare
+from flusher.connection import Server
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row, Rows
-from flusher.store import Server, Store, StoreError
-from flusher.upsert import Insert
+from flusher.sql import Insert, Row, Rows
+from flusher.store import Store, StoreError
 from shared import logs
 from shared.config import Database, load_or_exit
 from shared.process import close_to_others

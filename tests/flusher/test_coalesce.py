@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flusher.coalesce import EPOCH, coalesce
+from flusher.batch import EPOCH, coalesce
 from shared.records import SESSIONS, TASKS, UTC, Record, Session, Task
 
 NOON = datetime(2026, 1, 1, 12)

@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flusher.answers import Written
-from flusher.batch import Batch, prepare
-from flusher.coalesce import EPOCH, coalesce
-from flusher.rows import Row, Rows, with_values
+from flusher.batch import EPOCH, Batch, coalesce, prepare
 from flusher.segments import Entry
+from flusher.sql import Row, Rows, with_values
 from flusher.store import Store
 from flusher.writer import Writer
 from shared.bodies import decode

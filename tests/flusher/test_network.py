@@ -9,8 +9,9 @@ from itertools import product
 
 import pytest
 
+from flusher.connection import RETURN_S, Server
 from flusher.mysql_errors import ErrorClass
-from flusher.store import RETURN_S, Server, Store, StoreError
+from flusher.store import Store, StoreError
 from shared.records import TASKS
 from tests.flusher.test_store import rows_of, stored, task
 from tests.support.bad_network import FAULTS, PHASES, BadNetwork
@@ -73,7 +74,7 @@ def test_a_look_back_at_a_first_host_that_hangs_holds_a_writer_up_for_little(
     store = Store(replace(server, read_timeout_s=60), clock=lambda: now[0])
     networks[0].break_("connect", "reset in mid-packet")
     store.write(rows_of(task("a")))
-    connection = store._db
+    connection = store._connection
 
     networks[0].break_(phase, fault)
     now[0] += RETURN_S
@@ -81,7 +82,7 @@ def test_a_look_back_at_a_first_host_that_hangs_holds_a_writer_up_for_little(
     store.write(rows_of(task("b")))
     assert networks[0].hit.is_set()
     assert time.monotonic() - began_at < 30
-    assert store._db is connection
+    assert store._connection is connection
 
     networks[0].mend()
     now[0] += RETURN_S

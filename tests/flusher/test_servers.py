@@ -13,11 +13,12 @@ import MySQLdb
 import pytest
 
 from flusher.answers import Written
+from flusher.connection import LOGIN_AGAIN_AT_MOST_S, LOGIN_AGAIN_S
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.schema import FILE
 from flusher.segments import Entry
-from flusher.store import LOGIN_AGAIN_AT_MOST_S, LOGIN_AGAIN_S, Store, StoreError, schema_statements
-from flusher.upsert import UPDATES, Form
+from flusher.sql import UPDATES, Form
+from flusher.store import Store, StoreError, schema_statements
 from flusher.writer import Writer, prepared
 from shared.records import TASKS
 from tests.flusher.test_store import HARD_TEXTS, WatchedConnection, rows_of, session, stored, task
@@ -180,9 +181,10 @@ def test_the_upsert_has_the_form_of_the_server(place: Place) -> None:
     store = place.store()
     store.write(rows_of(task()))
     mysql = place.server.flavour is Flavour.MYSQL
-    assert store._form is (Form.ALIAS if mysql else Form.VALUES)
+    connection = store._reach()
+    assert connection.form is (Form.ALIAS if mysql else Form.VALUES)
 
-    store._form = Form.VALUES if mysql else Form.ALIAS
+    store._connection = replace(connection, form=Form.VALUES if mysql else Form.ALIAS)
     with pytest.raises(AssertionError, match="1287") if mysql else pytest.raises(StoreError, match="SQL syntax"):
         store.write(rows_of(task()))
     store.close()
@@ -192,7 +194,7 @@ def test_after_a_fail_over_to_the_other_kind_of_server_the_same_inserts_get_its_
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The server only says that it is another: it has not the other's information_schema.
-    monkeypatch.setattr(Store, "_look_at_tables", lambda _store, _db: None)
+    monkeypatch.setattr(Store, "_check_tables", lambda _store, _connection: None)
     sent: list[bytes] = []
 
     class Elsewhere(WatchedConnection):

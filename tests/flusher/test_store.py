@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from MySQLdb.connections import Connection
 
+from flusher import connection as connection_module
 from flusher import store as store_module
+from flusher.connection import RETURN_S
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row, with_values
 from flusher.schema import FILE
-from flusher.store import RETURN_S, Store, StoreError, TablesNotOurs, schema_statements
-from flusher.upsert import MAX_STATEMENT_ROWS
+from flusher.sql import MAX_STATEMENT_ROWS, Row, with_values
+from flusher.store import Store, StoreError, TablesNotOurs, schema_statements
 from shared.bodies import MAX_OBJECT_BYTES
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
@@ -687,13 +688,17 @@ def test_a_new_connection_passes_over_a_host_that_takes_no_writes(mariadb: Maria
     ("read_only", "expected"), [(False, (ErrorClass.TOO_BIG, "one")), (True, (ErrorClass.READ_ONLY, "two"))]
 )
 def test_what_group_replication_refuses_at_commit_is_too_big_where_the_host_takes_writes(
-    mariadb: MariaDB, database: str, read_only: bool, expected: tuple[ErrorClass, str]
+    mariadb: MariaDB,
+    database: str,
+    read_only: bool,
+    expected: tuple[ErrorClass, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = Cluster(mariadb, database)
     assert cluster.write() == 0
     if read_only:
-        cluster.store._takes_writes = lambda *_, **__: False  # type: ignore[method-assign]
-    cluster.store._db.commit = refused_by_hook
+        monkeypatch.setattr(store_module, "takes_writes", lambda *_: False)
+    cluster.store._connection.db.commit = refused_by_hook
     with pytest.raises(StoreError) as caught:
         cluster.store.write(rows_of(task()))
 
@@ -711,11 +716,11 @@ def test_a_host_that_is_silent_for_the_read_timeout_is_left_and_one_that_hangs_u
     cluster = Cluster(mariadb, database)
     assert cluster.write() == 0
 
-    cluster.store._db.query = lambda _statement: hang_up(cluster, 0.0)
+    cluster.store._connection.db.query = lambda _statement: hang_up(cluster, 0.0)
     assert (cluster.write(), cluster.store.host) == (2013, "one")
     assert (cluster.write(), cluster.store.host) == (0, "one")
 
-    cluster.store._db.query = lambda _statement: hang_up(cluster, 60.0)
+    cluster.store._connection.db.query = lambda _statement: hang_up(cluster, 60.0)
     assert (cluster.write(), cluster.store.host) == (2013, "two")
     cluster.store.close()
 
@@ -754,11 +759,11 @@ def test_while_the_first_host_takes_no_writes_the_other_is_kept_without_an_error
     if why == "read-only":
         own_mariadb.execute("SET GLOBAL read_only = 1")  # root may write all the same
 
-    connection = cluster.store._db
+    connection = cluster.store._connection
     for _ in range(3):
         cluster.now += RETURN_S
         assert (cluster.write(), cluster.store.host) == (0, "two")
-        assert cluster.store._db is connection
+        assert cluster.store._connection is connection
     assert cluster.hosts.tried.count("one") == 4
     cluster.store.close()
 
@@ -766,7 +771,7 @@ def test_while_the_first_host_takes_no_writes_the_other_is_kept_without_an_error
 def test_what_mariadb_12_says_of_read_only_is_understood(
     mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    select = store_module._select
+    select = connection_module.select
 
     def as_mariadb_12(db: Any, statement: str) -> list[tuple[Any, ...]]:
         rows = select(db, statement)
@@ -774,7 +779,7 @@ def test_what_mariadb_12_says_of_read_only_is_understood(
             return rows
         return [({0: "OFF", 1: "ON"}[first], *rest) for first, *rest in rows]
 
-    monkeypatch.setattr(store_module, "_select", as_mariadb_12)
+    monkeypatch.setattr(connection_module, "select", as_mariadb_12)
     cluster = Cluster(mariadb, database)
     cluster.down["one"] = 2003
     assert (cluster.write(), cluster.store.host) == (0, "two")

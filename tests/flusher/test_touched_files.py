@@ -15,7 +15,7 @@ import pytest
 from flusher import dead_letters
 from flusher.answers import Answer
 from flusher.mysql_errors import ErrorClass
-from flusher.rows import Row
+from flusher.sql import Row
 from flusher.triggers import FlushReason
 from flusher.writer import Writer, prepared
 from shared.records import Kind

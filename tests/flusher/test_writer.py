@@ -16,11 +16,11 @@ import pytest
 from bench.machine import ALL, on_cores
 from flusher import dead_letters, segments
 from flusher.answers import YIELDING, Alive, Failed, Written
-from flusher.coalesce import MAX_ARRIVAL
+from flusher.batch import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
 from flusher.mysql_errors import ErrorClass, Flavour
-from flusher.rows import Rows
 from flusher.segments import Entry
+from flusher.sql import Rows
 from flusher.store import Store, StoreError
 from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
 from shared.records import V1_RULES

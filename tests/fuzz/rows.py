@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import orjson
 
-from flusher.rows import Row
-from flusher.store import Server, Store
+from flusher.connection import Server
+from flusher.sql import Row
+from flusher.store import Store
 from shared.records import Kind, Record, utc
 from tests.fuzz import targets
 from tests.fuzz.draw import Draw
@@ -45,7 +46,7 @@ class Differential:
         if not rows:
             return
         self.rows += len(rows)
-        db = self.store._reach()
+        db = self.store._reach().db
         db.query(f"DELETE FROM {kind.table}")
         for _ in range(2):  # the second time every row is there already
             self.store.write({kind: rows})
@@ -53,7 +54,7 @@ class Differential:
 
     def compare(self, kind: Kind, rows: Sequence[Row]) -> None:
         names = (*kind.record.__struct_fields__, "extra")
-        db = self.store._reach()
+        db = self.store._reach().db
         db.query(f"SELECT {', '.join(names)} FROM {kind.table}")
         key_of = operator.itemgetter(*map(names.index, kind.key), 0)
         stored = {key_of(found)[:-1]: found for found in db.store_result().fetch_row(0)}

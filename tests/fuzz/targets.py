@@ -21,8 +21,8 @@ from flusher import segments
 from flusher.batch import Batch
 from flusher.intake import Intake
 from flusher.placement import Placement
-from flusher.rows import Row
 from flusher.server import FlusherProtocol, Peers
+from flusher.sql import Row
 from shared import config
 from shared.bodies import MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH, MAX_OBJECT_VALUES, InvalidBody
 from shared.records import KIND_OF_CODE, Kind, Record, utc

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flusher import rows as encoders
+from flusher import sql as encoders
 from shared.validation import Validator
 from tests.fuzz import bodies, targets
 from tests.fuzz.__main__ import CORPUS, OF_BODIES
@@ -82,7 +82,7 @@ def test_the_database_would_be_caught_changing_a_value(
     mariadb.execute("ALTER TABLE translation_sessions MODIFY filename VARCHAR(3) NOT NULL", (), database)
     differential.store.close()
     # A strict session would refuse the row, and the writer these tables: other tests' subjects.
-    monkeypatch.setattr("flusher.store._SESSION", "sql_mode=''")
+    monkeypatch.setattr("flusher.connection._SESSION", "sql_mode=''")
     monkeypatch.setattr("flusher.tables.faults", lambda facts: [])
     with pytest.raises(AssertionError, match="the database warns"):
         differential(b"")

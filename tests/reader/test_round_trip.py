@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flusher.coalesce import coalesce
-from flusher.rows import with_values
+from flusher.batch import coalesce
+from flusher.sql import with_values
 from flusher.store import Store
 from shared.records import KINDS, SESSIONS, TASKS, Kind
 from tests.support.bodies import NOW, body_of, check

@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import MySQLdb
 
+from flusher.connection import Server
 from flusher.mysql_errors import Flavour
 from flusher.schema import FILE as SCHEMA_FILE
-from flusher.store import Server, schema_statements
+from flusher.store import schema_statements
 
 _names = itertools.count(1)
 

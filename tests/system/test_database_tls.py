@@ -77,7 +77,7 @@ def cipher(database: Database) -> str:
     """Connects as the writers do. Returns: what the connection is encrypted with, "" for nothing."""
     store = Store(server_of(database))
     try:
-        db = store._reach()
+        db = store._reach().db
         db.query("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         ((_, value),) = db.store_result().fetch_row(0)
         return value.decode() if isinstance(value, bytes) else str(value)

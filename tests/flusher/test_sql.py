@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flusher import rows
+from flusher import sql
 from flusher.mysql_errors import Flavour
-from flusher.rows import TOGETHER, Row, with_values
-from flusher.upsert import HEADS, UPDATES, Form, form_of, inserts
+from flusher.sql import HEADS, ROWS_PER_JSON_CHUNK, UPDATES, Form, Row, form_of, inserts, with_values
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Count, Kind, Record
 from tests.flusher.test_store import hostile, rows_of, session, task
 
@@ -95,16 +94,16 @@ def test_a_kind_may_have_any_number_of_fields_of_a_sort(
         "Other", [("key", str), *types, ("updated_at", datetime | None, None)], namespace={"extra": None}
     )
     kind = Kind(9, "others", record, ("key",), "others")
-    monkeypatch.setitem(rows._COLUMNS, kind, rows._Columns(kind))
-    assert rows._COLUMNS[kind].names == (*columns, "updated_at")
+    monkeypatch.setitem(sql._COLUMNS, kind, sql._Columns(kind))
+    assert sql._COLUMNS[kind].names == (*columns, "updated_at")
     made = values_of(kind, [row(record("a", **fields)), row(record("b", **fields))])
     assert made[0].startswith(expected)
     assert made[1] == made[0].replace(b'"a"', b'"b"')
 
 
-@pytest.mark.parametrize("at", [0, TOGETHER - 1, TOGETHER, 2 * TOGETHER])
+@pytest.mark.parametrize("at", [0, ROWS_PER_JSON_CHUNK - 1, ROWS_PER_JSON_CHUNK, 2 * ROWS_PER_JSON_CHUNK])
 def test_one_row_without_a_form_in_sql_takes_none_from_the_others(at: int) -> None:
-    some = [row(session(str(index))) for index in range(2 * TOGETHER + 1)]
+    some = [row(session(str(index))) for index in range(2 * ROWS_PER_JSON_CHUNK + 1)]
     some[at] = row(session("no object", metadata=msgspec.Raw(b"[]")))
     found = values_of(SESSIONS, some)
     assert [index for index, values in enumerate(found) if not values] == [at]
