@@ -111,8 +111,10 @@ def _state(stats: dict[str, Any]) -> Iterator[Metric]:
         database.add_metric([name], int(state["database"] == name))
     yield database
     yield _gauge("database_up", "Whether the database takes writes.", int(state["database"] == "up"))
+    trouble = GaugeMetricFamily(f"{_PREFIX}_trouble", "1 while something is wrong.", labels=["cause"])
     if state["cause"] is not None:
-        yield _gauge("trouble", "1 while something is wrong, with its cause as label.", 1, {"cause": state["cause"]})
+        trouble.add_metric([state["cause"]], 1)
+    yield trouble
     yield _gauge("alarm", "Whether an operator must act.", int(state["alarm"] is not None))
     yield _gauge("accepting", "Whether records are accepted.", int(state["acceptance"] == "accepting"))
     yield _gauge("journal_bytes", "Bytes of records waiting in the journal.", buffer["journal_bytes"])

@@ -26,7 +26,7 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def rules() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
-    return list(group["rules"])
+    return [rule for rule in group["rules"] if "alert" in rule]
 
 
 def dashboard_expressions() -> Iterator[str]:
