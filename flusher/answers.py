@@ -1,4 +1,4 @@
-"""What a writer answers to a command: one JSON object a line, told apart by `answer`; and how it may be started."""
+"""A writer's argument, and its answers: one JSON object a line, told apart by `answer`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import msgspec
 
 from flusher.mysql_errors import ALARMING, ALARMING_NUMBERS, ErrorClass
 
-YIELDING = "--yielding"
-"""A writer's argument: at idle priority where there is more than one core. Whoever of ingest and flusher wakes finds a
-core at once then, even if all are at work. Others that keep every core busy leave it next to nothing; what it is held
-up with goes to a further writer, which has no such argument."""
+IDLE_PRIORITY = "--idle-priority"
+"""A writer's argument: run at SCHED_IDLE beside a database on this machine, so that ingest and flusher always get a
+core first. If other programs keep all cores busy the writer starves; a second one at normal priority takes over."""
 
 
 class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
-    """The segment may go. `rows` by kind's name; `dead_arrivals`: arrivals of entries -> how many of their records were
-    refused."""
+    """The segment may be removed. `rows` by kind's name; `dead_arrivals`: refused records by their entry's arrival."""
 
     rows: dict[str, int]
     records: int
@@ -29,8 +27,8 @@ class Written(msgspec.Struct, frozen=True, tag_field="answer", tag="written"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
-    """The segment must stay. `message` has no record content; `of_segment`: others may be written all the same;
-    `connected`: whether the database still is."""
+    """The segment must stay. `message` has no record content; `of_segment`: others may still be written;
+    `connected`: to the database."""
 
     error_class: ErrorClass
     number: int
@@ -40,7 +38,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="answer", tag="failed"):
 
     @property
     def alarming(self) -> bool:
-        """Whether nothing gets better before somebody acts."""
+        """Whether it lasts until an operator acts."""
         return self.error_class in ALARMING or self.number in ALARMING_NUMBERS
 
 

@@ -3,8 +3,8 @@
     active -> sealed -> busy (at a writer) -> removed
                  ^------- a failure
 
-Rules: one Journal owns the directory; its caller holds the lock. All belongs to the loop's thread, except
-Segment.sync() and leave_cache(). An append reaches the file whole or not at all. Memory holds counts, never a body.
+Rules: one Journal owns the directory; its caller holds the lock. It belongs to the loop's thread. An append reaches the
+file whole or not at all. Memory holds counts, never a body.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flusher import segments
-from flusher.segments import BROKEN_SUFFIX, SUFFIX, Entry, advice, entry_header, segment_header, sync_directory
+from flusher.segments import SUFFIX, Entry, advice, entry_header, segment_header, sync_directory
 from flusher.state import Condition
 from flusher.triggers import FlushReason
 from shared.records import KINDS
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 DIGITS = 20
 PROBE_NAME = "probe"
 _BUFFERS_AT_ONCE = 1024
-"""IOV_MAX: the most buffers that one writev(2) takes."""
+"""IOV_MAX of writev(2)."""
 
 
 class JournalWriteFailed(Exception):
@@ -60,7 +60,7 @@ class Segment:
     records: dict[int, int] = field(default_factory=no_records)
     unsynced_records: int = 0
     opened_at: float = 0.0
-    reason: FlushReason = FlushReason.RECOVERY
+    reason: FlushReason = FlushReason.SIZE
     busy: bool = False
     attempts: int = 0
     not_before: float = 0.0
@@ -72,30 +72,9 @@ class Segment:
         return sum(self.records.values())
 
     @property
-    def is_recovered(self) -> bool:
-        return self.sealed and self.reason is FlushReason.RECOVERY
-
-    @property
     def has_records(self) -> bool:
         """True for a recovered segment, whose records may not be counted yet."""
-        return self.total > 0 or self.is_recovered
-
-    def sync(self) -> int:
-        """Syncs the file, and its name once. Blocks; for the syncer's thread.
-
-        Returns: the size that is now safe. Raises: OSError; the kernel may then have dropped the pages, so the same
-        file must not be synced again (PostgreSQL's fsync findings of 2018).
-        """
-        size = self.size
-        self.fdatasync(self.fd)
-        if not self.name_synced:
-            sync_directory(self.path.parent)
-            self.name_synced = True
-        return size
-
-    def leave_cache(self) -> None:
-        """Frees the page cache of what is synced. For the syncer's thread."""
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return self.total > 0 or self.reason is FlushReason.RECOVERY
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -135,8 +114,6 @@ class Journal:
         self.set_aside = 0
         self.fault: str | None = None
 
-    # Appending
-
     def writable(self) -> Segment:
         """The segment to append to; opens one if need be. Raises: JournalWriteFailed."""
         if self.active is not None and self.active.torn:
@@ -172,10 +149,7 @@ class Journal:
             log.error("journal: no new segment can be opened, nothing is accepted: %s", error)
 
     def append(self, entries: Sequence[Entry], now: float = 0.0) -> None:
-        """Writes and counts entries in the active segment: all of them or none. Args: now: monotonic.
-
-        Raises: JournalWriteFailed; the file then ends where it ended before.
-        """
+        """Writes and counts entries: all, or none. Args: now: monotonic. Raises: JournalWriteFailed."""
         segment = self.active
         if segment is None or segment.torn:
             raise JournalWriteFailed("no segment is open")
@@ -233,13 +207,10 @@ class Journal:
         sequence, self.next_sequence = self.next_sequence, self.next_sequence + 1
         return self.directory / f"{sequence:0{DIGITS}}{SUFFIX}"
 
-    # Sealing and writing
-
     def seal(self, reason: FlushReason, *, without_file: bool = False) -> bool:
         """Queues the active segment for a writer, and opens the next if the disk lets it.
 
-        Returns: False if the file is gone and its bytes cannot be copied yet: the segment then stays active, unless
-        `without_file`.
+        Returns: False if its file is gone and cannot be rescued yet: it then stays active, unless `without_file`.
         """
         segment = self.active
         assert segment is not None
@@ -262,8 +233,8 @@ class Journal:
             segment.size = size
 
     def take_in(self, path: Path) -> None:
-        """Queues a segment of an earlier run."""
-        segment = Segment(int(path.stem), path, size=path.lstat().st_size, sealed=True)
+        """Queues a segment of an earlier run. Raises: OSError."""
+        segment = Segment(int(path.stem), path, size=path.lstat().st_size, sealed=True, reason=FlushReason.RECOVERY)
         self._sealed[segment.sequence] = segment
         self.bytes += segment.size
 
@@ -289,8 +260,6 @@ class Journal:
         """When the next segment is due; infinity if none waits."""
         return min((segment.not_before for segment in self._sealed.values() if not segment.busy), default=math.inf)
 
-    # Figures
-
     def __iter__(self) -> Iterator[Segment]:
         yield from self._sealed.values()
         if self.active is not None:
@@ -300,10 +269,6 @@ class Journal:
     def waiting(self) -> int:
         """Count of sealed segments."""
         return len(self._sealed)
-
-    @property
-    def segments(self) -> int:
-        return len(self._sealed) + (self.active is not None)
 
     def holds(self, sequence: int) -> bool:
         """Whether records up to and including that segment wait."""
@@ -331,8 +296,6 @@ class Journal:
     def alarm(self) -> Condition | None:
         return next((segment.alarm for segment in self if segment.alarm), None)
 
-    # Files that somebody else has touched
-
     def check_active_file(self) -> None:
         """Seals the active segment if its file was removed or replaced."""
         if self.active is not None and not self.in_place(self.active):
@@ -346,10 +309,7 @@ class Journal:
             return False
 
     def _rescue(self, segment: Segment) -> bool:
-        """Copies an open segment whose file was removed or replaced to a new file, synced. Blocks.
-
-        Returns: whether that worked. The segment takes no more entries either way.
-        """
+        """Copies an open segment whose file is gone to a new one, synced. Blocks. Returns: whether that worked."""
         is_first_try = not segment.torn
         segment.torn = True
         try:
@@ -386,19 +346,10 @@ class Journal:
             del self._uncut[path]
 
     def probe(self, size: int) -> None:
-        """Writes and removes a file of `size` bytes. Raises: JournalWriteFailed."""
+        """Finds out whether the disk takes `size` bytes now. Raises: JournalWriteFailed."""
         path = self.directory / PROBE_NAME
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                segments.write_all(fd, bytes(size))
-            finally:
-                os.close(fd)
-                path.unlink()
+            segments.probe(path, size)
         except OSError as error:
             raise self._failed(path, error) from error
         self.fault = None
-
-    def count_set_aside(self) -> None:
-        """Blocks. Raises: OSError."""
-        self.set_aside = sum(path.name.endswith(SUFFIX + BROKEN_SUFFIX) for path in self.directory.iterdir())

@@ -19,6 +19,7 @@ from pathlib import Path
 from flusher import segments
 from flusher.journal import DIGITS, PROBE_NAME, Journal
 from flusher.segments import SUFFIX
+from flusher.triggers import FlushReason
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def recover(journal: Journal) -> None:
 
 async def count_records(journal: Journal) -> None:
     """Fills in the counts of recovered segments, while requests are accepted."""
-    for segment in [segment for segment in journal if segment.is_recovered]:
+    for segment in [segment for segment in journal if segment.reason is FlushReason.RECOVERY]:
         try:
             found = await asyncio.to_thread(segments.summarize, segment.path)
         except OSError:

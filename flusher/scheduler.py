@@ -37,8 +37,7 @@ DRAIN_ATTEMPTS = 3
 _LOG_AGAIN_S = 30.0
 WAKE_AGAIN_S = 1.0
 FAILED_AT_ONCE, FAILED_EACH_S = 100, 0.01
-"""Each further failed segment keeps the active one open for so long. Otherwise callers of a commit would make a segment
-each while none can be written, and every segment costs each append."""
+"""Each further failed segment keeps the active one open for so long: else callers of a commit make a segment each."""
 
 
 class Scheduler:
@@ -72,12 +71,9 @@ class Scheduler:
         self._writing_since: dict[int, float] = {}
         self._asked_upto = 0
         self._paused_until = 0.0
-        self._attempts = 0
-        """Failures of the database in a row."""
-        self._doubtful = False
-        """The last segments were themselves at fault, so the next may be too."""
-        self._trying_since: float | None = None
-        """Since when writers have tried without a commit."""
+        self._attempts = 0  # failures of the database in a row
+        self._doubtful = False  # the last segments were themselves at fault, so the next may be too
+        self._trying_since: float | None = None  # since when writers have tried without a commit
         self._last_failure: str | None = None
         self._draining = False
         self._drained = asyncio.Event()
@@ -97,12 +93,9 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
 
-    # What callers ask for
-
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
-        upto = self._journal.last_sequence()
-        self._callers.wait_for_flush(upto, timeout_s, done)
+        self._callers.wait_for_flush(self._journal.last_sequence(), timeout_s, done)
         self._retry_now()
         self.flush_soon()
         self._callers.settle()
@@ -129,10 +122,7 @@ class Scheduler:
         self.schedule()
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits until everything is written or the database is found to be away, at most `timeout_s`.
-
-        The rest stays in the journal.
-        """
+        """Waits until everything is written or the database is found to be away, at most `timeout_s`."""
         self.start_draining()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._drained.wait(), timeout_s)
@@ -145,8 +135,6 @@ class Scheduler:
         """Reports a database that has committed nothing for HANGING_S although writers try."""
         if self._trying_since is not None and self._clock() - self._trying_since >= HANGING_S:
             self._figures.database.held_up(self._last_failure, self._wall())
-
-    # What is due
 
     def schedule(self) -> None:
         """Seals and hands over everything that is due now."""
@@ -169,7 +157,10 @@ class Scheduler:
         while self._may_write(now):
             segment = self._journal.next(now)
             if segment is not None:
-                self._start_hand_over(segment)
+                segment.busy = True
+                task = asyncio.get_running_loop().create_task(self._hand_over(segment))
+                self._under_way.add(task)
+                task.add_done_callback(partial(self._handed_over, segment))
             elif due is not None and now >= self._open_until() and self._journal.seal(due):
                 due = None
             else:
@@ -244,14 +235,6 @@ class Scheduler:
         if not self._stopped:
             self._wake_after(self._clock() + WAKE_AGAIN_S, WAKE_AGAIN_S)
 
-    # Handing over, and the answers
-
-    def _start_hand_over(self, segment: Segment) -> None:
-        segment.busy = True
-        task = asyncio.get_running_loop().create_task(self._hand_over(segment))
-        self._under_way.add(task)
-        task.add_done_callback(partial(self._handed_over, segment))
-
     async def _hand_over(self, segment: Segment) -> None:
         started_at = self._writing_since[segment.sequence] = self._clock()
         if self._trying_since is None:
@@ -295,7 +278,8 @@ class Scheduler:
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
         figures = self._figures
         now = self._clock()
-        self._forget(segment)
+        self._journal.forget(segment)
+        self._syncer.forget(segment)
         if answer.records or answer.damaged_bytes:
             figures.written(answer, segment.reason.value, duration_s, self._wall())
             figures.drain_rate.freed(segment.size, duration_s, now)
@@ -327,20 +311,15 @@ class Scheduler:
         log.error(
             "journal: %s has vanished with %d records, %d bytes; if you have the file, put it back and restart the"
             " flusher, or else what was not written before is lost",
-            segment.path,
-            segment.total,
-            segment.size,
+            *(segment.path, segment.total, segment.size),
         )
-        self._forget(segment)
+        self._journal.forget(segment)
+        self._syncer.forget(segment)
         if not self._under_way:
             self._trying_since = None
         self._figures.vanished += 1
         self._figures.damaged_bytes += segment.size
         self._callers.lost(segment.sequence, segment.total)
-
-    def _forget(self, segment: Segment) -> None:
-        self._journal.forget(segment)
-        self._syncer.forget(segment)
 
     def _failed(self, segment: Segment, answer: Failed) -> None:
         segment.busy = False

@@ -248,6 +248,21 @@ def write_all(fd: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def probe(path: Path, size: int) -> None:
+    """Writes a file of `size` bytes and removes it. Raises: OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, bytes(size))
+    finally:
+        os.close(fd)
+        path.unlink()
+
+
+def count_broken(directory: Path) -> int:
+    """Raises: OSError."""
+    return sum(path.name.endswith(SUFFIX + BROKEN_SUFFIX) for path in directory.iterdir())
+
+
 def sync_directory(directory: Path) -> None:
     """Makes created, renamed and removed names survive a power cut (fsync(2)). Raises: OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

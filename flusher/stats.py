@@ -65,7 +65,7 @@ class Stats:
                 "usage_percent": usage_percent,
                 "journal_bytes": journal.bytes,
                 "journal_max_bytes": intake.max_bytes,
-                "journal_segments": journal.segments,
+                "journal_segments": journal.waiting + (active is not None),
             },
             "flush_info": {
                 "flush_interval_seconds": scheduler.policy.interval_s,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from flusher.journal import Journal, Segment
-from flusher.segments import advice, rewrite
+from flusher.segments import advice, rewrite, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -242,8 +243,25 @@ def _sync_all(segments: list[Segment], cached: float) -> list[int]:
     During a backlog the newest segments reuse that memory. On a virtual machine fresh memory of the kernel is slow,
     because the host has to find it: up to half of the service's CPU time.
     """
-    sizes = [segment.sync() for segment in segments]
+    sizes = [sync(segment) for segment in segments]
     for segment in segments:
         if segment.sealed and segment.sequence > cached:
-            segment.leave_cache()
+            leave_cache(segment)
     return sizes
+
+
+def sync(segment: Segment) -> int:
+    """Syncs the file, and its name once. Blocks.
+
+    Returns: the size that is now safe. Raises: OSError; the same file must not be synced again.
+    """
+    size = segment.size
+    segment.fdatasync(segment.fd)
+    if not segment.name_synced:
+        sync_directory(segment.path.parent)
+        segment.name_synced = True
+    return size
+
+
+def leave_cache(segment: Segment) -> None:
+    os.posix_fadvise(segment.fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -19,7 +19,7 @@ from flusher.figures import Figures
 from flusher.intake import Intake
 from flusher.journal import Journal
 from flusher.scheduler import Scheduler
-from flusher.segments import advice
+from flusher.segments import advice, count_broken
 from flusher.writers import Writers
 from shared.process import lock
 from shared.wire import SOCKET_NAME
@@ -109,7 +109,7 @@ class Watch:
         self._scheduler.check_hanging()
         self._journal.cut_again()
         if self._journal.set_aside:
-            await asyncio.to_thread(self._journal.count_set_aside)
+            self._journal.set_aside = await asyncio.to_thread(count_broken, self._journal.directory)
 
     async def _keep_lock(self) -> None:
         path = self._state_directory / LOCK_NAME

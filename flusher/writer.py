@@ -5,13 +5,12 @@ One JSON command a line on stdin, one JSON answer a line on stdout, so that it c
     {"write": "/path/to/00000000000000000001.segment", "size": 4711}
     {"ping": true}
 
-`size`: so many bytes of the file are to be written; all where it is left out. A command may follow before the answer to
-the one before it: its segment is prepared (batch.py) by a thread of its own, while the database works on the other.
-Answers come in the order of commands.
+`size`: write only so many bytes of the file; default all. A command may be sent before the previous answer: a thread
+prepares its segment (batch.py) while the database works on the other. Answers come in the order of commands.
 
-It never touches the segment: the flusher unlinks it after a good answer. Before the answer every record of the segment
-is committed, superseded by a newer one that is committed, or in the synced dead-letter file. When stdin closes, its
-parent is gone, and it ends at once, even in the middle of a query; the server then rolls back.
+It never touches the segment: the flusher unlinks it after a good answer. Before the answer every record is committed,
+superseded by a newer committed one, or in the synced dead-letter file. When stdin closes the parent is gone: it ends at
+once, even during a query, and the server rolls back.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import msgspec
 import orjson
 
 from flusher import dead_letters, segments
-from flusher.answers import YIELDING, Alive, Failed, Written
+from flusher.answers import IDLE_PRIORITY, Alive, Failed, Written
 from flusher.batch import Batch, Prepared, prepare
 from flusher.connection import Server
 from flusher.dead_letters import DeadLetter, DeadLettersFull
@@ -42,23 +41,23 @@ from flusher.mysql_errors import ErrorClass
 from flusher.sql import Insert, Row, Rows
 from flusher.store import Store, StoreError
 from shared import logs
-from shared.config import Database, load_or_exit
+from shared.config import Database, is_local, load_or_exit
 from shared.process import close_to_others
 from shared.records import KIND_OF_CODE, KINDS, Kind, Rules
 
 log = logging.getLogger(__name__)
 
 NICE, PREPARING_NICE = 12, 19
-"""Accepting goes before writing where both want the same core. What hands statements to the database takes a tenth of a
-writer's time, and the database waits for it: it goes before preparing."""
+"""Accepting goes before writing. Sending statements goes before preparing: it is a tenth of a writer's CPU time, and
+the database waits for it."""
 SWITCH_S = 0.00005
-"""How long preparing may keep the interpreter from the next statement; Python's own 5 ms are a third of one."""
+"""How long preparing may delay the next statement; Python's default of 5 ms is a third of one."""
 SCHEMA_FAULT_ROWS = 10
 """If over half of a batch of at least this many rows is refused, it is not the rows."""
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A row that the database does not take, and why."""
+    """A row that the database refuses, and why."""
 
     kind: Kind
     row: Row
@@ -66,7 +65,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class NotTheRows(StoreError):
-    """Rows of this batch are refused, and are no dead letters: the operator must look at the table or the server."""
+    """Rows are refused but are no dead letters; the operator must look at the table or the server."""
 
 
 class Writer:
@@ -76,10 +75,7 @@ class Writer:
         self._dead_letters_max_bytes = dead_letters_max_bytes
 
     def write(self, path: Path, prepared: Prepared | Exception) -> Written | Failed:
-        """Blocks for as long as the database does.
-
-        Args: prepared: prepared(path).
-        """
+        """Args: prepared: prepared(path). Blocks on the database."""
         statements_before = self._store.statements
         try:
             if isinstance(prepared, Exception):
@@ -102,11 +98,11 @@ class Writer:
             why = f"{path}: not enough memory for a writer: raise its limit (ulimit -v, the unit's MemoryMax)"
             return self._at_fault(ErrorClass.STORAGE, -1, why)
         except Exception as error:  # noqa: BLE001
-            # It would end every writer that takes this segment. Its text may have record content, its place has none.
+            # Uncaught it would end every writer. Only the place is logged: the message may have record content.
             frames = reversed(traceback.extract_tb(error.__traceback__))
             where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
             log.critical("%s: a fault of ours, %s in %s", path.name, type(error).__name__, where)
-            self._store.close()  # nobody knows what has been sent
+            self._store.close()  # a statement may be half sent
             return self._at_fault(ErrorClass.UNKNOWN, -1, f"{path.name}: a fault of ours, {type(error).__name__}")
         dead = len(letters)
         return Written(
@@ -132,11 +128,11 @@ class Writer:
         return Failed(error.error_class, error.number, error.public, of_segment, self._store.connected)
 
     def _at_fault(self, error_class: ErrorClass, number: int, message: str) -> Failed:
-        """What is no fault of the database's."""
+        """For a fault outside the database."""
         return Failed(error_class, number, message, of_segment=True, connected=self._store.connected)
 
     def _upsert(self, prepared: Prepared) -> tuple[dict[Kind, int], list[Refused]]:
-        """Writes every row that the database takes. Where one is refused, an older state of its key gets its turn."""
+        """Writes every row that the database takes; of a refused row the next older state of its key is tried."""
         written = dict.fromkeys(KINDS, 0)
         refused: list[Refused] = []
         positions: set[tuple[int, int]] = set()
@@ -158,11 +154,11 @@ class Writer:
         return written, refused
 
     def _bisect(self, prepared: Prepared, rows: Rows, ready: Sequence[Insert] | None) -> list[Refused]:
-        """One transaction; where a row is refused, one for each half, down to the row (log2 steps for one bad row).
+        """One transaction; if a row is refused, one for each half, down to the row.
 
-        Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's,
-        NotTheRows where most are refused, for which replayed dead letters do not count: they may well be refused
-        again; and where a single row is over a limit of the server's, after the others were written.
+        Returns: the refused rows; all others are committed. Raises: StoreError for any fault that is not a row's;
+        NotTheRows if most rows are refused (other than replayed dead letters, which may be refused again), and, after
+        the others are written, for a single row over a limit of the server.
         """
         batch = prepared.batch
         total: int | None = None
@@ -227,8 +223,7 @@ class Writer:
 
 
 def _keepable(kind: Kind, record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it was received, or without its unknown fields where those are nested so deep that it could be
-    neither kept nor replayed."""
+    """A record as received; without its unknown fields if those are nested too deep to be kept and replayed."""
     try:
         orjson.dumps({kind.name: [record]})
     except TypeError:
@@ -242,7 +237,7 @@ def _column(detail: str) -> str | None:
 
 
 def _halves(rows: Rows) -> tuple[Mapping[Kind, Sequence[Row]], Mapping[Kind, Sequence[Row]]]:
-    """Splits in the middle of all rows; the second half of a single row is empty."""
+    """Splits all rows in the middle; the second half of a single row is empty."""
     total = sum(map(len, rows.values()))
     middle = (total + 1) // 2
     first: dict[Kind, Sequence[Row]] = {}
@@ -277,12 +272,14 @@ def server_of(database: Database) -> Server:
 
 
 Command = tuple[Path, Prepared | Exception] | None
-"""A segment to write, with what preparing it gave; None: a ping."""
+"""A segment to write, prepared; None: a ping."""
 
 
 def _read_ahead(commands: SimpleQueue[Command], done: list[Command]) -> None:
-    """Prepares each segment as soon as it is named. What is done is freed here, which takes milliseconds: between two
-    segments the database would wait for them."""
+    """Prepares each segment as soon as it is named.
+
+    Frees finished batches on this thread: freeing takes milliseconds and would delay the next statement.
+    """
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREPARING_NICE)  # on Linux, of this thread alone
         for line in sys.stdin.buffer:
@@ -292,16 +289,21 @@ def _read_ahead(commands: SimpleQueue[Command], done: list[Command]) -> None:
             commands.put((Path(path), prepared(Path(path), command.get("size"))) if path is not None else None)
     except Exception:
         log.critical("the thread that prepares segments failed", exc_info=True)
-        os._exit(1)  # the flusher sees it, and starts another
-    os._exit(0)  # the parent is gone; sys.exit would wait for the query under way
+        os._exit(1)  # the flusher starts another
+    os._exit(0)  # the parent is gone; sys.exit would wait for the query
 
 
 def prepared(path: Path, size: int | None = None) -> Prepared | Exception:
-    """What Writer.write() takes, and raises where it is no good. Blocks while the file is read."""
+    """Returns: the argument of Writer.write(). Blocks while the file is read."""
     try:
         return prepare(path, size)
     except Exception as error:  # noqa: BLE001
         return error
+
+
+def runs_idle(arguments: Sequence[str], database: Database) -> bool:
+    """A database elsewhere leaves its cores to us: no need to yield them."""
+    return IDLE_PRIORITY in arguments and is_local(database) and len(os.sched_getaffinity(0)) > 1
 
 
 def main() -> None:
@@ -310,8 +312,8 @@ def main() -> None:
     logging_config = config.logging
     logs.setup("writer", level=logging_config.level, format=logging_config.format, file=logging_config.file)
     os.nice(NICE)
-    if YIELDING in sys.argv[1:] and len(os.sched_getaffinity(0)) > 1:
-        with suppress(PermissionError):  # a sandbox's
+    if runs_idle(sys.argv[1:], config.database):
+        with suppress(PermissionError):  # in a sandbox
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     writer = Writer(
         Store(server_of(config.database)),
@@ -330,7 +332,7 @@ def main() -> None:
             sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            os._exit(0)  # the parent is gone, and the other thread has not seen it yet
+            os._exit(0)  # the parent is gone
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The child processes that write: started when needed, replaced when dead, reduced when idle.
 
-Rules: belongs to the loop's thread. A child has at most two commands under way, so that it prepares one segment while
-the database works on the other. One that dies or does not answer in time is killed; its segments are still in the
-journal, so the next one writes them.
+Rules: belongs to the loop's thread. A child has at most two commands in flight: it prepares one segment while the
+database works on the other. A child that dies or does not answer in time is killed; its segments are still in the
+journal, and the next child writes them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 import msgspec
 import orjson
 
-from flusher.answers import YIELDING, Answer, Failed
+from flusher.answers import IDLE_PRIORITY, Answer, Failed
 
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "flusher.writer")
 COMMANDS_EACH = 2
 PATIENCE_S = 1.0
-"""A child whose command takes longer, behind a lock for instance, is given no second one to hold up."""
+"""A child whose command takes longer (behind a lock, for instance) gets no second one."""
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
@@ -32,8 +32,8 @@ class WriterDied(Exception):
 
 
 class _Child:
-    """`asked`: commands without an answer. `since`: when the first of them began. `connected`: to the database, at its
-    last answer. Whoever holds `turn` reads the next answer."""
+    """`asked`: commands in flight. `since`: when the first of them began. `connected`: to the database, at the last
+    answer. The holder of `turn` reads the next answer."""
 
     def __init__(self, now: float, arguments: Sequence[str]) -> None:
         self.arguments = arguments
@@ -72,10 +72,7 @@ class Writers:
         return sum(child.connected for child in self._children)
 
     async def ask(self, command: dict[str, object]) -> Answer:
-        """Gives one command to a child, to a new one where none is free, and waits for its answer.
-
-        Raises: WriterDied.
-        """
+        """Gives a command to a child, a new one if none is free, and waits for its answer. Raises: WriterDied."""
         child = self._choose()
         child.asked += 1
         try:
@@ -84,11 +81,11 @@ class Writers:
                 child.since = time.monotonic()
                 answer = await asyncio.wait_for(self._receive(child), self._answer_timeout_s)
         except asyncio.TimeoutError:
-            raise await self._bury(child, f"no answer in {self._answer_timeout_s:g} s") from None
+            raise await self._kill_and_reap(child, f"no answer in {self._answer_timeout_s:g} s") from None
         except (OSError, EOFError, ValueError) as error:
-            raise await self._bury(child, repr(error)) from error
+            raise await self._kill_and_reap(child, repr(error)) from error
         except asyncio.CancelledError:
-            await self._bury(child, "cancelled")
+            await self._kill_and_reap(child, "cancelled")
             raise
         finally:
             child.asked -= 1
@@ -96,19 +93,19 @@ class Writers:
         return answer
 
     def shrink(self, keep: int) -> None:
-        """Ends idle children over `keep`: their stdin closes, they leave."""
+        """Ends idle children over `keep` by closing their stdin."""
         for child in [child for child in self._children if not child.asked][: max(0, len(self._children) - keep)]:
             self._children.remove(child)
             if child.process is not None and child.process.stdin is not None:
                 child.process.stdin.close()
 
     async def terminate(self) -> None:
-        """Kills all children and waits for them; what they were writing stays in the journal."""
+        """Kills all children and waits for them; their segments stay in the journal."""
         for child in list(self._children):
-            await self._bury(child, "")
+            await self._kill_and_reap(child, "")
 
     def _choose(self) -> _Child:
-        """One at work that takes another command before one that is idle: each at work has a core and a connection."""
+        """A busy child that can take another command, else an idle one: each busy child takes a core."""
         now = time.monotonic()
         for child in list(self._children):
             if child.process is not None and child.process.returncode is not None and not child.asked:
@@ -118,8 +115,8 @@ class Writers:
                 return child
         idle = [child for child in self._children if not child.asked]
         if not idle:
-            # A further one is there for a backlog or for a write that is held up, if only for want of a core.
-            idle.append(_Child(now, () if self._children else (YIELDING,)))
+            # Further children serve a backlog, or replace one that is held up, perhaps because it gets no core.
+            idle.append(_Child(now, () if self._children else (IDLE_PRIORITY,)))
             self._children += idle
         idle[-1].since = now
         return idle[-1]
@@ -134,7 +131,7 @@ class Writers:
         try:
             child.process.stdin.write(orjson.dumps(command) + b"\n")
         except RuntimeError as error:
-            # uvloop's answer to a pipe that it has closed, when the child's end was seen before its status.
+            # uvloop has closed the pipe: it sees the child's end before its status.
             raise EOFError("ended before it was asked") from error
 
     async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
@@ -156,8 +153,8 @@ class Writers:
         answer: Answer = msgspec.json.decode(line, type=Answer)
         return answer
 
-    async def _bury(self, child: _Child, why: str) -> WriterDied:
-        """Also for the second to find a child dead: it is said once."""
+    async def _kill_and_reap(self, child: _Child, why: str) -> WriterDied:
+        """Idempotent: logs only the first time. Returns: the exception to raise."""
         known = child in self._children
         if known:
             self._children.remove(child)
@@ -175,7 +172,7 @@ class Writers:
             try:
                 await process.stdin.wait_closed()
             except OSError:
-                pass  # a command that was written to a child that had died; nobody else would look at it
+                pass  # the last command could not be written
         if why and known:
             log.warning("writer %d: %s; it is replaced", process.pid, why)
         return WriterDied(why)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flusher import journal, segments
+from flusher import segments, syncer
 from flusher.journal import Journal, JournalWriteFailed, Segment
 from flusher.segments import SEGMENT_HEADER_BYTES, Entry
+from flusher.syncer import sync
 from flusher.triggers import FlushReason
 from tests.support.segments import ENTRIES, FLOOR, closed, file_size_limit, opened_journal
 
@@ -125,7 +126,7 @@ def test_a_segment_whose_header_cannot_be_written_is_removed(tmp_path: Path, fau
     opened = Journal(tmp_path, writev=disk.writev)
     with pytest.raises(JournalWriteFailed):
         opened.open()
-    assert (opened.active, opened.bytes, opened.segments) == (None, 0, 0)
+    assert (opened.active, opened.bytes, len(list(opened))) == (None, 0, 0)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(JournalWriteFailed):
         opened.append(ENTRIES)
@@ -242,7 +243,7 @@ def test_figures_cover_waiting_segments_until_they_are_forgotten(tmp_path: Path)
 
     before = queue.bytes
     queue.forget(first)
-    assert (queue.bytes, queue.segments, queue.removed) == (before - first.size, 2, 1)
+    assert (queue.bytes, len(list(queue)), queue.removed) == (before - first.size, 2, 1)
     assert (queue.oldest_at(), queue.holds(1)) == (6.0, False)
     queue.forget(second)
     assert queue.last_sequence() == 3
@@ -311,13 +312,13 @@ def test_a_sync_returns_the_size_that_is_safe_and_syncs_the_name_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directories: list[Path] = []
-    monkeypatch.setattr(journal, "sync_directory", directories.append)
+    monkeypatch.setattr(syncer, "sync_directory", directories.append)
     synced: list[int] = []
     opened = opened_journal(tmp_path, fdatasync=synced.append)
     opened.append(ENTRIES)
     segment = active_of(opened)
 
-    assert [segment.sync(), segment.sync()] == [segment.size] * 2
+    assert [sync(segment), sync(segment)] == [segment.size] * 2
     assert synced == [segment.fd] * 2
     assert directories == [tmp_path]
     closed(opened)
@@ -327,6 +328,6 @@ def test_a_failed_sync_raises_and_leaves_the_name_unsynced(tmp_path: Path) -> No
     opened = opened_journal(tmp_path, fdatasync=refuse)
     segment = active_of(opened)
     with pytest.raises(OSError, match="Read-only"):
-        segment.sync()
+        sync(segment)
     assert not segment.name_synced
     closed(opened)

@@ -437,7 +437,7 @@ def test_while_writers_are_behind_segments_that_they_come_to_late_leave_the_cach
         def leave_cache(segment: Segment) -> None:
             left.append((segment.sequence, segment.fd in node.disk.synced_fds))
 
-        monkeypatch.setattr(Segment, "leave_cache", leave_cache)
+        monkeypatch.setattr(syncer, "leave_cache", leave_cache)
         node.submit(b"body")
         await node.ask_flush()
         assert node.journal.active is not None
@@ -469,9 +469,9 @@ def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
     opened = opened_journal(tmp_path)
     opened.append([segments.Entry(2, 1, 2, b"synced" * 10_000)])
     assert opened.active is not None
-    opened.active.sync()
+    syncer.sync(opened.active)
     opened.append([segments.Entry(2, 1, 3, b"not synced")])
-    opened.active.leave_cache()
+    syncer.leave_cache(opened.active)
     assert [bytes(entry.body) for entry in segments.read(opened.active.path).entries] == [
         b"synced" * 10_000,
         b"not synced",

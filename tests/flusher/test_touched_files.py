@@ -163,7 +163,7 @@ def test_a_segment_that_is_put_back_at_the_next_start_is_written(tmp_path: Path)
         writers.away = False
         flushed = await node.ask_flush()
         assert flushed.pending == 1  # nobody is told that it is written
-        assert (node.figures.vanished, node.journal.segments) == (1, 1)
+        assert (node.figures.vanished, len(list(node.journal))) == (1, 1)
         await node.close()
 
         (tmp_path / "elsewhere").rename(path)

@@ -15,14 +15,15 @@ import pytest
 
 from bench.machine import ALL, on_cores
 from flusher import dead_letters, segments
-from flusher.answers import YIELDING, Alive, Failed, Written
+from flusher.answers import IDLE_PRIORITY, Alive, Failed, Written
 from flusher.batch import MAX_ARRIVAL
 from flusher.dead_letters import DeadLetter
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.segments import Entry
 from flusher.sql import Rows
 from flusher.store import Store, StoreError
-from flusher.writer import NICE, PREPARING_NICE, Writer, prepared
+from flusher.writer import NICE, PREPARING_NICE, Writer, prepared, runs_idle
+from shared.config import load
 from shared.records import V1_RULES
 from tests.support.flusher import sessions_body, task_body
 from tests.support.mariadb import MariaDB
@@ -569,13 +570,13 @@ def test_asking_the_database_goes_before_preparing_and_accepting_before_both(chi
 @pytest.mark.parametrize(
     ("cores", "arguments", "expected"),
     [
-        (ALL, [YIELDING], os.SCHED_IDLE if len(ALL) > 1 else os.SCHED_OTHER),
+        (ALL, [IDLE_PRIORITY], os.SCHED_IDLE if len(ALL) > 1 else os.SCHED_OTHER),
         (ALL, [], os.SCHED_OTHER),
-        (ALL[:1], [YIELDING], os.SCHED_OTHER),
+        (ALL[:1], [IDLE_PRIORITY], os.SCHED_OTHER),
     ],
-    ids=["yielding", "not yielding", "one core"],
+    ids=["idle", "normal", "one core"],
 )
-def test_a_yielding_writer_is_at_idle_priority_where_there_are_other_cores(
+def test_a_first_writer_is_at_idle_priority_where_there_are_other_cores(
     place: Place, tmp_path: Path, cores: Sequence[int], arguments: Sequence[str], expected: int
 ) -> None:
     with on_cores(cores):
@@ -585,6 +586,19 @@ def test_a_yielding_writer_is_at_idle_priority_where_there_are_other_cores(
         assert [os.sched_getscheduler(thread) for thread in threads(child.process.pid)] == [expected] * 2
     finally:
         child.end()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({"DB_SOCKET": "/s"}, True), ({"DB_HOST": "127.0.0.1"}, True), ({"DB_HOST": "db.example"}, False)],
+)
+def test_only_beside_a_database_on_this_machine_a_writer_is_at_idle_priority(
+    variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    database = load("/dev/null", variables).database
+    assert runs_idle([IDLE_PRIORITY], database) is expected
+    assert not runs_idle([], database)
 
 
 def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flusher.answers import YIELDING, Alive, Failed
+from flusher.answers import IDLE_PRIORITY, Alive, Failed
 from flusher.writers import WriterDied, Writers
 from tests.support.service import wait_until
 
@@ -138,8 +138,8 @@ def test_the_first_child_yields_its_core_and_one_beside_it_does_not(tmp_path: Pa
         first = await asked
 
         assert first != second
-        assert YIELDING in arguments(first)
-        assert YIELDING not in arguments(second)
+        assert IDLE_PRIORITY in arguments(first)
+        assert IDLE_PRIORITY not in arguments(second)
 
     run(test, patience_s=0.0)
 
