@@ -7,16 +7,9 @@ import os
 import click
 
 from ctl.output import ExitStatus, Wrong, emit, finish, json_option
-from shared.config import (
-    DEFAULT_FILE,
-    ENVIRONMENT,
-    ConfigError,
-    in_effect,
-    load_with_sources,
-    masked,
-    unknown_variables,
-)
+from shared.config import ConfigError, in_effect, load_with_sources, masked, unknown_variables
 from shared.exposure import TlsUnusable, check_tls, warnings
+from shared.settings import DEFAULT_FILE, ENVIRONMENT
 
 
 @click.group()

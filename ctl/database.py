@@ -34,8 +34,8 @@ from flusher.mysql_errors import ErrorClass
 from flusher.schema import alter, create, keyless, look, missing, open_store, refusal
 from flusher.sql import Row, with_values
 from flusher.store import Store, StoreError
-from shared.config import Database
 from shared.records import KINDS, Kind, Record
+from shared.settings import Database
 
 EXAMPLES: dict[type, Any] = {
     msgspec.inspect.StrType: "ctl-db-check",

@@ -14,8 +14,7 @@ import click
 import orjson
 
 from ctl.output import Stop, configuration
-from shared.config import local_url
-from shared.exposure import local_tls
+from shared.exposure import local_tls, local_url
 from shared.reading import JSON_TYPE, NDJSON_TYPE, PREFIX
 
 TIMEOUT_S = 10.0

@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shared import running
-from shared.config import DEFAULT_STATE_DIRECTORY, Config, ConfigError, load
+from shared.config import ConfigError, load
+from shared.settings import DEFAULT_STATE_DIRECTORY, Config
 
 PIPE_COLUMNS = 240
 """Width where the output is no terminal: a pipe must not cut what a person would scroll to."""

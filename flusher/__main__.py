@@ -30,9 +30,10 @@ from flusher.triggers import FlushPolicy
 from flusher.watch import EVERY_S, Watch
 from flusher.writers import Writers
 from shared import logs, running
-from shared.config import Config, load_or_exit, unknown_variables
+from shared.config import load_or_exit, unknown_variables
 from shared.exposure import warnings
 from shared.process import check_built, close_to_others, keep_freed_memory, lock_or_exit
+from shared.settings import Config
 from shared.timers import repeat
 from shared.wire import SOCKET_NAME
 

@@ -18,7 +18,7 @@ import MySQLdb
 from flusher.facts import SESSION
 from flusher.mysql_errors import LOGIN_REFUSED, Flavour
 from flusher.sql import Form, form_of
-from shared.config import address
+from shared.addresses import host_and_port
 from shared.records import KINDS
 
 LOCK_WAIT_S = 10
@@ -127,7 +127,7 @@ class Hosts:
         return None
 
     def _peer(self, host: int) -> str | int:
-        return self._server.socket or address(self._server.hosts[host], self._server.port)[1]
+        return self._server.socket or host_and_port(self._server.hosts[host], self._server.port)[1]
 
     def _open(self, host: int, *, database: bool, connect_timeout_s: int | None = None) -> Connection:
         """Connects and sets the session up within twice the connect timeout."""
@@ -163,7 +163,7 @@ class Hosts:
         if server.socket:
             options["unix_socket"] = server.socket
         else:
-            name, options["port"] = address(server.hosts[host], server.port)
+            name, options["port"] = host_and_port(server.hosts[host], server.port)
             # The client library would take "localhost" for a socket of its own choice.
             options["host"] = "127.0.0.1" if name == "localhost" else name
         if server.ssl_mode:

@@ -14,9 +14,10 @@ from flusher.mysql_errors import ErrorClass
 from flusher.store import Store, StoreError, schema_statements
 from flusher.tables import FILE
 from flusher.writer import server_of
-from shared.config import Database, load_or_exit
+from shared.config import load_or_exit
 from shared.process import close_to_others
 from shared.records import KINDS
+from shared.settings import Database
 
 NO_DATABASE = 1049
 ALGORITHMS = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE", "")

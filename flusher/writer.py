@@ -41,9 +41,11 @@ from flusher.mysql_errors import ErrorClass
 from flusher.sql import Insert, Row, Rows
 from flusher.store import Store, StoreError
 from shared import logs
-from shared.config import Database, is_local, load_or_exit
+from shared.config import load_or_exit
+from shared.database import is_local
 from shared.process import close_to_others
 from shared.records import KIND_OF_CODE, KINDS, Kind, Rules
+from shared.settings import Database
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,10 @@ from ingest.metrics import METRICS_DIRECTORY, fold, node_counts
 from ingest.rejections import Rejections
 from ingest.workers import Workers
 from shared import logs
-from shared.config import Config, ConfigError, load, load_or_exit
+from shared.config import ConfigError, load, load_or_exit
 from shared.exposure import TlsUnusable, check_tls
 from shared.process import check_built, close_to_others, lock_or_exit
+from shared.settings import Config
 from shared.timers import logged
 from shared.wire import SOCKET_NAME
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from ingest.responses import ErrorResponse, Scope
+from shared.addresses import is_loopback
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
 """Answered without a token and under any name: what load balancers and supervisors ask, and the page that asks for the
@@ -128,14 +129,3 @@ def ownable(host: bytes) -> str | None:
     except ValueError:
         return name if "." in name or text.startswith("[") else None
     return None
-
-
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Whether a peer's address is this machine's own."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

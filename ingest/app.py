@@ -25,9 +25,9 @@ from ingest.request_ids import request_id
 from ingest.responses import App, ErrorResponse
 from ingest.shortcut import Shortcut
 from ingest.stats import Flush, Metrics, Stats
-from shared.config import Service
 from shared.reading import ROUTES
 from shared.records import KINDS, SESSIONS
+from shared.settings import Service
 from shared.validation import Policy, Validator
 
 log = logging.getLogger(__name__)

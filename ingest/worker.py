@@ -29,10 +29,11 @@ from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
 from ingest.reading import MAX_CALLS, Reading
 from ingest.workers import READY
 from shared import logs
-from shared.config import Config, load_or_exit
+from shared.config import load_or_exit
 from shared.process import close_to_others, keep_freed_memory
 from shared.reading import SOCKET_NAME as READER_SOCKET_NAME
 from shared.records import SESSIONS, TASKS
+from shared.settings import Config
 from shared.timers import logged, repeat
 from shared.validation import Policy
 from shared.wire import SOCKET_NAME

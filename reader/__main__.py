@@ -16,10 +16,13 @@ import uvloop
 from reader.database import Database
 from reader.server import Reader
 from shared import bodies, logs
-from shared.config import Config, address, load_or_exit, read_database
+from shared.addresses import host_and_port
+from shared.config import load_or_exit
+from shared.database import for_reader
 from shared.process import check_built, close_to_others, lock_or_exit, peer_of
 from shared.reading import MAX_CALL_BYTES, SOCKET_NAME
 from shared.records import SESSIONS, TASKS, Rules
+from shared.settings import Config
 
 log = logging.getLogger("reader")
 
@@ -31,13 +34,13 @@ SWITCHED_OFF = 78
 
 def database_of(config: Config) -> Database:
     """Not connected yet."""
-    database = read_database(config)
+    database = for_reader(config)
     options: dict[str, Any] = {"user": database.user, "passwd": database.password, "db": database.database}
     hosts: list[tuple[str, int]] = []
     if database.socket:
         options["unix_socket"] = database.socket
     else:
-        hosts = [address(host, database.port) for host in database.host]
+        hosts = [host_and_port(host, database.port) for host in database.host]
     if database.ssl_mode:
         options["ssl_mode"] = database.ssl_mode
     ssl = {"ca": database.ssl_ca, "cert": database.ssl_cert, "key": database.ssl_key}

@@ -31,9 +31,10 @@ from scripts.processes import (
     supervisord_of,
 )
 from scripts.steps import ROOT, Steps, Stopped, end, last_line, new_file, pause, spawn, wait_for
-from shared.config import Database, Loaded, load_or_exit, load_with_sources, local_url, names_database
-from shared.exposure import local_tls
+from shared.config import Loaded, load_or_exit, load_with_sources, names_database
+from shared.exposure import local_tls, local_url
 from shared.process import lock, own_state_directory
+from shared.settings import Database
 from shared.wire import SOCKET_NAME
 
 PRIVATE_FREE_BYTES = 400 * 1024 * 1024

@@ -1,10 +1,12 @@
-"""Who may reach what: what a configuration leaves open, and TLS on our own port. Reads certificates only."""
+"""Who may reach what: what a configuration leaves open, and how to reach our own port. Reads certificates only."""
 
 from __future__ import annotations
 
 import ssl
 
-from shared.config import Config, Service, is_local, is_loopback
+from shared.addresses import is_this_machine
+from shared.database import is_local
+from shared.settings import Config, Service
 
 
 class TlsUnusable(ValueError):
@@ -25,7 +27,7 @@ def warnings(config: Config) -> list[str]:
             f"database.ssl_mode = REQUIRED does not check who answers as {','.join(database.host)};"
             " VERIFY_IDENTITY does"
         )
-    if not service.protected_mode and service.auth_token is None and not is_loopback(service.host):
+    if not service.protected_mode and service.auth_token is None and not is_this_machine(service.host):
         found.append(
             "service.protected_mode = false without a service.auth_token:"
             f" whoever reaches port {service.port} may write"
@@ -44,6 +46,13 @@ def check_tls(service: Service) -> None:
     except OSError as error:
         files = f"service.tls_cert = {service.tls_cert!r}, service.tls_key = {service.tls_key!r}"
         raise TlsUnusable(f"{files}: {error.strerror or error}") from error
+
+
+def local_url(service: Service) -> str:
+    """Where a program on this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(service.host, service.host)  # noqa: S104
+    scheme = "https" if service.tls_cert else "http"
+    return f"{scheme}://[{host}]:{service.port}" if ":" in host else f"{scheme}://{host}:{service.port}"
 
 
 def local_tls(service: Service) -> ssl.SSLContext | None:

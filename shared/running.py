@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from shared.config import DEFAULT_FILE, ENVIRONMENT, OTHER_NAMES
 from shared.process import open_own
+from shared.settings import DEFAULT_FILE, ENVIRONMENT, OTHER_NAMES
 
 _NAME = "started_with.json"
 _NAMES = {*ENVIRONMENT, *(name for names in OTHER_NAMES.values() for name in names)}

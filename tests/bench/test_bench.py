@@ -17,7 +17,7 @@ import pytest
 from bench.__main__ import draw, end, guarded, main
 from bench.contenders import STATE, Ours
 from bench.plan import FALCON, NAMES, OURS, QUICK, SEED
-from shared.config import ENVIRONMENT
+from shared.settings import ENVIRONMENT
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, alive
 

@@ -23,8 +23,9 @@ from flusher.intake import Intake
 from flusher.placement import Placement
 from flusher.server import FlusherProtocol, Peers
 from flusher.sql import Row
-from shared import config
+from shared import config, settings
 from shared.bodies import MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH, MAX_OBJECT_VALUES, InvalidBody
+from shared.exposure import local_url
 from shared.records import KIND_OF_CODE, Kind, Record, utc
 from shared.validation import MAX_ERRORS, InvalidRecord, Policy
 from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
@@ -325,10 +326,10 @@ def configuration(data: bytes) -> None:
     how = draw.byte()
     environ = {}
     for _ in range(how % 4):
-        name = draw.choose(sorted(config.ENVIRONMENT))
+        name = draw.choose(sorted(settings.ENVIRONMENT))
         # No environment holds a NUL.
         environ[name] = os.fsdecode(draw.bytes(draw.byte() % 32)).replace("\0", "")
-        if config.ENVIRONMENT[name] in config.SECRETS and draw.byte() % 2:
+        if settings.ENVIRONMENT[name] in settings.SECRETS and draw.byte() % 2:
             environ[name] += SECRET
     made = bool(how & 4)
     file = _file(draw) if made else draw.rest()
@@ -344,7 +345,7 @@ def configuration(data: bytes) -> None:
     shown = yaml.safe_dump(config.masked(found), allow_unicode=True)
     assert not made or SECRET not in shown
     assert yaml.safe_load(shown)["service"]["port"] == found.service.port
-    assert config.local_url(found.service).startswith("http")
+    assert local_url(found.service).startswith("http")
 
 
 SECRET_VALUES = (
@@ -401,16 +402,16 @@ def _file(draw: Draw) -> bytes:
     """Sections and keys that exist, most of them, with values that may fit."""
     lines = []
     for _ in range(1 + draw.byte() % 4):
-        section = draw.choose([*config.SECTIONS, "service", "database", "extra", "1"])
+        section = draw.choose([*settings.SECTIONS, "service", "database", "extra", "1"])
         if not draw.byte() % 8:
             lines.append(f"{section}: {draw.choose((*YAML_VALUES, *SECRET_VALUES))}")
             continue
         lines.append(f"{section}:")
-        fields = config.SECTIONS[section].__struct_fields__ if section in config.SECTIONS else ("x",)
+        fields = settings.SECTIONS[section].__struct_fields__ if section in settings.SECTIONS else ("x",)
         for _ in range(1 + draw.byte() % 3):
             key = draw.choose([*fields, *fields, "unknown"])
             value = draw.choose(YAML_VALUES) if draw.byte() % 4 else draw.bytes(draw.byte() % 16).decode("latin-1")
-            if f"{section}.{key}" in config.SECRETS or key == "unknown":
+            if f"{section}.{key}" in settings.SECRETS or key == "unknown":
                 value = draw.choose(SECRET_VALUES)
             lines.append(f"  {key}: {value}")
     return "\n".join(lines).encode()

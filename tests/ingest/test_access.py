@@ -10,12 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.access import OPEN_PATHS, is_loopback
+from ingest.access import OPEN_PATHS
 from ingest.app import create_app
 from ingest.forwarder import Forwarder
 from ingest.history import History
 from ingest.metrics import RequestMetrics
-from shared.config import Service
+from shared.addresses import is_loopback
+from shared.settings import Service
 from shared.validation import Policy
 from tests.support.guarded import BATCH, GONE, LOCAL, OTHER, ROUTES, STRANGER, Exchange, Guarded, part, scope_of
 

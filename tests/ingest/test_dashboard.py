@@ -16,7 +16,7 @@ from ingest.history import History, Point
 from ingest.metrics import RequestMetrics
 from ingest.responses import App, Message
 from shared import VERSION
-from shared.config import Service
+from shared.settings import Service
 from shared.validation import Policy
 
 PAGE, POLICY, BUILD = page()

@@ -11,20 +11,12 @@ import msgspec
 import pytest
 import yaml
 
-from shared import config
-from shared.config import (
-    DEFAULT,
-    ENVIRONMENT,
-    SECTIONS,
-    Config,
-    ConfigError,
-    address,
-    is_local,
-    load,
-    load_with_sources,
-    local_url,
-    masked,
-)
+from shared import settings
+from shared.addresses import host_and_port
+from shared.config import DEFAULT, ConfigError, load, load_with_sources, masked, unknown_variables
+from shared.database import for_reader, is_local
+from shared.exposure import local_url
+from shared.settings import ENVIRONMENT, PREFIXES, SECTIONS, Config
 from tests.support.service import ROOT
 
 MIB = 1024 * 1024
@@ -224,7 +216,11 @@ def write(directory: Path, document: Any) -> str:
 
 def beside(key: str) -> dict[str, str]:
     """What a key cannot be without."""
-    return {"SERVICE_AUTH_TOKEN": "t0ken"} if key == "read.auth_token" else {}
+    others = {
+        "read.auth_token": {"SERVICE_AUTH_TOKEN": "t0ken"},
+        "journal.max_bytes": {"SERVICE_MAX_BODY_BYTES": "1024"},
+    }
+    return others.get(key, {})
 
 
 def value_of(loaded: Config, key: str) -> Any:
@@ -244,7 +240,7 @@ def refusal(path: str | None, environ: dict[str, str]) -> str:
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith((*config.PREFIXES, "MYSQL_"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith((*PREFIXES, "MYSQL_"))}
     return subprocess.run(
         [sys.executable, "-m", "shared.config", *arguments],
         cwd=ROOT,
@@ -393,8 +389,8 @@ def test_everything_that_is_wrong_is_named_at_once_with_the_nearest_known_key(tm
 
 def test_a_misspelt_variable_is_warned_of_with_the_nearest_name_and_no_other_programs_is() -> None:
     known = dict.fromkeys([*ENVIRONMENT, "DB_NAME", "MYSQL_HOST", "PERSISTENCE_STATE_DIR", "PERSISTENCE_URL"], "")
-    assert config.unknown_variables({**known, "MYSQL_ROOT_PASSWORD": "", "HOME": "", "PORT": ""}) == []
-    found = config.unknown_variables({"SERVICE_PROT": "", "BUFFER_MAX_BUFFER_SIZE": "", "DB_1": ""})
+    assert unknown_variables({**known, "MYSQL_ROOT_PASSWORD": "", "HOME": "", "PORT": ""}) == []
+    found = unknown_variables({"SERVICE_PROT": "", "BUFFER_MAX_BUFFER_SIZE": "", "DB_1": ""})
     assert [line.partition("; did you mean ")[::2] for line in found] == [
         ("BUFFER_MAX_BUFFER_SIZE is no variable of this service", "BUFFER_MAX_SIZE?"),
         ("DB_1 is no variable of this service", ""),
@@ -415,7 +411,7 @@ def test_a_wrong_value_in_the_file_is_refused_in_one_line_with_key_value_and_wha
     message = refusal(path, {})
     assert message.startswith(f"{path}, line 2: {key} = ")
     assert allowed in message
-    if key in config.SECRETS:
+    if key in settings.SECRETS:
         assert "********" in message
         assert str(value) not in message or value == ""
     else:
@@ -454,7 +450,7 @@ def test_no_word_in_the_environment_turns_authentication_off(text: str, tmp_path
 def test_an_unknown_key_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, {"buffer": {"max_size": 5}}), {})
     assert message.startswith(f"{tmp_path}/c.yaml, line 2: 'buffer.max_size' = 5: unknown key; ")
-    assert all(name in message for name in config.Buffer.__struct_fields__)
+    assert all(name in message for name in settings.Buffer.__struct_fields__)
 
 
 def test_an_unknown_section_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
@@ -667,7 +663,7 @@ def test_no_process_starts_with_a_wrong_configuration(module: str, tmp_path: Pat
     ],
 )
 def test_the_local_url_reaches_the_service_from_its_own_machine(host: str, expected: str) -> None:
-    assert local_url(config.Service(host=host)) == expected
+    assert local_url(settings.Service(host=host)) == expected
 
 
 @pytest.mark.parametrize(
@@ -749,9 +745,9 @@ def test_a_token_that_may_only_read_without_one_that_may_write_is_refused_in_wor
 
 def test_the_reader_connects_as_the_writers_do_but_for_what_it_is_told(tmp_path: Path) -> None:
     environ = {"DB_SOCKET": "/s", "DB_PASSWORD": "p", "DB_SSL_CA": "ca"}
-    assert config.read_database(load(write(tmp_path, ""), environ)) == load(write(tmp_path, ""), environ).database
+    assert for_reader(load(write(tmp_path, ""), environ)) == load(write(tmp_path, ""), environ).database
     own = {**environ, "READ_HOST": "replica:3307", "READ_USER": "reader", "READ_PASSWORD": ""}
-    found = config.read_database(load(write(tmp_path, ""), own))
+    found = for_reader(load(write(tmp_path, ""), own))
     assert (found.host, found.socket, found.user, found.password) == (("replica:3307",), None, "reader", "")
     assert found.ssl_mode == "VERIFY_IDENTITY"  # it is on another machine
 
@@ -787,5 +783,46 @@ def test_a_ca_for_another_machine_means_that_its_name_is_checked_too(
 )
 def test_a_host_of_the_database_may_have_a_port_of_its_own(host: str, found: tuple[str, int]) -> None:
     database = load("/dev/null", {"DB_HOST": f"{host}, other"}).database
-    assert [address(one, database.port) for one in database.host] == [found, ("other", 3306)]
+    assert [host_and_port(one, database.port) for one in database.host] == [found, ("other", 3306)]
     assert is_local(load("/dev/null", {"DB_HOST": host}).database) is (found[0] == "::1")
+
+
+def test_a_user_in_a_databases_host_is_refused_without_being_shown(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, {"database": {"host": ["db", "app:hunter2@db"]}}), {})
+    assert "database.host = ********: must be a host without user and password" in message
+    assert "hunter2" not in message
+    assert "hunter2" not in refusal("/dev/null", {"READ_HOST": "app:hunter2@db"})
+
+
+def test_a_journal_that_the_largest_body_does_not_fit_in_is_refused() -> None:
+    sizes = {"JOURNAL_MAX_BYTES": str(2 * MIB), "SERVICE_MAX_BODY_BYTES": str(2 * MIB + 1)}
+    assert refusal("/dev/null", sizes).startswith("journal.max_bytes = 2097152: a body of service.max_body_bytes")
+    assert load("/dev/null", {**sizes, "SERVICE_MAX_BODY_BYTES": str(2 * MIB)}).journal.max_bytes == 2 * MIB
+
+
+def test_contradictions_are_named_with_everything_else_that_is_wrong(tmp_path: Path) -> None:
+    environ = {
+        "READ_AUTH_TOKEN": "t0ken",
+        "JOURNAL_MAX_BYTES": str(MIB),
+        "SERVICE_PORT": "0",
+        "SERVICE_AUTH_TOKEN_FILE": str(tmp_path / "missing"),
+    }
+    lines = refusals("/dev/null", environ)
+    assert [line.split(" ")[0] for line in lines] == ["SERVICE_PORT:", "service.auth_token_file", "journal.max_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("service.port", "integer >= 1, <= 65535"),
+        ("service.ack_timeout", "number > 0, <= 600"),
+        ("service.max_body_bytes", "integer >= 1024, <= 67108864"),
+        ("read.enabled", "true, false"),
+        ("journal.fsync", "always, interval, never"),
+        ("records.task_statuses", "list of text 1 to 32 characters"),
+        ("read.port", "integer >= 1, <= 65535"),
+    ],
+)
+def test_the_reference_says_what_is_allowed(key: str, words: str) -> None:
+    assert settings.allowed(key) == words
+    assert f"| {words} |\n" in settings.markdown()

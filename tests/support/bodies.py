@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from shared.bodies import InvalidBody, Reader, _items, decode
-from shared.config import Records
 from shared.records import SESSIONS, TASKS, Kind, Record
+from shared.settings import Records
 from shared.validation import FieldError, InvalidRecord, Policy, Validator
 from tests.support.service import session, task, values_of
 

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from shared.config import PREFIXES
+from shared.settings import PREFIXES
 from tests.support.service import ROOT, Service
 
 ARGUMENTS = (sys.executable, "-m", "ctl")

@@ -17,8 +17,9 @@ import pytest
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.store import Store, StoreError
 from flusher.writer import server_of
-from shared.config import Database, load
+from shared.config import load
 from shared.records import TASKS as KIND
+from shared.settings import Database
 from tests.support.certificates import Authority
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, free_port, task, wait_until

@@ -694,7 +694,12 @@ def test_a_full_journal_is_a_503_while_the_database_cannot_be_reached(
     start_service: Callable[..., Service], mariadb: MariaDB, database: str, short_path: Path
 ) -> None:
     service = start_service(
-        mariadb, database, JOURNAL_MAX_BYTES=MIB, BUFFER_FLUSH_INTERVAL=3600, DB_SOCKET=short_path / "none"
+        mariadb,
+        database,
+        JOURNAL_MAX_BYTES=MIB,
+        SERVICE_MAX_BODY_BYTES=MIB,
+        BUFFER_FLUSH_INTERVAL=3600,
+        DB_SOCKET=short_path / "none",
     )
     # Degraded: the database is away, and records are accepted.
     health = service.get("/health")
@@ -735,7 +740,9 @@ def test_a_full_journal_is_a_503_while_the_database_cannot_be_reached(
 def test_a_backlog_over_half_degrades_a_full_one_refuses_and_an_empty_one_accepts_again(
     start_service: Callable[..., Service], mariadb: MariaDB, database: str
 ) -> None:
-    service = start_service(mariadb, database, JOURNAL_MAX_BYTES=MIB, BUFFER_FLUSH_INTERVAL=3600)
+    service = start_service(
+        mariadb, database, JOURNAL_MAX_BYTES=MIB, SERVICE_MAX_BODY_BYTES=MIB, BUFFER_FLUSH_INTERVAL=3600
+    )
     assert service.post(TASKS, {"tasks": [task("first")]}).status == 202
     assert service.flush().status == 200
     assert service.get("/health").json["status"] == "healthy"

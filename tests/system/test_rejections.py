@@ -75,7 +75,7 @@ def test_every_refusal_is_seen_in_every_place(
         SERVICE_WORKERS=2,
         SERVICE_AUTH_TOKEN="t0ken",
         SERVICE_MAX_BODY_BYTES=2**22,
-        JOURNAL_MAX_BYTES=2**20,
+        JOURNAL_MAX_BYTES=2**22,
     )
     wait_until(lambda: service.request("GET", "/dashboard/history", headers=TOKEN).json["points"])
     expected: Counter[str] = Counter()
@@ -105,7 +105,8 @@ def test_every_refusal_is_seen_in_every_place(
     post(413, gzip.compress(bytes(2**20)), {"BODY_TOO_PACKED": 1}, **{"Content-Encoding": "gzip"})
     post(415, [task()], {"UNSUPPORTED_MEDIA_TYPE": 1}, **{"Content-Type": "text/csv"})
     post(404, [task()], {"NOT_FOUND": 1}, "/api/v1/persistance/tasks/batch")
-    post(503, [task(f"t{number}", target_text="x" * 60_000) for number in range(20)], {"JOURNAL_FULL": 20})
+    # As long as a body may be, and so just longer than the journal with its headers.
+    post(503, json.dumps({"tasks": [task()] * 20}).encode().ljust(2**22), {"JOURNAL_FULL": 20})
     assert service.post(TASKS, {"tasks": [task()]}).status == 401
     assert send(service, b"POST / HTTP/1.1\r\nHost x\r\n\r\n").startswith(b"HTTP/1.1 400")
     expected.update({"TOKEN_MISSING": 1, "INVALID_HTTP": 1})

@@ -34,6 +34,7 @@ ALONE = {
     "BUFFER_MAX_SIZE": "200",
     "BUFFER_FLUSH_INTERVAL": "0.5",
     "JOURNAL_MAX_BYTES": str(4 * 1024 * 1024),
+    "SERVICE_MAX_BODY_BYTES": str(4 * 1024 * 1024),
     "DB_POOL_SIZE": "4",
 }
 AMONG_OTHERS = {
