@@ -6,8 +6,8 @@ import click
 
 from ctl.config import config
 from ctl.database import db
+from ctl.dead_letters import deadletters
 from ctl.journal import journal
-from ctl.letters import deadletters
 from ctl.sessions import sessions
 from ctl.status import flush, status
 from ctl.top import top
