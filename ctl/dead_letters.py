@@ -52,8 +52,12 @@ def chosen_by(command: Callable[..., Any]) -> Callable[..., Any]:
     return key_option(error(command))
 
 
+def all_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return chosen_by(click.option("--all", "everything", is_flag=True, help="All of them.")(json_option(command)))
+
+
 def choose(keys: Sequence[str], errors: Sequence[int]) -> list[tuple[bytes, DeadLetter]]:
-    """Raises: Stop where the file cannot be read."""
+    """The letters chosen, with their lines. Raises: Stop where the file cannot be read."""
     path = letters_path()
     try:
         return [
@@ -63,6 +67,11 @@ def choose(keys: Sequence[str], errors: Sequence[int]) -> list[tuple[bytes, Dead
         ]
     except OSError as error:
         raise Stop(f"{path}: {error.strerror}") from error
+
+
+def need_a_choice(keys: Sequence[str], errors: Sequence[int], everything: bool) -> None:
+    if not (keys or errors or everything):
+        raise click.UsageError("which ones: --key KEY, --error NUMBER or --all")
 
 
 def letters_path() -> Path:
@@ -79,16 +88,14 @@ def list_letters(keys: Sequence[str], errors: Sequence[int], limit: int, as_json
     Exit status: 0, also where there are some (status tells); 2 the file cannot be read.
     """
     letters = [letter for _, letter in choose(keys, errors)]
-    reasons = Counter((letter.kind, letter.error_code, letter.column) for letter in letters)
+    reasons = Counter((letter.kind, letter.error_code, letter.column) for letter in letters).most_common()
     shown = letters[-limit:]
     if as_json:
+        named = [dict(zip(("kind", "error_code", "column"), reason, strict=True)) for reason, _ in reasons]
         emit(
             {
                 "count": len(letters),
-                "reasons": [
-                    {"kind": kind, "error_code": number, "column": column, "count": count}
-                    for (kind, number, column), count in reasons.most_common()
-                ],
+                "reasons": [{**one, "count": count} for one, (_, count) in zip(named, reasons, strict=True)],
                 "letters": [without_record(letter) for letter in shown],
             }
         )
@@ -97,12 +104,12 @@ def list_letters(keys: Sequence[str], errors: Sequence[int], limit: int, as_json
     if not letters:
         terminal.print("no dead letters")
         return
-    for (kind, number, column), count in reasons.most_common():
+    for (kind, number, column), count in reasons:
         where = f", column {column}" if column else ""
         terminal.print(f"{count:,} {kind} refused with error {number}{where}")
     terminal.print()
     rows = [
-        (letter.time[:19] + "Z", letter.kind, key_text(letter.ids), str(letter.error_code), shortened(letter.error))
+        (moment(letter.time), letter.kind, key_text(letter.ids), str(letter.error_code), shortened(letter.error))
         for letter in shown
     ]
     terminal.print(table("refused at", "kind", "key", "error", "message", rows=rows))
@@ -122,9 +129,7 @@ def shortened(message: str) -> str:
 
 
 @deadletters.command()
-@chosen_by
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-@json_option
+@all_option
 def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: bool) -> None:
     """The letters with their records, as they were received; as JSON, one a line.
 
@@ -138,7 +143,7 @@ def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: 
             continue
         where = f" ({letter.column})" if letter.column else ""
         click.secho(f"{letter.kind} {key_text(letter.ids)}", bold=True)
-        click.echo(f"received {moment(letter.arrival)}, refused {letter.time}")
+        click.echo(f"received {moment(letter.arrival)}, refused {moment(letter.time)}")
         click.echo(f"error {letter.error_code}{where}: {printable(letter.error)}")
         click.echo(pretty(letter.record))
     if not letters:
@@ -146,9 +151,7 @@ def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: 
 
 
 @deadletters.command("replay")
-@chosen_by
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-@json_option
+@all_option
 def replay_letters(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: bool) -> None:
     """Sends them through acceptance again and writes them; mend what refused them first.
 
@@ -160,57 +163,44 @@ def replay_letters(keys: Sequence[str], errors: Sequence[int], everything: bool,
     need_a_choice(keys, errors, everything)
     chosen = choose(keys, errors)
     able = [(line, letter) for line, letter in chosen if is_replayable(letter)]
-    written = refused = held_back = 0
+    counts = {
+        "chosen": len(chosen),
+        "written": 0,
+        "refused_again": 0,
+        "held_back": 0,
+        "not_replayable": len(chosen) - len(able),
+    }
     problem = None
     socket_path = Path(configuration().state_directory) / SOCKET_NAME
     with progress(len(able), as_json=as_json) as advance:
         try:
             for done in replay(letters_path(), socket_path, able) if able else ():
-                written, refused, held_back = (
-                    written + done.written,
-                    refused + done.refused,
-                    held_back + done.held_back,
-                )
+                counts["written"] += done.written
+                counts["refused_again"] += done.refused
+                counts["held_back"] += done.held_back
                 advance(done)
         except (NotReplayed, OSError) as error:
             problem = str(error)
-    unreadable = len(chosen) - len(able)
     if as_json:
-        emit(
-            {
-                "chosen": len(chosen),
-                "written": written,
-                "refused_again": refused,
-                "held_back": held_back,
-                "not_replayable": unreadable,
-                "error": problem,
-            }
-        )
+        emit({**counts, "error": problem})
     else:
-        tell(written, refused, held_back, unreadable)
+        tell(counts)
     if problem:
-        stop = Wrong if written or refused else Stop
-        raise stop(f"{plural(written, 'dead letter')} of {len(chosen):,} replayed: {problem}")
-    finish(ExitStatus.WRONG if written != len(chosen) else ExitStatus.ALL_RIGHT)
+        stop = Wrong if counts["written"] or counts["refused_again"] else Stop
+        raise stop(f"{plural(counts['written'], 'dead letter')} of {len(chosen):,} replayed: {problem}")
+    finish(ExitStatus.WRONG if counts["written"] != len(chosen) else ExitStatus.ALL_RIGHT)
 
 
-def need_a_choice(keys: Sequence[str], errors: Sequence[int], everything: bool) -> None:
-    if not (keys or errors or everything):
-        raise click.UsageError("which ones: --key KEY, --error NUMBER or --all")
-
-
-def tell(written: int, refused: int, held_back: int, unreadable: int) -> None:
+def tell(counts: dict[str, int]) -> None:
     terminal = console()
-    terminal.print(f"{plural(written, 'dead letter')} replayed and written")
-    if refused:
-        terminal.print(f"{plural(refused, 'record')} refused again, a dead letter as before", style="bold red")
-    if held_back:
-        terminal.print(f"{plural(held_back, 'dead letter')} held back: refused for the same reason", style="yellow")
-    if unreadable:
-        terminal.print(
-            f"{plural(unreadable, 'dead letter')} cannot be replayed: its record did not decode (deadletters show)",
-            style="yellow",
-        )
+    terminal.print(f"{plural(counts['written'], 'dead letter')} replayed and written")
+    for name, noun, words, style in (
+        ("refused_again", "record", "refused again, a dead letter as before", "bold red"),
+        ("held_back", "dead letter", "held back: refused for the same reason", "yellow"),
+        ("not_replayable", "dead letter", "cannot be replayed: its record did not decode (deadletters show)", "yellow"),
+    ):
+        if counts[name]:
+            terminal.print(f"{plural(counts[name], noun)} {words}", style=style)
 
 
 @contextmanager

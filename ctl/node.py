@@ -33,17 +33,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Node:
-    """Blocks in every call, for at most `timeout_s` between two bytes. Proxies of the environment are not asked.
+    """Blocks in every call, for at most 10 s between two bytes. Proxies of the environment are not asked.
 
-    Args: tls: None: certificate and host name are checked as everywhere.
+    Args: tls: None: certificate and host name are checked as everywhere; hint: what to do where nobody answers.
     """
 
-    def __init__(
-        self, url: str, token: str | None, *, timeout_s: float = TIMEOUT_S, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, url: str, token: str | None, *, tls: ssl.SSLContext | None = None, hint: str = "") -> None:
         self.url = url.rstrip("/")
         self._token = token
-        self._timeout_s = timeout_s
+        self._hint = hint
         https = urllib.request.HTTPSHandler(context=tls)
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect(), https)
 
@@ -57,7 +55,7 @@ class Node:
 
     def flush(self, timeout_s: float) -> tuple[bool, dict[str, Any]]:
         """Returns: whether everything was written, and the service's answer."""
-        status, document = self._request("POST", f"{API}/flush?timeout={timeout_s:g}", self._timeout_s + timeout_s)
+        status, document = self._request("POST", f"{API}/flush?timeout={timeout_s:g}", TIMEOUT_S + timeout_s)
         return status == 200, document
 
     def read(self, *ids: str, fresh: bool = False, **parameters: str | int | None) -> dict[str, Any]:
@@ -77,25 +75,25 @@ class Node:
                     return
                 status, document = self._judged(path, answer.status, answer.read())
         except (OSError, HTTPException, ValueError) as error:
-            raise NotReached(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+            raise NotReached(f"{self.url} does not answer: {_words(error)}{self._hint}") from error
         raise Stop(f"{self.url} cannot answer now ({status}): {document.get('detail')}")
 
-    def _send(self, method: str, path: str, timeout_s: float | None = None, accept: str = JSON_TYPE) -> Any:
+    def _send(self, method: str, path: str, timeout_s: float = TIMEOUT_S, accept: str = JSON_TYPE) -> Any:
         """An answer, whatever its status. Raises: OSError, HTTPException, ValueError."""
         request = urllib.request.Request(self.url + path, method=method, headers={"Accept": accept})  # noqa: S310 -- only http(s), by _node()
         if self._token:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            return self._opener.open(request, timeout=timeout_s or self._timeout_s)
+            return self._opener.open(request, timeout=timeout_s)
         except urllib.error.HTTPError as error:
             return error
 
-    def _request(self, method: str, path: str, timeout_s: float | None = None) -> tuple[int, dict[str, Any]]:
+    def _request(self, method: str, path: str, timeout_s: float = TIMEOUT_S) -> tuple[int, dict[str, Any]]:
         try:
             with self._send(method, path, timeout_s) as answer:
                 status, body = answer.status, answer.read()
         except (OSError, HTTPException, ValueError) as error:
-            raise NotReached(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+            raise NotReached(f"{self.url} does not answer: {_words(error)}{self._hint}") from error
         return self._judged(path, status, body)
 
     def _judged(self, path: str, status: int, body: bytes) -> tuple[int, dict[str, Any]]:
@@ -107,7 +105,7 @@ class Node:
         if not isinstance(document, dict):
             raise NotReached(f"{self.url}{path} answers {status}, and not as Persistence Service does")
         if status in (401, 403):
-            raise Stop(f"{self.url} lets nobody in without its token (service.auth_token): {document.get('detail')}")
+            raise Stop(f"{self.url} asks for its token (service.auth_token): {document.get('detail')}")
         if status not in (200, 503):
             raise Stop(f"{self.url}{path} answers {status}: {document.get('detail')}")
         return status, document
@@ -126,10 +124,14 @@ def _segment(part: str) -> str:
     return "/" + quote(part, safe="")
 
 
+def _words(error: Exception) -> Any:
+    reason = getattr(error, "reason", error)
+    return getattr(reason, "strerror", None) or reason
+
+
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--url", help="Another node, e.g. http://192.0.2.2:8001; the token is the configured one.")(
-        command
-    )
+    text = "Another node, e.g. http://192.0.2.2:8001; the token is the configured one."
+    return click.option("--url", help=text)(command)
 
 
 def node_of(url: str | None) -> Node:
@@ -138,7 +140,8 @@ def node_of(url: str | None) -> Node:
     if url is not None:
         return _node(url, service.auth_token, "--url")
     try:
-        return _node(local_url(service), service.auth_token, "service.host", local_tls(service))
+        hint = "; is it running? ./scripts/run.sh"
+        return _node(local_url(service), service.auth_token, "service.host", local_tls(service), hint=hint)
     except OSError as error:
         raise Stop(f"service.tls_cert = {service.tls_cert!r}: {error.strerror}") from error
 
@@ -151,9 +154,9 @@ def all_nodes() -> list[Node]:
     return [_node(url, config.service.auth_token, "cluster.nodes") for url in config.cluster.nodes]
 
 
-def _node(url: str, tokens: str | None, where: str, tls: ssl.SSLContext | None = None) -> Node:
+def _node(url: str, tokens: str | None, where: str, tls: ssl.SSLContext | None = None, *, hint: str = "") -> Node:
     if "://" not in url:
         url = f"http://{url}"
     if not url.startswith(("http://", "https://")):
         raise Stop(f"{where} {url}: http:// or https:// is needed")
-    return Node(url, tokens.split()[0] if tokens else None, tls=tls)
+    return Node(url, tokens.split()[0] if tokens else None, tls=tls, hint=hint)

@@ -1,7 +1,7 @@
-"""What every command shares: exit statuses, JSON or text, sizes and ages in words.
+"""What every command shares: exit statuses, JSON or text, tables, times, sizes and ages in words.
 
 Rules: answers go to stdout, what went wrong in one line to stderr. What a record holds may be anything, so it passes
-printable() before it meets a terminal.
+printable() before it meets a terminal. No name is cut or folded: a long line goes on in the terminal's next.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from typing import Any
 import click
 import orjson
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from shared import running
 from shared.config import ConfigError, load
 from shared.settings import DEFAULT_STATE_DIRECTORY, Config
 
-PIPE_COLUMNS = 240
-"""Width where the output is no terminal: a pipe must not cut what a person would scroll to."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 STYLES = dict.fromkeys(("healthy", "up", "ok"), "green") | dict.fromkeys(("degraded", "unknown", "warning"), "yellow")
@@ -59,10 +56,8 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    option = click.option(
-        "--key", "keys", multiple=True, help="Those with this session_id, task_id or both (S/T); may be repeated."
-    )
-    return option(command)
+    text = "Those with this session_id, task_id or both (S/T); may be repeated."
+    return click.option("--key", "keys", multiple=True, help=text)(command)
 
 
 def is_chosen(key: Sequence[str], keys: Sequence[str]) -> bool:
@@ -93,10 +88,7 @@ def configuration() -> Config:
 
 
 def console() -> Console:
-    terminal = Console(highlight=False, emoji=False, markup=False)
-    if not terminal.is_terminal and not os.environ.get("COLUMNS"):
-        return Console(highlight=False, emoji=False, markup=False, width=PIPE_COLUMNS)
-    return terminal
+    return Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def emit(document: Any) -> None:
@@ -108,24 +100,27 @@ def finish(status: ExitStatus) -> None:
     click.get_current_context().exit(int(status))
 
 
-def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[str] = ()) -> Table:
-    """Args: right: the columns whose values line up at the right."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[str] = ()) -> Text:
+    """Args: columns: their names, all of them empty for none; right: those whose values line up at the right."""
+    lines = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    if any(columns):
+        lines.insert(0, [Text(name, "bold") for name in columns])
+    widths = [max(cell.cell_len for cell in column) for column in zip(*lines, strict=True)]
+    made = []
+    for line in lines:
+        for place, cell in enumerate(line):
+            gap = widths[place] - cell.cell_len
+            if columns[place] in right:
+                cell.pad_left(gap)
+            elif place < len(line) - 1:
+                cell.pad_right(gap)
+        made.append(Text("  ").join(line))
+    return Text("\n").join(made)
 
 
-def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Text:
     """Names on the left, what is to be said of them on the right."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in rows:
-        made.add_row(name, value)
-    return made
+    return table("", "", rows=[(Text(name, "bold"), value) for name, value in rows])
 
 
 def styled(state: str) -> Text:
@@ -164,12 +159,14 @@ def age(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def moment(arrival: int) -> str:
-    """An arrival (µs since 1970 UTC) as ISO 8601. Damage may have made any number of it."""
+def moment(given: int | str | None) -> str:
+    """An arrival (µs since 1970 UTC), or ISO 8601 in UTC, as every time is shown. Damage may have made any number of
+    an arrival."""
     try:
-        return (EPOCH + timedelta(microseconds=arrival)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        text = (EPOCH + timedelta(microseconds=given)).isoformat() if isinstance(given, int) else given or "?"
     except OverflowError:
-        return f"{arrival} µs"
+        return f"{given} µs"
+    return f"{text[:19]}Z"
 
 
 def plural(count: int, noun: str) -> str:

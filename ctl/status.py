@@ -17,6 +17,7 @@ from ctl.output import (
     emit,
     finish,
     json_option,
+    moment,
     pairs,
     plural,
     printable,
@@ -31,37 +32,50 @@ from ctl.output import (
 def status(url: str | None, as_json: bool) -> None:
     """How the node is, once.
 
-    Exit status: 0 healthy and no dead letters, 1 something is wrong, 2 nobody answers or lets us in.
+    Exit status: 0 all right, 1 something is wrong, 2 nobody answers or lets us in.
     """
     node = node_of(url)
     health, stats = node.health(), node.stats()
+    wrong = problems(health, stats)
     if as_json:
-        emit({"url": node.url, "problems": problems(health, stats), "health": health, "stats": stats})
+        emit({"url": node.url, "problems": wrong, "health": health, "stats": stats})
     else:
-        console().print(pairs(summary(node, health, stats)))
-    finish(ExitStatus.WRONG if problems(health, stats) else ExitStatus.ALL_RIGHT)
+        console().print(pairs(summary(node, health, stats, wrong)))
+    finish(ExitStatus.WRONG if wrong else ExitStatus.ALL_RIGHT)
 
 
 def problems(health: dict[str, Any], stats: dict[str, Any] | None) -> list[str]:
     """What a person must look at, a sentence each."""
     found = []
     if health["status"] != "healthy":
-        found.append(f"{health['status']}: {health['reason'] or 'no reason is given'}")
-    if stats is not None and stats["dead_letters"]["count"]:
+        since = f", since {moment(health['since'])}" if health["since"] else ""
+        found.append(f"{health['reason'] or 'no reason is given'}{since}")
+    if stats is None:
+        return found
+    state, flushes, waits_s = stats["state"], stats["flush_info"], stats["at_risk"]["oldest_uncommitted_seconds"]
+    failed = (state["last_error_at"] or "") > (flushes["last_flush_time"] or "")
+    failed &= state["last_error"] != stats["dead_letters"]["last_error"]  # which was a write that went well otherwise
+    if failed and health["status"] == "healthy" and stats["buffer"]["total_count"]:
+        found.append(f"the last write failed, {moment(state['last_error_at'])}: {state['last_error']}")
+    if waits_s > 2 * flushes["flush_interval_seconds"]:
+        interval = f"{flushes['flush_interval_seconds']:g} s (buffer.flush_interval)"
+        found.append(f"the oldest record waits for {age(waits_s)}, longer than twice {interval}")
+    if stats["dead_letters"]["count"]:
         found.append(f"{plural(stats['dead_letters']['count'], 'dead letter')}: deadletters list shows them")
-    if stats is not None and stats["damage"]["segments_set_aside"]:
+    if stats["damage"]["segments_set_aside"]:
         kept = plural(stats["damage"]["segments_set_aside"], "damaged segment")
         found.append(f"{kept} kept: journal inspect shows them, and removing the files ends this")
     return found
 
 
-def summary(node: Node, health: dict[str, Any], stats: dict[str, Any] | None) -> list[tuple[str, str | Text]]:
+def summary(
+    node: Node, health: dict[str, Any], stats: dict[str, Any] | None, wrong: list[str]
+) -> list[tuple[str, str | Text]]:
     """Names and values, the most urgent first."""
     rows: list[tuple[str, str | Text]] = [
         ("service", Text.assemble(styled(health["status"]), f" at {node.url}, version {health['version']}")),
+        *(("problem", Text(printable(text), "yellow")) for text in wrong),
     ]
-    if health["reason"]:
-        rows.append(("reason", printable(health["reason"]) + (f", since {health['since']}" if health["since"] else "")))
     if stats is None:
         return rows
     rows.append(("flusher", f"up {age(stats['performance']['uptime_seconds'])}"))
@@ -75,44 +89,46 @@ def backlog(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
     waiting = f"{plural(buffer['total_count'], 'record')}, {where}, {buffer['usage_percent']} % of the journal"
     if buffer["total_count"]:
         waiting += f", oldest {age(risk['oldest_uncommitted_seconds'])}"
-    unsynced = risk["unsynced_records"]
     return [
         ("backlog", waiting),
-        ("at risk", f"{plural(unsynced, 'record')} not yet on the disk" if unsynced else "nothing but the disk itself"),
+        ("at risk", f"{plural(risk['unsynced_records'], 'record')} that a power cut would lose"),
     ]
 
 
 def lifetime(stats: dict[str, Any]) -> list[tuple[str, str | Text]]:
+    """Since the flusher started."""
     flushes, performance, coalescing = stats["flush_info"], stats["performance"], stats["coalescing"]
-    accepted = stats["accepted"]
+    accepted, letters, state = stats["accepted"], stats["dead_letters"], stats["state"]
     by_kind = ", ".join(f"{name} {count:,}" for name, count in accepted.items())
-    done = (
+    written = (
         f"{plural(coalescing['rows_written'], 'row')} of {plural(coalescing['records_in'], 'record')},"
         f" {coalescing['ratio']:.2f} rows a record"
     )
     pace = (
         f"{performance['total_flush_count']:,}, {performance['average_batch_size']:,.0f} records"
-        f" and {flushes['average_flush_duration_ms']:.1f} ms each"
+        f" and {flushes['average_flush_duration_ms']:.1f} ms each, the last {moment(flushes['last_flush_time'])}"
     )
-    letters: str | Text = "none"
-    if stats["dead_letters"]["count"]:
-        last = stats["dead_letters"]["last_error"]
-        letters = Text(f"{stats['dead_letters']['count']:,}", style="bold red")
-        letters.append(f", the last: {printable(last)}" if last else "", style="default")
+    refused = Text(f"{letters['count']:,}", "bold red") if letters["count"] else Text("none")
+    if letters["count"] and letters["last_error"]:
+        refused.append(f", the last {moment(letters['last_at'])}: {printable(letters['last_error'])}", "default")
+    last_error = (
+        f"{moment(state['last_error_at'])}: {printable(state['last_error'])}" if state["last_error"] else "none"
+    )
     rows: list[tuple[str, str | Text]] = [
-        ("accepted", f"{plural(sum(accepted.values()), 'record')} ({by_kind})"),
-        ("written", done),
-        ("flushes", pace),
-        ("dead letters", letters),
+        (
+            "accepted",
+            f"{plural(sum(accepted.values()), 'record')} ({by_kind})" if any(accepted.values()) else "none yet",
+        ),
+        ("written", written if coalescing["records_in"] else "none yet"),
+        ("flushes", pace if performance["total_flush_count"] else "none yet"),
+        ("dead letters", refused),
     ]
     if stats["rejected"]:
-        rows.append(("refused", refused(stats["rejected"])))
-    if stats["state"]["last_error"]:
-        rows.append(("last error", printable(stats["state"]["last_error"])))
-    return rows
+        rows.append(("refused", refusals(stats["rejected"])))
+    return [*rows, ("last error", last_error)]
 
 
-def refused(rejected: dict[str, int]) -> str:
+def refusals(rejected: dict[str, int]) -> str:
     """Records refused since ingest started, the most frequent reasons first."""
     reasons = sorted(rejected.items(), key=lambda one: -one[1])
     return f"{plural(sum(rejected.values()), 'record')}: " + ", ".join(f"{name} {count:,}" for name, count in reasons)
@@ -131,12 +147,11 @@ def flush(timeout_s: float, everywhere: bool, url: str | None, as_json: bool) ->
     Exit status: 0 all was written, 1 some of it still waits, 2 nobody answers or lets us in; with --all-nodes the worst
     of all nodes.
     """
+    if everywhere and url:
+        raise click.UsageError("--url names one node, --all-nodes all of cluster.nodes")
     if everywhere:
-        if url:
-            raise click.UsageError("--url names one node, --all-nodes all of cluster.nodes")
         flush_all(all_nodes(), timeout_s, as_json)
-    node = node_of(url)
-    written, document = node.flush(timeout_s)
+    written, document = node_of(url).flush(timeout_s)
     if as_json:
         emit(document)
     else:
@@ -172,9 +187,6 @@ def flush_all(nodes: list[Node], timeout_s: float, as_json: bool) -> None:
     if as_json:
         emit({"nodes": [{"url": node.url, **document} for node, (_, document) in zip(nodes, answers, strict=True)]})
     else:
-        rows = [
-            (node.url, flushed(status is ExitStatus.ALL_RIGHT, document))
-            for node, (status, document) in zip(nodes, answers, strict=True)
-        ]
-        console().print(pairs(rows))
+        said = [flushed(status is ExitStatus.ALL_RIGHT, document) for status, document in answers]
+        console().print(pairs(zip([node.url for node in nodes], said, strict=True)))
     finish(max(status for status, _ in answers))

@@ -1,4 +1,4 @@
-"""`top`: a node live. Two samples of its counters make the rates; nothing is kept but the last minute of them."""
+"""`top`: what `status` says, live, with rates between two samples and the last minute of them as bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,18 +20,16 @@ import click
 import msgspec
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 import shared.rates
 from ctl.node import Node, NotReached, node_of, url_option
-from ctl.output import console, emit, json_option, pairs, plural, printable, styled
-from ctl.status import backlog
+from ctl.output import ExitStatus, console, emit, finish, json_option, pairs, table
+from ctl.status import problems, summary
 from shared.rates import Rates
 
 T = TypeVar("T")
 HISTORY = 60
-ERRORS_SHOWN = 5
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -43,6 +40,10 @@ class Sample:
     at: float
     health: dict[str, Any]
     stats: dict[str, Any] | None
+
+    @property
+    def problems(self) -> list[str]:
+        return problems(self.health, self.stats)
 
 
 def rates(before: Sample, after: Sample) -> Rates | None:
@@ -60,89 +61,46 @@ def spark(values: Sequence[float]) -> str:
     return "".join(_BARS[min(int(value / highest * len(_BARS)), len(_BARS) - 1)] for value in values)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class History:
-    """The last minute, and the errors that were seen while we looked."""
+    """The last minute."""
 
     accepted: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     rows: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     waiting: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    flush_ms: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    errors: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=ERRORS_SHOWN))
 
     def add(self, rates: Rates | None, stats: dict[str, Any] | None) -> None:
         if rates is not None:
             self.accepted.append(sum(rates.accepted_per_s.values()))
             self.rows.append(sum(rates.rows_per_s.values()))
-            self.flush_ms.append(rates.flush_ms or 0.0)
         if stats is not None:
             self.waiting.append(stats["buffer"]["total_count"])
-            for error in (stats["state"]["last_error"], stats["dead_letters"]["last_error"]):
-                if error:
-                    self.error(error)
-
-    def error(self, text: str) -> None:
-        if text not in (seen for _, seen in self.errors):
-            self.errors.append((datetime.now(timezone.utc).strftime("%H:%M:%SZ"), text))
 
 
 def frame(node: Node, sample: Sample, rates: Rates | None, history: History) -> Group:
     """One screen."""
-    health, stats = sample.health, sample.stats
-    head = Text.assemble(("Persistence Service ", "bold"), health["version"], f"  {node.url}  ")
-    head.append(styled(health["status"]))
-    parts: list[Any] = [head]
-    if health["reason"]:
-        parts.append(Text(printable(health["reason"]), style="yellow"))
-    if stats is not None:
-        parts += [Text(), _flow(stats, rates, history), Text(), pairs(_state(stats, rates))]
-    if history.errors:
-        parts += [Text(), Text("last errors seen", style="bold")]
-        parts += [Text(f"{at}  {printable(error)}") for at, error in history.errors]
-    return Group(*parts)
+    said = pairs(summary(node, sample.health, sample.stats, sample.problems))
+    return Group(said) if sample.stats is None else Group(flow(sample.stats, rates, history), Text(), said)
 
 
-def _flow(stats: dict[str, Any], rates: Rates | None, history: History) -> Table:
+def flow(stats: dict[str, Any], rates: Rates | None, history: History) -> Text:
     """What comes in, what goes out, what waits: by kind, in all, and over the last minute."""
     kinds = list(stats["accepted"])
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("")
-    for name in (*kinds, "all"):
-        made.add_column(name, justify="right", min_width=10)
-    made.add_column("last minute", no_wrap=True, overflow="crop")
 
-    def row(name: str, values: dict[str, float] | None, past: Sequence[float]) -> None:
-        figures = ["-"] * (len(kinds) + 1) if values is None else []
+    def row(name: str, values: dict[str, float] | None, past: Sequence[float]) -> list[str | Text]:
+        figures = ["-"] * (len(kinds) + 1)
         if values is not None:
             figures = [f"{values[kind]:,.0f}" for kind in kinds] + [f"{sum(values.values()):,.0f}"]
-        made.add_row(name, *figures, Text(spark(past), style="cyan"))
+        return [name, *(f"{figure:>10}" for figure in figures), Text(spark(past), "cyan")]
 
-    row("accepted/s", rates.accepted_per_s if rates else None, history.accepted)
-    row("rows/s", rates.rows_per_s if rates else None, history.rows)
-    row("backlog", {kind: stats["buffer"][f"{kind}_count"] for kind in kinds}, history.waiting)
-    return made
-
-
-def _state(stats: dict[str, Any], rates: Rates | None) -> list[tuple[str, str | Text]]:
-    flushes = "none since the last look"
-    coalescing = f"{stats['coalescing']['ratio']:.2f} rows a record since the start"
-    if rates is not None and rates.flush_ms is not None:
-        flushes = f"{rates.flushes_per_s:.1f}/s, {rates.flush_ms:.1f} ms, {rates.records_per_flush:,.0f} records each"
-    if rates is not None and rates.rows_per_record is not None:
-        coalescing = f"{rates.rows_per_record:.2f} rows a record now, {coalescing}"
-    letters = stats["dead_letters"]["count"]
-    state = Text.assemble(
-        styled(stats["state"]["database"].replace("_", " ")), f", {plural(stats['performance']['writers'], 'writer')}"
-    )
-    if stats["state"]["longest_write_seconds"] >= 1:
-        state.append(f", a write under way for {stats['state']['longest_write_seconds']:.0f} s")
-    return [
-        *backlog(stats),
-        ("flushes", flushes),
-        ("coalescing", coalescing),
-        ("database", state),
-        ("dead letters", Text(f"{letters:,}", style="bold red" if letters else "")),
+    rows = [
+        row("accepted/s", rates.accepted_per_s if rates else None, history.accepted),
+        row("rows/s", rates.rows_per_s if rates else None, history.rows),
+        row("backlog", {kind: stats["buffer"][f"{kind}_count"] for kind in kinds}, history.waiting),
     ]
+    made = table(" ", *kinds, "all", "last minute", rows=rows, right=(*kinds, "all"))
+    made.no_wrap, made.overflow = True, "crop"
+    return made
 
 
 class CtrlC:
@@ -211,26 +169,26 @@ def quit_key() -> Iterator[Callable[[float], bool]]:
 def top(interval_s: float, once: bool, url: str | None, as_json: bool) -> None:
     """The node live; q or Ctrl-C ends. Through a pipe, or as JSON, one look an interval.
 
-    Exit status: 0; 2 nobody answers or lets us in at the first look.
+    Exit status: 0, with --once that of status; 2 nobody answers or lets us in at the first look.
     """
     ctrl_c = CtrlC()
-    node = node_of(url)
-    ask = partial(ctrl_c.ends, look, node)
+    node, history = node_of(url), History()
+    ask, sleep = partial(ctrl_c.ends, look, node), partial(ctrl_c.ends, waited, interval_s)
     try:
         first = ask()
         if once:
-            ctrl_c.ends(waited, interval_s)
-            show(node, first, ask(), History(), as_json=as_json)
+            sleep()
+            after = ask()
+            show(node, first, after, history, as_json=as_json)
+            finish(ExitStatus.WRONG if after.problems else ExitStatus.ALL_RIGHT)
         elif as_json or not console().is_terminal:
-            history = History()
-            for before, after in pairs_of(ask, first, partial(ctrl_c.ends, waited, interval_s), history):
+            for before, after in pairs_of(ask, first, sleep):
                 show(node, before, after, history, as_json=as_json)
         else:
-            history = History()
             history.add(None, first.stats)
             screen = Live(frame(node, first, None, history), screen=True, auto_refresh=False)
             with quit_key() as pressed, screen:
-                for before, after in pairs_of(ask, first, partial(ctrl_c.ends, pressed, interval_s), history):
+                for before, after in pairs_of(ask, first, partial(ctrl_c.ends, pressed, interval_s)):
                     current = rates(before, after)
                     history.add(current, after.stats)
                     screen.update(frame(node, after, current, history), refresh=True)
@@ -244,17 +202,14 @@ def look(node: Node) -> Sample:
     return Sample(time.monotonic(), health, stats)
 
 
-def pairs_of(
-    ask: Callable[[], Sample], first: Sample, wait: Callable[[], bool], history: History
-) -> Iterator[tuple[Sample, Sample]]:
-    """Each sample with the one before it, until wait() says that it is enough. One that fails is an error shown."""
+def pairs_of(ask: Callable[[], Sample], first: Sample, wait: Callable[[], bool]) -> Iterator[tuple[Sample, Sample]]:
+    """Each sample with the one before it, until wait() says that it is enough. One that fails is a problem shown."""
     before = first
     while not wait():
         try:
             after = ask()
         except NotReached as error:
-            history.error(error.message)
-            gone = {"status": "unreachable", "reason": error.message, "version": before.health["version"]}
+            gone = {"status": "unreachable", "reason": error.message, "since": None, "version": "unknown"}
             yield before, Sample(time.monotonic(), gone, None)
             continue
         yield before, after
@@ -266,6 +221,7 @@ def show(node: Node, before: Sample, after: Sample, history: History, *, as_json
     current = rates(before, after)
     history.add(current, after.stats)
     if as_json:
-        emit({"url": node.url, "rates": msgspec.to_builtins(current), "health": after.health, "stats": after.stats})
+        rise = msgspec.to_builtins(current)
+        emit({"url": node.url, "rates": rise, "problems": after.problems, "health": after.health, "stats": after.stats})
     else:
         console().print(frame(node, after, current, history))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ctl.journal import settled
+from ctl.journal import view_of
 from flusher.journal import Journal
-from flusher.segments import Contents, Entry, parse, read
+from flusher.segments import Entry, read
 from shared.records import TASKS as TASK_KIND
 from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB
@@ -162,38 +162,25 @@ def test_a_segment_that_goes_while_it_is_listed_is_no_fault(service: Service) ->
     assert len(result.json["segments"]) == 1
 
 
-def segment_bytes(directory: Path) -> bytes:
-    journal = Journal(directory)
-    journal.open()
-    journal.append([Entry(TASK_KIND.code, 1, arrival, b'{"tasks":[{}]}') for arrival in (1, 2)])
-    assert journal.active is not None
-    journal.active.close()
-    return journal.active.path.read_bytes()
-
-
-def looks(*states: bytes) -> Callable[[Path], Contents]:
-    given: Iterator[bytes] = iter(states)
-    return lambda _: parse(next(given))
-
-
-def test_an_append_under_way_is_not_taken_for_damage(tmp_path: Path) -> None:
-    whole = segment_bytes(tmp_path)
-    contents = settled(tmp_path, looks(whole[:-20], whole[:-5], whole), lambda _: None)
-    assert contents.damage == []
-    assert len(contents.entries) == 2
-
-
-def test_an_end_that_stays_cut_off_is_damage(tmp_path: Path) -> None:
-    cut = segment_bytes(tmp_path)[:-5]
-    contents = settled(tmp_path, looks(cut, cut), lambda _: None)
-    assert contents.damage != []
-    assert len(contents.entries) == 1
-
-
 def test_reading_while_records_arrive_finds_no_damage(service: Service) -> None:
     """Against the real flusher: every look is at another state of the file."""
     body = {"tasks": [task("t1", source_text="字" * 2_000)]}
     for _ in range(30):
         assert service.post(TASKS, body).status == 202
-        assert settled(segment_of(service)).damage == []
-    assert len(read(segment_of(service)).entries) == 30
+        view = view_of(segment_of(service), read(segment_of(service)), works=True)
+        assert (view.damage, view.state) == ([], "active")
+    assert view.entries == 30
+
+
+def test_the_end_of_a_segment_that_is_not_the_newest_is_damage_where_it_is_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    journal.append([Entry(TASK_KIND.code, 1, arrival, b'{"tasks":[{}]}') for arrival in (1, 2)])
+    segment = journal.active
+    assert segment is not None
+    segment.close()
+    segment.path.write_bytes(segment.path.read_bytes()[:-5])
+    as_newest = view_of(segment.path, read(segment.path), works=False)
+    assert (as_newest.damage, as_newest.torn > 0, as_newest.entries) == ([], True, 1)
+    (tmp_path / "99999999999999999998.segment").touch()
+    assert view_of(segment.path, read(segment.path), works=False).damage != []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from rich.console import Console
 
+from ctl.output import table
+from ctl.status import problems
 from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, free_port, task, wait_until
@@ -26,6 +30,45 @@ def test_status_of_a_node_that_is_all_right_tells_what_waits(service: Service) -
     assert "healthy at http://127.0.0.1" in result.out
     assert "2 records" in result.out
     assert result.err == ""
+
+
+def test_a_fresh_node_has_none_yet(service: Service) -> None:
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    said = dict(line.split("  ", 1) for line in ctl(service, "status").out.splitlines())
+    assert {said[name].strip() for name in ("accepted", "written", "flushes")} == {"none yet"}
+    assert {said[name].strip() for name in ("dead letters", "last error")} == {"none"}
+
+
+HEALTHY = {"status": "healthy", "reason": None, "since": None}
+EARLY, LATE = "2026-11-23T10:15:30.000000Z", "2026-11-23T10:15:31.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "oldest_s", "error", "error_at", "flush_at", "problem"),
+    [
+        (0, 0.0, None, None, None, None),
+        (5, 59.0, "lock", EARLY, LATE, None),
+        (5, 59.0, "lock", LATE, EARLY, "the last write failed, 2026-11-23T10:15:31Z: lock"),
+        (5, 59.0, "lock", LATE, None, "the last write failed"),
+        (0, 0.0, "lock", LATE, EARLY, None),
+        (5, 59.0, "refused", LATE, EARLY, None),
+        (5, 61.0, None, None, EARLY, "the oldest record waits for 1 min 1 s, longer than twice 30 s"),
+    ],
+)
+def test_what_is_wrong_though_the_node_is_healthy(  # noqa: PLR0917
+    waiting: int, oldest_s: float, error: str | None, error_at: str | None, flush_at: str | None, problem: str | None
+) -> None:
+    stats = {
+        "buffer": {"total_count": waiting},
+        "at_risk": {"oldest_uncommitted_seconds": oldest_s},
+        "flush_info": {"flush_interval_seconds": 30.0, "last_flush_time": flush_at},
+        "state": {"last_error": error, "last_error_at": error_at},
+        "dead_letters": {"count": 0, "last_error": "refused"},
+        "damage": {"segments_set_aside": 0},
+    }
+    found = problems(HEALTHY, stats)
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]
 
 
 def test_status_as_json_holds_health_and_figures(service: Service) -> None:
@@ -65,7 +108,9 @@ def test_status_where_nobody_answers_is_2_with_one_line(service: Service) -> Non
     assert result.status == 2
     assert result.out == ""
     assert len(result.err.splitlines()) == 1
-    assert "does not answer" in result.err
+    assert "does not answer: Connection refused\n" in result.err
+    service.stop()
+    assert ctl(service, "status").err.endswith("Connection refused; is it running? ./scripts/run.sh\n")
 
 
 def test_the_configured_token_opens_this_node_and_another(
@@ -189,3 +234,14 @@ def test_all_nodes_are_flushed_and_the_worst_of_them_is_the_status(
         assert (result.status, result.err.count("\n")) == (2, 1), result
         assert malformed in result.err
     assert ctl(nodes[0], "flush", "--all-nodes", "--url", urls[0], CLUSTER_NODES=urls[0]).status == 2
+
+
+def test_names_are_never_cut_or_folded_however_narrow_the_terminal() -> None:
+    long = "x" * 300
+    terminal = Console(width=20, soft_wrap=True, file=io.StringIO())
+    terminal.print(table("name", "值", "n", rows=[(long, "会话", "1"), ("a", "b", "22")], right=("n",)))
+    assert terminal.file.getvalue().splitlines() == [
+        f"name{' ' * 296}  值     n",
+        f"{long}  会话   1",
+        f"a{' ' * 299}  b     22",
+    ]

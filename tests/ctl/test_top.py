@@ -35,6 +35,14 @@ def test_one_look_as_json_has_rates_health_and_figures(service: Service) -> None
     assert document["health"]["version"]
 
 
+def test_one_look_ends_with_the_exit_status_of_status(service: Service) -> None:
+    wait_until(lambda: service.get("/health").json["status"] == "healthy")
+    assert ctl(service, "top", "--once", "--interval", "0.1").status == 0
+    service.kill_flusher()
+    gone = ctl(service, "top", "--once", "--interval", "0.1", "--json")
+    assert (gone.status, len(gone.json["problems"])) == (1, 1)
+
+
 def test_nobody_there_at_the_first_look_is_2(service: Service) -> None:
     service.stop()
     assert ctl(service, "top", "--once").status == 2
@@ -53,7 +61,7 @@ def test_live_it_shows_backlog_errors_and_an_outage_until_q_is_pressed(
     own_mariadb.stop()
     assert service.flush(0.5).status == 503
     terminal.read_until("degraded")
-    terminal.read_until("last errors seen")
+    terminal.read_until("last error")
     assert service.ingest is not None
     service.ingest.terminate()
     service.ingest.wait(40)
