@@ -7,6 +7,9 @@ and MariaDB 10.11 come with (errmsg.sys); what an operator does about each stand
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from enum import Enum
 
 
@@ -97,6 +100,9 @@ ALARMING_NUMBERS = {1129}
 """Retried like its class, but only an operator can lift it (FLUSH HOSTS)."""
 
 
+_SYSTEM_ERROR = re.compile(r" \((-?\d{1,5})\)$")
+
+
 def classify(flavour: Flavour, error: BaseException) -> tuple[ErrorClass, int]:
     """Returns: the class, and the server's or client's number (-1 where there is none).
 
@@ -106,3 +112,14 @@ def classify(flavour: Flavour, error: BaseException) -> tuple[ErrorClass, int]:
         return ErrorClass.DATA, -1
     number = error.args[0] if error.args and isinstance(error.args[0], int) else -1
     return CLASS_OF.get((flavour, number), ErrorClass.UNKNOWN), number
+
+
+def unreached(message: str, port: str) -> str:
+    """A client's message that nobody answers, with the port, and words for the number of the system's error."""
+    said = _SYSTEM_ERROR.search(message)
+    if said is None:
+        return message + port
+    number = int(said[1])
+    # libmariadb says EINPROGRESS of each connect() that it has waited for, whatever became of it.
+    why = "refused, or no answer" if number == errno.EINPROGRESS else os.strerror(number) if number > 0 else ""
+    return message[: said.start()] + port + (f": {why}" if why else "")

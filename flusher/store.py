@@ -16,7 +16,7 @@ import MySQLdb
 from flusher import tables
 from flusher.connection import Connection, Hosts, Server, hung_up_after, select, takes_writes
 from flusher.facts import Facts, gather
-from flusher.mysql_errors import NAMES_ONLY, OF_THE_SESSION, ErrorClass, Flavour, classify
+from flusher.mysql_errors import NAMES_ONLY, OF_THE_SESSION, ErrorClass, Flavour, classify, unreached
 from flusher.sql import MAX_STATEMENT_BYTES, Insert, Rows, inserts
 
 MIN_PACKET_BYTES = 16 * 1024 * 1024
@@ -267,8 +267,8 @@ class Store:
             if self._connection and takes_writes(self._connection, self._server.connect_timeout_s):
                 error_class = ErrorClass.TOO_BIG
         detail = str(error.args[-1]) if error.args else repr(error)
-        if number in UNREACHED and not self._server.socket:
-            detail += f", port {self._hosts.peer}"
+        if number in UNREACHED:
+            detail = unreached(detail, "" if self._server.socket else f", port {self._hosts.peer}")
         silent = self.connected and self._clock() - self._asked_at >= self._server.read_timeout_s
         if error_class in _KEEPS_CONNECTION and number not in OF_THE_SESSION:
             self._rollback()

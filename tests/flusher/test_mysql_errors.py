@@ -4,7 +4,7 @@ import MySQLdb
 import pytest
 
 from flusher import mysql_errors
-from flusher.mysql_errors import CLASS_OF, ErrorClass, Flavour, classify
+from flusher.mysql_errors import CLASS_OF, ErrorClass, Flavour, classify, unreached
 
 
 def test_no_number_is_in_two_classes() -> None:
@@ -97,3 +97,19 @@ def test_what_was_never_seen_is_unknown_and_so_never_a_dead_letter(
     flavour: Flavour, error: Exception, number: int
 ) -> None:
     assert classify(flavour, error) == (ErrorClass.UNKNOWN, number)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Can't connect to server on 'db' (115)", "Can't connect to server on 'db', port 1: refused, or no answer"),
+        (
+            "Can't connect to MySQL server on 'db' (111)",
+            "Can't connect to MySQL server on 'db', port 1: Connection refused",
+        ),
+        ("Unknown server host 'db' (-2)", "Unknown server host 'db', port 1"),
+        ("Can't connect", "Can't connect, port 1"),
+    ],
+)
+def test_a_server_that_is_not_reached_is_told_with_port_and_words(said: str, shown: str) -> None:
+    assert unreached(said, ", port 1") == shown
