@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import orjson
@@ -28,7 +29,7 @@ from shared.wire import (
     Submit,
     encode,
 )
-from tests.support.flusher import Node, bodies_in, failed
+from tests.support.flusher import Node, bodies_in, failed, running
 from tests.support.service import ROOT
 
 WAIT_S = 10.0
@@ -52,6 +53,7 @@ class Served:
         self.node = node
         self.path = path
         self.peers = Peers()
+        self.peer: Peer
         self.placement = Looks()
 
     async def start(self) -> asyncio.AbstractServer:
@@ -99,111 +101,101 @@ class Peer:
             pass
 
 
-def run(test: Callable[[Served, Peer], Awaitable[None]], directory: Path) -> None:
-    async def main() -> None:
-        (directory / "journal").mkdir()
-        node = Node(directory / "journal")
+@pytest.fixture
+def served(short_path: Path) -> AbstractAsyncContextManager[Served]:
+    return serving(short_path)
+
+
+@asynccontextmanager
+async def serving(directory: Path) -> AsyncIterator[Served]:
+    (directory / "journal").mkdir()
+    async with running(directory / "journal") as node:
         served = Served(node, directory / "socket")
         server = await served.start()
-        peer = await served.connect()
+        served.peer = await served.connect()
         try:
-            await test(served, peer)
+            yield served
         finally:
-            await peer.close()
+            await served.peer.close()
             server.close()
             served.peers.close()
             await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
-            await node.close()
-
-    asyncio.run(main())
 
 
 def submit(seq: int, body: bytes = b"body", kind: int = 2) -> Submit:
     return Submit(seq, kind, 1, body)
 
 
-def test_submits_are_acknowledged_in_order_and_lie_in_the_journal(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(submit(7, b"one"), submit(8, b"two"))
-        answer = await peer.next()
+async def test_submits_are_acknowledged_in_order_and_lie_in_the_journal(served: Served, short_path: Path) -> None:
+    peer = served.peer
+    peer.send(submit(7, b"one"), submit(8, b"two"))
+    answer = await peer.next()
 
-        assert isinstance(answer, Ack)
-        assert (answer.seq, answer.count) == (7, 2)
-        assert bodies_in(short_path / "journal") == [b"one", b"two"]
-
-    run(test, short_path)
+    assert isinstance(answer, Ack)
+    assert (answer.seq, answer.count) == (7, 2)
+    assert bodies_in(short_path / "journal") == [b"one", b"two"]
 
 
-def test_a_frame_that_comes_byte_by_byte_is_taken_whole(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        frame = encode(submit(1, b"slowly"))
-        for at in range(len(frame)):
-            peer.send(frame[at : at + 1])
-            await peer._writer.drain()
-            await served.node.settled()
-        assert isinstance(await peer.next(), Ack)
-        assert bodies_in(short_path / "journal") == [b"slowly"]
-
-    run(test, short_path)
+async def test_a_frame_that_comes_byte_by_byte_is_taken_whole(served: Served, short_path: Path) -> None:
+    peer = served.peer
+    frame = encode(submit(1, b"slowly"))
+    for at in range(len(frame)):
+        peer.send(frame[at : at + 1])
+        await peer._writer.drain()
+        await served.node.settled()
+    assert isinstance(await peer.next(), Ack)
+    assert bodies_in(short_path / "journal") == [b"slowly"]
 
 
-def test_a_flush_covers_the_submits_sent_before_it_on_the_same_connection(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(submit(1), submit(2), Flush(3, WAIT_S))
-        assert isinstance(await peer.next(), Ack)
-        flushed = await peer.next()
+async def test_a_flush_covers_the_submits_sent_before_it_on_the_same_connection(
+    served: Served, short_path: Path
+) -> None:
+    peer = served.peer
+    peer.send(submit(1), submit(2), Flush(3, WAIT_S))
+    assert isinstance(await peer.next(), Ack)
+    flushed = await peer.next()
 
-        assert isinstance(flushed, Flushed)
-        answer = orjson.loads(flushed.result)
-        assert (flushed.seq, answer["tasks_written"], answer["sessions_written"]) == (3, 2, 0)
-        assert (answer["pending"], answer["coalesced"], answer["dead_lettered"]) == (0, 0, 0)
-        assert bodies_in(short_path / "journal") == []
-
-    run(test, short_path)
-
-
-def test_a_flush_that_cannot_finish_says_what_is_pending(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
-        peer.send(submit(1), Flush(2, 0.02))
-        assert isinstance(await peer.next(), Ack)
-        flushed = await peer.next()
-
-        assert isinstance(flushed, Flushed)
-        assert orjson.loads(flushed.result)["pending"] == 1
-
-    run(test, short_path)
+    assert isinstance(flushed, Flushed)
+    answer = orjson.loads(flushed.result)
+    assert (flushed.seq, answer["tasks_written"], answer["sessions_written"]) == (3, 2, 0)
+    assert (answer["pending"], answer["coalesced"], answer["dead_lettered"]) == (0, 0, 0)
+    assert bodies_in(short_path / "journal") == []
 
 
-def test_stats_come_as_json(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(Stats(5))
+async def test_a_flush_that_cannot_finish_says_what_is_pending(served: Served) -> None:
+    peer = served.peer
+    served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
+    peer.send(submit(1), Flush(2, 0.02))
+    assert isinstance(await peer.next(), Ack)
+    flushed = await peer.next()
 
-        assert await peer.next() == StatsIs(5, b'{"state":"fine"}')
-
-    run(test, short_path)
-
-
-def test_a_rejected_submit_is_told_when_to_come_back(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        served.node.disk.full = True
-        peer.send(submit(1))
-        reject = await peer.next()
-
-        assert isinstance(reject, Reject)
-        assert reject.retry_after_s > 0
-
-    run(test, short_path)
+    assert isinstance(flushed, Flushed)
+    assert orjson.loads(flushed.result)["pending"] == 1
 
 
-def test_a_submit_that_wants_the_commit_is_answered_twice(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
-        ack = await peer.next()
-        assert isinstance(ack, Ack)
-        assert await peer.next() == Committed(ack.arrival, ack.arrival)
+async def test_stats_come_as_json(served: Served) -> None:
+    peer = served.peer
+    peer.send(Stats(5))
 
-    run(test, short_path)
+    assert await peer.next() == StatsIs(5, b'{"state":"fine"}')
+
+
+async def test_a_rejected_submit_is_told_when_to_come_back(served: Served) -> None:
+    peer = served.peer
+    served.node.disk.full = True
+    peer.send(submit(1))
+    reject = await peer.next()
+
+    assert isinstance(reject, Reject)
+    assert reject.retry_after_s > 0
+
+
+async def test_a_submit_that_wants_the_commit_is_answered_twice(served: Served) -> None:
+    peer = served.peer
+    peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
+    ack = await peer.next()
+    assert isinstance(ack, Ack)
+    assert await peer.next() == Committed(ack.arrival, ack.arrival)
 
 
 @pytest.mark.parametrize(
@@ -218,60 +210,54 @@ def test_a_submit_that_wants_the_commit_is_answered_twice(short_path: Path) -> N
     ],
     ids=["http", "zeros", "ones", "not for the flusher", "unknown kind", "empty body"],
 )
-def test_garbage_closes_its_connection_and_no_other(short_path: Path, garbage: bytes) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        other = await served.connect()
-        peer.send(garbage)
-        assert await peer.is_closed_by_the_flusher()
-        assert bodies_in(short_path / "journal") == []
+async def test_garbage_closes_its_connection_and_no_other(served: Served, short_path: Path, garbage: bytes) -> None:
+    peer = served.peer
+    other = await served.connect()
+    peer.send(garbage)
+    assert await peer.is_closed_by_the_flusher()
+    assert bodies_in(short_path / "journal") == []
 
-        other.send(submit(1))
-        assert isinstance(await other.next(), Ack)
-        await other.close()
-
-    run(test, short_path)
+    other.send(submit(1))
+    assert isinstance(await other.next(), Ack)
+    await other.close()
 
 
-def test_a_peer_that_leaves_is_forgotten_and_its_acknowledged_bodies_stay(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(submit(1, b"kept"))
-        assert isinstance(await peer.next(), Ack)
-        assert len(served.peers) == 1
-        assert not served.peers.gone.is_set()
-        await peer.close()
-        await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
+async def test_a_peer_that_leaves_is_forgotten_and_its_acknowledged_bodies_stay(
+    served: Served, short_path: Path
+) -> None:
+    peer = served.peer
+    peer.send(submit(1, b"kept"))
+    assert isinstance(await peer.next(), Ack)
+    assert len(served.peers) == 1
+    assert not served.peers.gone.is_set()
+    await peer.close()
+    await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
 
-        assert len(served.peers) == 0
-        assert bodies_in(short_path / "journal") == [b"kept"]
-
-    run(test, short_path)
-
-
-def test_nothing_is_kept_for_a_peer_that_has_left_while_the_database_is_away(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
-        peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
-        assert isinstance(await peer.next(), Ack)
-        waiting = served.node.scheduler._callers._of_commits
-        assert len(waiting) == 1
-        await peer.close()
-        await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
-        assert waiting == {}
-
-    run(test, short_path)
+    assert len(served.peers) == 0
+    assert bodies_in(short_path / "journal") == [b"kept"]
 
 
-def test_an_answer_to_a_peer_that_has_left_harms_nobody(short_path: Path) -> None:
-    async def test(served: Served, peer: Peer) -> None:
-        other = await served.connect()
-        peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
-        await peer.close()
-        other.send(submit(1), Flush(2, WAIT_S))
-        assert isinstance(await other.next(), Ack)
-        assert isinstance(await other.next(), Flushed)
-        await other.close()
+async def test_nothing_is_kept_for_a_peer_that_has_left_while_the_database_is_away(served: Served) -> None:
+    peer = served.peer
+    served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+    peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
+    assert isinstance(await peer.next(), Ack)
+    waiting = served.node.scheduler._callers._of_commits
+    assert len(waiting) == 1
+    await peer.close()
+    await asyncio.wait_for(served.peers.gone.wait(), WAIT_S)
+    assert waiting == {}
 
-    run(test, short_path)
+
+async def test_an_answer_to_a_peer_that_has_left_harms_nobody(served: Served) -> None:
+    peer = served.peer
+    other = await served.connect()
+    peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
+    await peer.close()
+    other.send(submit(1), Flush(2, WAIT_S))
+    assert isinstance(await other.next(), Ack)
+    assert isinstance(await other.next(), Flushed)
+    await other.close()
 
 
 def test_a_peer_is_known_by_its_process_and_user() -> None:
@@ -280,24 +266,21 @@ def test_a_peer_is_known_by_its_process_and_user() -> None:
         assert peer_of(ours) == (os.getpid(), os.getuid())
 
 
-def test_the_only_peer_is_looked_at_when_much_comes_and_of_several_none(short_path: Path) -> None:
+async def test_the_only_peer_is_looked_at_when_much_comes_and_of_several_none(served: Served) -> None:
     much = submit(1, bytes(MUCH_BYTES))
-
-    async def test(served: Served, peer: Peer) -> None:
-        peer.send(submit(1))
-        await peer.next()
-        assert served.placement.peers == []
-        peer.send(much)
-        await peer.next()
-        assert served.placement.peers == [os.getpid()]
-        other = await served.connect()
-        for one in (other, peer):
-            one.send(much)
-            await one.next()
-        assert served.placement.peers == [os.getpid()]
-        await other.close()
-
-    run(test, short_path)
+    peer = served.peer
+    peer.send(submit(1))
+    await peer.next()
+    assert served.placement.peers == []
+    peer.send(much)
+    await peer.next()
+    assert served.placement.peers == [os.getpid()]
+    other = await served.connect()
+    for one in (other, peer):
+        one.send(much)
+        await one.next()
+    assert served.placement.peers == [os.getpid()]
+    await other.close()
 
 
 STRANGER = """
@@ -316,7 +299,9 @@ except (ConnectionResetError, BrokenPipeError):
 """
 
 
-def test_only_peers_of_our_own_user_are_served(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_peers_of_our_own_user_are_served(
+    served: Served, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As root the child becomes another user; else we pretend to be another one than the child."""
     stranger_uid = 65534 if os.getuid() == 0 else 0
 
@@ -335,16 +320,13 @@ def test_only_peers_of_our_own_user_are_served(short_path: Path, monkeypatch: py
         assert child.returncode == 0
         return int(out)
 
-    async def test(served: Served, peer: Peer) -> None:
-        short_path.chmod(0o777)
-        served.path.chmod(0o777)
-        assert await ask(served.path, 0) == len(encode(Ack(1, 1)))
+    short_path.chmod(0o777)
+    served.path.chmod(0o777)
+    assert await ask(served.path, 0) == len(encode(Ack(1, 1)))
 
-        with monkeypatch.context() as patch:
-            if not stranger_uid:
-                patch.setattr(os, "getuid", lambda: 1)
-            assert await ask(served.path, stranger_uid) == 0
-        assert bodies_in(short_path / "journal") == [b"body"]
-        assert len(served.peers) == 1
-
-    run(test, short_path)
+    with monkeypatch.context() as patch:
+        if not stranger_uid:
+            patch.setattr(os, "getuid", lambda: 1)
+        assert await ask(served.path, stranger_uid) == 0
+    assert bodies_in(short_path / "journal") == [b"body"]
+    assert len(served.peers) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,7 @@ UP, DOWN, NOT_WRITABLE = DatabaseState.UP, DatabaseState.DOWN, DatabaseState.NOT
 BAD = Condition("reason", 5.0)
 
 
-def run(test: Callable[[Node], Awaitable[None]], directory: Path, **settings: object) -> None:
-    async def main() -> None:
-        node = Node(directory, **settings)  # type: ignore[arg-type]
-        node.writers.ping = Alive("host", "10.11")
-        try:
-            await test(node)
-        finally:
-            await node.close()
-
-    asyncio.run(main())
+pytestmark = pytest.mark.node(ping=Alive("host", "10.11"))
 
 
 def test_before_the_first_answer_the_state_is_unknown_and_no_fault() -> None:
@@ -127,158 +117,131 @@ def test_a_full_journal_says_why_it_does_not_drain() -> None:
 
 
 @pytest.mark.parametrize("answer", ["none", "lock wait"])
-def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never_in_between(
-    tmp_path: Path, answer: str
+async def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never_in_between(
+    node: Node, answer: str
 ) -> None:
     """Every write waits for its lock, fails, and is tried again; healthy during the next try would be a lie."""
-
-    async def test(node: Node) -> None:
-        database = node.figures.database
-        database.answered(0.0)
-        held: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        node.writers.answer = lambda path: held if answer == "none" else failed(ErrorClass.RETRY, 1205)
-        node.submit(b"body")
-        node.ask_flush(0.01)
-        await node.until(lambda: node.writers.asked)
+    database = node.figures.database
+    database.answered(0.0)
+    held: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    node.writers.answer = lambda path: held if answer == "none" else failed(ErrorClass.RETRY, 1205)
+    node.submit(b"body")
+    node.ask_flush(0.01)
+    await node.until(lambda: node.writers.asked)
+    await node.settled()
+    states = []
+    for _ in range(60):
+        node.clock.now += 1
+        node.scheduler.schedule()
         await node.settled()
-        states = []
-        for _ in range(60):
-            node.clock.now += 1
-            node.scheduler.schedule()
-            await node.settled()
-            node.scheduler.check_hanging()
-            states.append(database.state)
-        first = states.index(NOT_WRITABLE)
-        assert first + 1 == HANGING_S
-        assert set(states[first:]) == {NOT_WRITABLE}
-        assert ("1205" in str(database.reason)) == (answer == "lock wait")
-
-        node.writers.answer = written
-        if not held.done():
-            held.set_result(failed(ErrorClass.RETRY, 1205))
-        await node.settled()
-        await node.ask_flush()
-        assert database.state is UP
-        node.clock.now += 60
         node.scheduler.check_hanging()
-        assert database.state is UP
+        states.append(database.state)
+    first = states.index(NOT_WRITABLE)
+    assert first + 1 == HANGING_S
+    assert set(states[first:]) == {NOT_WRITABLE}
+    assert ("1205" in str(database.reason)) == (answer == "lock wait")
 
-    run(test, tmp_path)
-
-
-def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_bad(tmp_path: Path) -> None:
-    async def test(node: Node) -> None:
-        node.figures.database.answered(0.0)
-        node.writers.answer = lambda path: failed(ErrorClass.STORAGE, 5, of_segment=True)
-        node.submit(b"body")
-        for _ in range(5):
-            asked = len(node.writers.asked)
-            node.ask_flush()
-            await node.until(lambda asked=asked: len(node.writers.asked) > asked and node.alarm)
-            node.clock.now += 10
-            node.scheduler.check_hanging()
-        assert node.figures.database.state is UP
-        assert node.alarm == "error 5 (storage)"
-
-    run(test, tmp_path)
+    node.writers.answer = written
+    if not held.done():
+        held.set_result(failed(ErrorClass.RETRY, 1205))
+    await node.settled()
+    await node.ask_flush()
+    assert database.state is UP
+    node.clock.now += 60
+    node.scheduler.check_hanging()
+    assert database.state is UP
 
 
-def test_a_full_journal_is_full_until_a_segment_has_gone(tmp_path: Path) -> None:
+async def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_bad(node: Node) -> None:
+    node.figures.database.answered(0.0)
+    node.writers.answer = lambda path: failed(ErrorClass.STORAGE, 5, of_segment=True)
+    node.submit(b"body")
+    for _ in range(5):
+        asked = len(node.writers.asked)
+        node.ask_flush()
+        await node.until(lambda asked=asked: len(node.writers.asked) > asked and node.alarm)
+        node.clock.now += 10
+        node.scheduler.check_hanging()
+    assert node.figures.database.state is UP
+    assert node.alarm == "error 5 (storage)"
+
+
+async def test_a_full_journal_is_full_until_a_segment_has_gone(node: Node) -> None:
     body = b"x" * 100
-    room = SEGMENT_HEADER_BYTES + 3 * (ENTRY_HEADER_BYTES + len(body)) - 50
-
-    async def test(node: Node) -> None:
-        node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
-        node.submit(body, body, body)
-        await node.settled()
-        since = node.intake.refusing
-        for _ in range(3):
-            node.clock.now += 60
-            node.submit(b"small")  # it still fits, and changes nothing
-            node.intake.probe()
-            assert node.intake.acceptance is Acceptance.FULL
-            assert node.intake.refusing is since
-        assert node.acked()[:3] == [1, 2, 4]
-
-        node.writers.answer = written
-        await node.ask_flush()
-        node.intake.look()
-        assert node.intake.acceptance is Acceptance.ACCEPTING
-
-    run(test, tmp_path, max_bytes=room)
-
-
-def test_a_body_that_never_fits_does_not_make_an_empty_journal_full(tmp_path: Path) -> None:
-    """No segment would ever go, and a balancer sends nothing while /ready says no."""
-
-    async def test(node: Node) -> None:
-        node.submit(b"x" * 1000)
-        assert len(node.rejected()) == 1
-        assert node.intake.acceptance is Acceptance.ACCEPTING
-
-    run(test, tmp_path, max_bytes=1000)
-
-
-def test_a_segment_that_has_vanished_is_no_write_that_is_held_up(tmp_path: Path) -> None:
-    async def test(node: Node) -> None:
-        node.figures.database.answered(0.0)
-
-        def take_away(path: Path) -> Answer:
-            path.unlink()
-            return failed(ErrorClass.STORAGE, 2, of_segment=True)
-
-        node.writers.answer = take_away
-        node.submit(b"body")
-        await node.ask_flush()
-        assert node.figures.vanished == 1
-        node.clock.now += 2 * HANGING_S
-        node.scheduler.check_hanging()
-        assert node.figures.database.state is UP
-
-    run(test, tmp_path)
-
-
-def test_a_journal_that_cannot_be_written_is_tried_although_nobody_sends(tmp_path: Path) -> None:
-    """A balancer sends nothing while /ready says no."""
-
-    async def test(node: Node) -> None:
-        node.disk.full = True
-        node.submit(b"body")
-        refusing = node.intake.refusing
-        assert refusing is not None
-        assert "make room on its disk" in refusing.reason
-        node.intake.look()
-        assert node.intake.acceptance is Acceptance.NOT_WRITABLE
-
-        node.disk.full = False
+    node.intake.max_bytes = SEGMENT_HEADER_BYTES + 3 * (ENTRY_HEADER_BYTES + len(body)) - 50
+    node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+    node.submit(body, body, body)
+    await node.settled()
+    since = node.intake.refusing
+    for _ in range(3):
+        node.clock.now += 60
+        node.submit(b"small")  # it still fits, and changes nothing
         node.intake.probe()
-        assert node.intake.refusing is None
-        assert list(tmp_path.glob("probe*")) == []
+        assert node.intake.acceptance is Acceptance.FULL
+        assert node.intake.refusing is since
+    assert node.acked()[:3] == [1, 2, 4]
 
-    run(test, tmp_path)
+    node.writers.answer = written
+    await node.ask_flush()
+    node.intake.look()
+    assert node.intake.acceptance is Acceptance.ACCEPTING
 
 
-def test_writers_that_die_one_after_another_are_told_although_nothing_is_to_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.node(max_bytes=1000)
+async def test_a_body_that_never_fits_does_not_make_an_empty_journal_full(node: Node) -> None:
+    """No segment would ever go, and a balancer sends nothing while /ready says no."""
+    node.submit(b"x" * 1000)
+    assert len(node.rejected()) == 1
+    assert node.intake.acceptance is Acceptance.ACCEPTING
+
+
+async def test_a_segment_that_has_vanished_is_no_write_that_is_held_up(node: Node) -> None:
+    node.figures.database.answered(0.0)
+
+    def take_away(path: Path) -> Answer:
+        path.unlink()
+        return failed(ErrorClass.STORAGE, 2, of_segment=True)
+
+    node.writers.answer = take_away
+    node.submit(b"body")
+    await node.ask_flush()
+    assert node.figures.vanished == 1
+    node.clock.now += 2 * HANGING_S
+    node.scheduler.check_hanging()
+    assert node.figures.database.state is UP
+
+
+async def test_a_journal_that_cannot_be_written_is_tried_although_nobody_sends(node: Node, tmp_path: Path) -> None:
+    """A balancer sends nothing while /ready says no."""
+    node.disk.full = True
+    node.submit(b"body")
+    refusing = node.intake.refusing
+    assert refusing is not None
+    assert "make room on its disk" in refusing.reason
+    node.intake.look()
+    assert node.intake.acceptance is Acceptance.NOT_WRITABLE
+
+    node.disk.full = False
+    node.intake.probe()
+    assert node.intake.refusing is None
+    assert list(tmp_path.glob("probe*")) == []
+
+
+async def test_writers_that_die_one_after_another_are_told_although_nothing_is_to_be_written(
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinger, "FIRST_PING_S", 0.01)
     monkeypatch.setattr(pinger, "PING_S", 0.01)
 
-    async def test(node: Node) -> None:
-        node.writers.dies = True
-        await node.until(lambda: node.figures.database.state is NOT_WRITABLE)
-        assert node.figures.database.reason == "no writer can work: killed; the log says more"
-        node.writers.dies = False
-        await node.until(lambda: node.figures.database.state is UP)
-
-    run(test, tmp_path)
+    node.writers.dies = True
+    await node.until(lambda: node.figures.database.state is NOT_WRITABLE)
+    assert node.figures.database.reason == "no writer can work: killed; the log says more"
+    node.writers.dies = False
+    await node.until(lambda: node.figures.database.state is UP)
 
 
-def test_a_ping_that_is_answered_after_a_failed_one_makes_the_database_up(tmp_path: Path) -> None:
-    async def test(node: Node) -> None:
-        node.writers.ping = failed(ErrorClass.RECONNECT, 2002)
-        await node.until(lambda: node.figures.database.state is DOWN)
-        node.writers.ping = Alive("host", "10.11")
-        await node.until(lambda: node.figures.database.state is UP)
-
-    run(test, tmp_path)
+async def test_a_ping_that_is_answered_after_a_failed_one_makes_the_database_up(node: Node) -> None:
+    node.writers.ping = failed(ErrorClass.RECONNECT, 2002)
+    await node.until(lambda: node.figures.database.state is DOWN)
+    node.writers.ping = Alive("host", "10.11")
+    await node.until(lambda: node.figures.database.state is UP)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,20 @@ class Watched:
         return True
 
 
-def run(test: Callable[[Watched], Awaitable[None]], directory: Path) -> None:
-    async def main() -> None:
-        watched = Watched(directory)
-        await watched.watch.look()
-        try:
-            await test(watched)
-        finally:
-            watched.listener.close()
-            await watched.node.close()
+@pytest.fixture
+def watched(short_path: Path) -> AbstractAsyncContextManager[Watched]:
+    return watching(short_path)
 
-    asyncio.run(main())
+
+@asynccontextmanager
+async def watching(directory: Path) -> AsyncIterator[Watched]:
+    watched = Watched(directory)
+    await watched.watch.look()
+    try:
+        yield watched
+    finally:
+        watched.listener.close()
+        await watched.node.close()
 
 
 def remove_run(watched: Watched) -> None:
@@ -81,128 +85,107 @@ def put_a_file(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("touch", [lambda watched: watched.socket.unlink(), remove_run, put_a_file])
-def test_a_socket_that_is_removed_or_replaced_is_made_anew(
-    short_path: Path, caplog: pytest.LogCaptureFixture, touch: Callable[[Watched], None]
+async def test_a_socket_that_is_removed_or_replaced_is_made_anew(
+    watched: Watched, caplog: pytest.LogCaptureFixture, touch: Callable[[Watched], None]
 ) -> None:
-    async def test(watched: Watched) -> None:
-        assert await watched.connects()
-        await watched.watch.look()
-        assert caplog.text == ""
-        touch(watched)
-        await watched.watch.look()
-        assert await watched.connects()
-        assert str(watched.socket) in caplog.text
-
-    run(test, short_path)
+    assert await watched.connects()
+    await watched.watch.look()
+    assert caplog.text == ""
+    touch(watched)
+    await watched.watch.look()
+    assert await watched.connects()
+    assert str(watched.socket) in caplog.text
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_lock_that_is_removed_is_taken_anew(
-    short_path: Path, caplog: pytest.LogCaptureFixture, replaced: bool
+async def test_a_lock_that_is_removed_is_taken_anew(
+    watched: Watched, short_path: Path, caplog: pytest.LogCaptureFixture, replaced: bool
 ) -> None:
-    async def test(watched: Watched) -> None:
-        watched.lock.unlink()
-        if replaced:
-            watched.lock.touch()
-        await watched.watch.look()
-        assert str(watched.lock) in caplog.text
-        with pytest.raises(SystemExit, match="another flusher is at work"):
-            lock_or_exit(short_path, "flusher")
-        assert not watched.stopped
-
-    run(test, short_path)
+    watched.lock.unlink()
+    if replaced:
+        watched.lock.touch()
+    await watched.watch.look()
+    assert str(watched.lock) in caplog.text
+    with pytest.raises(SystemExit, match="another flusher is at work"):
+        lock_or_exit(short_path, "flusher")
+    assert not watched.stopped
 
 
-def test_of_two_flushers_the_one_whose_lock_was_removed_stops(short_path: Path) -> None:
-    async def test(watched: Watched) -> None:
-        watched.lock.unlink()
-        other = lock_or_exit(short_path, "flusher")
-        await watched.watch.look()
-        assert watched.stopped
-        os.close(other)
-
-    run(test, short_path)
+async def test_of_two_flushers_the_one_whose_lock_was_removed_stops(watched: Watched, short_path: Path) -> None:
+    watched.lock.unlink()
+    other = lock_or_exit(short_path, "flusher")
+    await watched.watch.look()
+    assert watched.stopped
+    os.close(other)
 
 
-def test_a_state_directory_that_is_moved_away_is_said_once_and_stops_nothing(
-    short_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_state_directory_that_is_moved_away_is_said_once_and_stops_nothing(
+    watched: Watched, short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test(watched: Watched) -> None:
-        away = short_path.with_name(short_path.name + ".away")
-        short_path.rename(away)
-        for _ in range(3):
-            await watched.watch.look()
-        messages = [record.getMessage() for record in caplog.records]
-        away.rename(short_path)
+    away = short_path.with_name(short_path.name + ".away")
+    short_path.rename(away)
+    for _ in range(3):
         await watched.watch.look()
-        assert len(messages) == len(set(messages))
-        assert any(message.startswith("the lock: ") for message in messages)
-        assert await watched.connects()
-        assert not watched.stopped
-        watched.node.submit(b"body")
-        assert watched.node.acked() == [1]
+    messages = [record.getMessage() for record in caplog.records]
+    away.rename(short_path)
+    await watched.watch.look()
+    assert len(messages) == len(set(messages))
+    assert any(message.startswith("the lock: ") for message in messages)
+    assert await watched.connects()
+    assert not watched.stopped
+    watched.node.submit(b"body")
+    assert watched.node.acked() == [1]
 
-    run(test, short_path)
+
+async def test_an_active_segment_that_is_removed_is_rescued_within_a_look(watched: Watched, short_path: Path) -> None:
+    watched.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
+    watched.node.submit(b"kept")
+    assert watched.node.journal.active is not None
+    watched.node.journal.active.path.unlink()
+    await watched.watch.look()
+    assert bodies_in(short_path / "journal") == [b"kept"]
 
 
-def test_an_active_segment_that_is_removed_is_rescued_within_a_look(short_path: Path) -> None:
-    async def test(watched: Watched) -> None:
-        watched.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
-        watched.node.submit(b"kept")
-        assert watched.node.journal.active is not None
-        watched.node.journal.active.path.unlink()
+async def test_dead_letters_are_counted_as_they_come_and_go(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    figures = watched.node.figures
+    dead_letters.append(watched.letters, [letter("a"), letter("b")], MAX_BYTES)
+    await watched.watch.look()
+    assert figures.dead_letters_waiting == 2
+    dead_letters.remove(watched.letters, [line for line, _ in dead_letters.read(watched.letters)][:1])
+    await watched.watch.look()
+    assert figures.dead_letters_waiting == 1
+
+    watched.node.writers.busy = 1
+    dead_letters.append(watched.letters, [letter("c")], MAX_BYTES)
+    await watched.watch.look()
+    assert figures.dead_letters_waiting == 1  # its answer will count it
+    for _ in range(20):
         await watched.watch.look()
-        assert bodies_in(short_path / "journal") == [b"kept"]
+    assert figures.dead_letters_waiting == 2
 
-    run(test, short_path)
-
-
-def test_dead_letters_are_counted_as_they_come_and_go(short_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def test(watched: Watched) -> None:
-        figures = watched.node.figures
-        dead_letters.append(watched.letters, [letter("a"), letter("b")], MAX_BYTES)
+    assert caplog.text == ""
+    watched.letters.unlink()
+    for _ in range(20):
         await watched.watch.look()
-        assert figures.dead_letters_waiting == 2
-        dead_letters.remove(watched.letters, [line for line, _ in dead_letters.read(watched.letters)][:1])
-        await watched.watch.look()
-        assert figures.dead_letters_waiting == 1
-
-        watched.node.writers.busy = 1
-        dead_letters.append(watched.letters, [letter("c")], MAX_BYTES)
-        await watched.watch.look()
-        assert figures.dead_letters_waiting == 1  # its answer will count it
-        for _ in range(20):
-            await watched.watch.look()
-        assert figures.dead_letters_waiting == 2
-
-        assert caplog.text == ""
-        watched.letters.unlink()
-        for _ in range(20):
-            await watched.watch.look()
-        assert figures.dead_letters_waiting == 0
-        assert caplog.text.count("was removed by somebody, with 2 dead letters") == 1
-
-    run(test, short_path)
+    assert figures.dead_letters_waiting == 0
+    assert caplog.text.count("was removed by somebody, with 2 dead letters") == 1
 
 
 @pytest.mark.parametrize("spoilt", ["directory", "loop"])
-def test_dead_letters_that_cannot_be_read_are_said_once_and_counted_again_later(
-    short_path: Path, caplog: pytest.LogCaptureFixture, spoilt: str
+async def test_dead_letters_that_cannot_be_read_are_said_once_and_counted_again_later(
+    watched: Watched, caplog: pytest.LogCaptureFixture, spoilt: str
 ) -> None:
-    async def test(watched: Watched) -> None:
-        if spoilt == "directory":
-            watched.letters.mkdir()
-        else:
-            watched.letters.symlink_to(watched.letters)
-        for _ in range(3):
-            await watched.watch.look()
-        assert caplog.text.count("the dead letters: ") == 1
-        watched.letters.rmdir() if spoilt == "directory" else watched.letters.unlink()
-        dead_letters.append(watched.letters, [letter("a")], MAX_BYTES)
+    if spoilt == "directory":
+        watched.letters.mkdir()
+    else:
+        watched.letters.symlink_to(watched.letters)
+    for _ in range(3):
         await watched.watch.look()
-        assert watched.node.figures.dead_letters_waiting == 1
-
-    run(test, short_path)
+    assert caplog.text.count("the dead letters: ") == 1
+    watched.letters.rmdir() if spoilt == "directory" else watched.letters.unlink()
+    dead_letters.append(watched.letters, [letter("a")], MAX_BYTES)
+    await watched.watch.look()
+    assert watched.node.figures.dead_letters_waiting == 1
 
 
 def test_a_look_reads_only_what_has_come_since_the_last(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,15 +205,14 @@ def test_a_look_reads_only_what_has_come_since_the_last(short_path: Path, monkey
     assert len(decoded) == 1
 
 
-def test_segments_that_were_set_aside_are_no_problem_any_more_once_somebody_has_removed_them(short_path: Path) -> None:
-    async def test(watched: Watched) -> None:
-        kept = short_path / "journal" / f"{9:020}.segment.broken"
-        kept.touch()
-        watched.node.journal.set_aside = 1
-        await watched.watch.look()
-        assert watched.node.journal.set_aside == 1
-        kept.unlink()
-        await watched.watch.look()
-        assert watched.node.journal.set_aside == 0
-
-    run(test, short_path)
+async def test_segments_that_were_set_aside_are_no_problem_any_more_once_somebody_has_removed_them(
+    watched: Watched, short_path: Path
+) -> None:
+    kept = short_path / "journal" / f"{9:020}.segment.broken"
+    kept.touch()
+    watched.node.journal.set_aside = 1
+    await watched.watch.look()
+    assert watched.node.journal.set_aside == 1
+    kept.unlink()
+    await watched.watch.look()
+    assert watched.node.journal.set_aside == 0

@@ -7,7 +7,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,11 +152,13 @@ class Node:
         writers_at_once: int = 1,
         pool_size: int = 1,
         writers: FakeWriters | None = None,
+        ping: Answer | None = None,
     ) -> None:
         self.disk = Disk()
         self.clock = Clock()
         self.wall_us = 1_700_000_000_000_000
         self.writers = writers or FakeWriters()
+        self.writers.ping = ping or self.writers.ping
         self.figures = Figures(0.0, Database(since=0.0))
         self.journal = Journal(directory, writev=self.disk.writev, fdatasync=self.disk.fdatasync)
         recover(self.journal)
@@ -244,6 +247,16 @@ class Node:
         await self.syncer.close()
         if self.journal.active is not None:
             self.journal.active.close()
+
+
+@asynccontextmanager
+async def running(directory: Path, **settings: Any) -> AsyncIterator[Node]:
+    """A Node, closed at the end."""
+    node = Node(directory, **settings)
+    try:
+        yield node
+    finally:
+        await node.close()
 
 
 def bodies_in(directory: Path) -> list[bytes]:
