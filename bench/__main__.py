@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,19 +15,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import machine, open_loop, ratios, report
-from bench.bench import FAULTS, Bench, cells, say
+from bench.bench import FAULTS, Bench, cells
 from bench.contenders import STATE
 from bench.counts import lifecycle, statements
 from bench.database import Database
-from bench.figures import median
 from bench.landing import landing
-from bench.latency import flushing, locked, locked_open_loop
+from bench.latency import flushing, locked
 from bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
 from bench.recovery import recovery
 from tests.support.mysql import SERVERS
-from tests.support.service import ROOT, processes_of, wait_until
+from tests.support.service import processes_of, wait_until
 
-PICTURE = ROOT / "docs" / "img" / "latency-locked.png"
 PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
     "locked": ({"p99_locked_vs_idle"}, locked),
     "flushing": ({"p99_flushing_vs_idle"}, flushing),
@@ -76,16 +73,12 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
     raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description(directory)}
     database.start()
-    raw["machine"]["mariadb"] = database.version()
+    raw["machine"]["database"] = database.version()
     raw |= measure(bench, options.only)
-    if raw.get("locked_open_loop", {}).get("latencies"):
-        raw["picture"] = draw(raw["locked_open_loop"], bench, directory)
     raw["seconds"] = round(time.monotonic() - began_at, 1)
     raw["rss_mb"] = bench.rss_mb
     raw["problems"] = ratios.problems(raw)
     raw["ratios"] = ratios.ratios(raw, options.only)
-    raw["rps_vs_seed_design_no_log"] = ratios.rps_vs_seed_design_no_log(raw)
-    raw["landing_by_best"] = ratios.landing_by_best(raw)
     return raw
 
 
@@ -113,14 +106,11 @@ def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
         if key in only:
             wanted += [(cell, plan.rounds, plan.cell_s) for cell in its_cells]
     if MATRIX in only:
-        wanted += [(cell, plan.matrix_rounds, plan.matrix_s) for cell in plan.matrix(bench.peers)]
+        wanted += [(cell, 1, plan.matrix_s) for cell in plan.matrix_cells(bench.peers)]
     raw: dict[str, Any] = {"cells": cells(bench, wanted)}
     for part, (keys, measurement) in PARTS.items():
         if keys & set(only):
             raw[part] = guarded(measurement, bench)
-    highest = median(raw.get("locked", {}).get("idle", ()), "requests_per_s")
-    if highest is not None:
-        raw["locked_open_loop"] = guarded(locked_open_loop, bench, highest / 2)
     return raw
 
 
@@ -129,28 +119,6 @@ def guarded(measurement: Callable[..., dict[str, Any]], *arguments: Any) -> dict
         return measurement(*arguments)
     except FAULTS as error:
         return {"problems": [repr(error)]}
-
-
-def draw(measured: dict[str, Any], bench: Bench, directory: Path) -> dict[str, Any]:
-    """The picture of docs/PERFORMANCE.md; a quick run's is drawn too, but not kept. What went wrong is returned, since
-    everything has been measured by now."""
-    figures = directory / "figures.json"
-    picture = PICTURE if bench.plan is FULL else directory / PICTURE.name
-    try:
-        figures.write_text(json.dumps(measured))
-        picture.parent.mkdir(exist_ok=True)
-        subprocess.run(
-            [bench.seed_python, Path(__file__).with_name("plot.py"), figures, picture],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except subprocess.CalledProcessError as error:
-        return {"problems": [f"not drawn: {error.stderr.strip().rpartition(chr(10))[2]}"]}
-    except OSError as error:
-        return {"problems": [f"not drawn: {error}"]}
-    say(f"latency over time: {picture}")
-    return {"file": str(picture), "problems": []}
 
 
 def _options() -> argparse.Namespace:

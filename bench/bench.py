@@ -19,7 +19,7 @@ from bench import tasks, wrk
 from bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
 from bench.database import Database
 from bench.machine import ALL, LOAD, PINS, SERVICE
-from bench.plan import ALWAYS, ASGI, FALCON, NEVER, OURS, SEED, SEED_NO_LOG, TWO_WORKERS, Cell, Plan
+from bench.plan import ALWAYS, ASGI, FALCON, OURS, SEED, TWO_WORKERS, Cell, Plan
 
 FAULTS = (
     AssertionError,
@@ -66,7 +66,7 @@ class Bench:
     directory: Path
     """Everything that is written lies in it, so that it goes with it."""
     seed_python: str
-    """An interpreter that has the seed design's packages, and matplotlib."""
+    """An interpreter that has the seed design's packages."""
     peers: dict[str, str]
     tasks: list[dict[str, Any]] = field(default_factory=tasks.pool)
     rss_mb: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,9 +82,7 @@ class Bench:
             ASGI: lambda: Ceiling("asgi"),
             FALCON: lambda: Ceiling("falcon"),
             SEED: lambda: SeedDesign(self.database, self.seed_python),
-            SEED_NO_LOG: lambda: SeedDesign(self.database, self.seed_python, access_log=False),
             OURS: lambda: self._ours(OURS, **settings),
-            NEVER: lambda: self._ours(NEVER, JOURNAL_FSYNC="never"),
             ALWAYS: lambda: self._ours(ALWAYS, JOURNAL_FSYNC="always"),
             TWO_WORKERS: lambda: self._ours(TWO_WORKERS, SERVICE_WORKERS=2),
         }

@@ -1,13 +1,11 @@
-"""`python -m bench.client`: what a call of the client costs its caller, and the slowest call of a backend whose
-service is killed and started again. Takes about 40 s; measure on a machine that does nothing else.
+"""`python -m bench.client`: what a call of the client costs its caller; a figure of docs/CLIENT.md. Nothing is judged.
 
-The figures stand in docs/CLIENT.md. Nothing is judged here.
+Takes about 30 s; measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import statistics
 import tempfile
@@ -17,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.persistence_client import PersistenceClient
-from tests.support import backend
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, Service, free_port, task
+from tests.support.service import Service, free_port, task
 
 ROUNDS = 300
 PER_ROUND = 100
@@ -63,35 +60,12 @@ async def cost(name: str, url: str, text: str) -> None:
     print(f"{name}: µs a call: mean {mean_us:.1f} {figures} slowest {calls_s[-1] * 1e6:.0f}; {counters}")
 
 
-def outage(service: Service) -> None:
-    """The backend of tests/client, its service killed and started again in the middle."""
-    directory = Path(tempfile.mkdtemp(prefix="backend-", dir="/tmp"))
-    program = (ROOT / "tests" / "client" / "backend.py").read_text()
-    with backend.start(backend.drop_in(directory), program, f"http://127.0.0.1:{service.port}") as process:
-        time.sleep(4)
-        service.kill()
-        time.sleep(3)
-        service.start()
-        time.sleep(4)
-        output, _ = process.communicate("", timeout=60)
-    shutil.rmtree(directory)
-    flushed, states, calls_s, counters = json.loads(output)
-    calls_s.sort()
-    over = sum(seconds > 0.001 for seconds in calls_s)
-    print(
-        f"backend: {len(states)} tasks, {len(calls_s)} calls, p50 {calls_s[len(calls_s) // 2] * 1e6:.1f} µs,"
-        f" p99.9 {calls_s[int(len(calls_s) * 0.999)] * 1e6:.1f} µs, slowest {calls_s[-1] * 1e3:.3f} ms,"
-        f" {over} over 1 ms; flush {flushed['status']}, counters {counters}"
-    )
-
-
 def main() -> None:
     with running() as service:
         url = f"http://127.0.0.1:{service.port}"
         asyncio.run(cost("service there, 0.6 kB", url, "Start the game, hero! " * 7))
         asyncio.run(cost("service there, 4 kB", url, "开始游戏，英雄！" * 85))
         asyncio.run(cost("service away, 0.6 kB", f"http://127.0.0.1:{free_port()}", "Start the game, hero! " * 7))
-        outage(service)
 
 
 if __name__ == "__main__":

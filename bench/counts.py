@@ -33,8 +33,7 @@ def statements(bench: Bench) -> dict[str, Any]:
         contender, problems = trial.contender, trial.problems
         service = _service(contender)
         flushed = service.flush()
-        before, counters_before = database.statements(), database.counters()
-        rows_before = database.tasks()
+        before, rows_before = database.statements(), database.tasks()
         problems.extend(_odd(flushed, 200))
         for body in bench.bodies(BATCH, RECORDS // BATCH):
             answer = service.post(contender.path, body)
@@ -43,14 +42,12 @@ def statements(bench: Bench) -> dict[str, Any]:
         problems.extend(_odd(flushed, 200))
         sent = database.statements() - before
         rows = database.tasks() - rows_before
-        counters = {name: value - counters_before.get(name, 0) for name, value in database.counters().items()}
     if rows != RECORDS:
         problems.append(f"{rows} rows for {RECORDS} records")
     return {
         "statements": sent,
         "rows": rows,
         "per_1000": round(1000 * sent / RECORDS, 3),
-        "server_counters": {name: value for name, value in counters.items() if value},
         "problems": problems,
     }
 

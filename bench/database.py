@@ -20,7 +20,6 @@ OPTIONS = (
 )
 REDO_LOG = {Flavour.MARIADB: "--innodb-log-file-size=2G", Flavour.MYSQL: "--innodb-redo-log-capacity=2G"}
 """A sustained run fits in it. Once it is full, with 512M after a million rows, no write goes on for seconds."""
-COUNTERS = ("Com_begin", "Com_commit", "Com_insert", "Com_load", "Com_replace", "Com_rollback", "Com_set_option")
 TABLES = ("translation_sessions", "translation_tasks")
 
 
@@ -71,11 +70,6 @@ class Database:
     def tasks(self, where: str = "") -> int:
         """Committed rows; counting them takes the server milliseconds per 100,000."""
         return self._number(f"SELECT COUNT(*) FROM translation_tasks {where}")
-
-    def counters(self) -> dict[str, int]:
-        """What the server counts of the statements that write."""
-        self._db.query(f"SHOW GLOBAL STATUS WHERE variable_name IN ({', '.join(map(repr, COUNTERS))})")
-        return {name: int(value) for name, value in self._db.store_result().fetch_row(0)}
 
     def statements(self) -> int:
         """Statements that clients have sent since the server's start, those of this connection taken out."""

@@ -28,20 +28,6 @@ def summary(latencies_us: Sequence[float]) -> dict[str, float | int]:
     return {"count": len(ordered), **named, "max": round(ordered[-1], 1)}
 
 
-def phases(
-    points: Sequence[tuple[float, float]], locked_at_s: float, unlocked_at_s: float
-) -> dict[str, dict[str, float | int]]:
-    """Summaries of what was due before, while, and after the table was locked.
-
-    Args:
-        points: when a request was due, in s; its latency in µs.
-    """
-    ends = {"before": (0.0, locked_at_s), "locked": (locked_at_s, unlocked_at_s), "after": (unlocked_at_s, math.inf)}
-    return {
-        name: summary([latency for at, latency in points if begin <= at < end]) for name, (begin, end) in ends.items()
-    }
-
-
 def median(rounds: Sequence[Mapping[str, Any]], *path: str) -> float | None:
     """Of one figure over all rounds; None where a round is invalid or has none: one bad round spoils the cell."""
     values = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bench import limits
@@ -16,46 +17,68 @@ BATCH = 100
 FLUSH_ROWS = 1000
 """buffer.max_buffer_size of the service, and of the seed design."""
 CONNECTIONS = 64
-
-
-ALL = 0.97
-MORE, SLIGHTLY_MORE = 1.15, 1.05
-"""Than landed. A backlog that grows takes the core from the writers, one that is empty leaves them idle: where nearly
-all that was offered has landed, clearly more is offered next, else slightly more than landed."""
+HIGHEST_SHARE = 1.1
+"""Of LOAD DATA's rate: nobody is taken to keep up more."""
+KEPT_UP = 0.97
+UNDER_WAY = 2 * FLUSH_ROWS
+"""A rate is kept up where so much of what was offered has landed when the time is over, but for two flushes."""
 
 
 def landing(bench: Bench) -> dict[str, Any]:
-    """Each contender is sent what LOAD DATA lands, and less, for a short time, twice, since a short time may be a bad
-    one; then for the full time, at first slightly more than the best try has landed. After each of our sustained runs
-    LOAD DATA has its turn for as long, in batches as large as the service made, on the same machine in the same minute.
-    """
+    """In each round the highest rate that our service keeps up, then LOAD DATA for as long, in batches as large as the
+    service made, on the same machine in the same minute. The seed design has one round."""
     plan = bench.plan
-    found: dict[str, Any] = {
-        what: {"tries": [_limit(bench, what, FLUSH_ROWS, plan.limit_s)], "rounds": []}
-        for what in (STATEMENTS, LOAD_DATA)
+    found: dict[str, list[dict[str, Any]]] = {
+        what: [_limit(bench, what, FLUSH_ROWS)] for what in (STATEMENTS, LOAD_DATA)
     }
-    first = found[LOAD_DATA]["tries"][0]
+    (first,) = found[LOAD_DATA]
     if first["problems"]:
         return found
     limit = first["rows_per_s"]
-    for name in (OURS, SEED):
-        rates = [share * limit for share in plan.offered]
-        tries = [_land(bench, name, rate, plan.offered_s) for rate in rates * 2] if len(rates) > 1 else []
-        found[name] = {"tries": tries, "rounds": []}
-        # In a short try too much does little harm: what was offered in the best may be far more than lands for long.
-        rate = max(one["rows_per_s"] for one in tries) * SLIGHTLY_MORE if tries else rates[0]
-        for _ in range(plan.landing_rounds):
-            measured = _land(bench, name, rate, plan.landing_s)
-            found[name]["rounds"].append(measured)
-            landed = max(measured["rows_per_s"], rates[-1])
-            rate = landed * (MORE if landed >= ALL * rate else SLIGHTLY_MORE)
-            if name == OURS:
-                rows = max(FLUSH_ROWS, round(measured["rows_per_flush"]))
-                found[LOAD_DATA]["rounds"].append(_limit(bench, LOAD_DATA, rows, plan.landing_s))
+    found |= {OURS: [], LOAD_DATA: []}
+    for _ in range(plan.landing_rounds):
+        best = _kept_up(bench, OURS, limit)
+        found[OURS].append(best)
+        rows = max(FLUSH_ROWS, round(best.get("rows_per_flush") or 0))
+        found[LOAD_DATA].append(_limit(bench, LOAD_DATA, rows))
+        limit = found[LOAD_DATA][-1].get("rows_per_s", limit)
+    found[SEED] = [_kept_up(bench, SEED, limit / 2)]
     return found
 
 
-def _limit(bench: Bench, what: str, rows: int, seconds: float) -> dict[str, Any]:
+def _kept_up(bench: Bench, name: str, limit: float) -> dict[str, Any]:
+    plan = bench.plan
+    return highest_kept_up(
+        lambda rate: _land(bench, name, rate, plan.landing_s), limit, plan.first_share, plan.landing_steps
+    )
+
+
+def highest_kept_up(
+    land: Callable[[float], dict[str, Any]], limit: float, first_share: float, steps: int
+) -> dict[str, Any]:
+    """Bisects the rates up to `limit`. Returns: the try at the highest rate that was kept up, with all `tries`."""
+    low, high, rate = 0.0, HIGHEST_SHARE * limit, first_share * limit
+    best: dict[str, Any] | None = None
+    tries = []
+    for _ in range(steps):
+        tried = land(rate)
+        wanted = max(1.0, KEPT_UP * rate * tried["seconds"] - UNDER_WAY)
+        kept_up = not tried["problems"] and tried["rows"] >= wanted
+        tries.append({name: tried.get(name) for name in ("offered_per_s", "rows_per_s")} | {"kept_up": kept_up})
+        if kept_up:
+            low, best = rate, tried
+        else:
+            high = rate
+        if tried["problems"]:
+            return {**tried, "tries": tries}
+        rate = (low + high) / 2
+    if best is None:
+        return {"tries": tries, "problems": ["no rate was kept up"]}
+    return {**best, "tries": tries}
+
+
+def _limit(bench: Bench, what: str, rows: int) -> dict[str, Any]:
+    seconds = bench.plan.landing_s
     say(f"{what}, {rows} rows each, {seconds:g} s")
     bench.database.move_to(LOAD)
     bench.database.empty()
@@ -74,7 +97,7 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
     """Sends at a fixed rate and counts what is committed at the moment when the time is over."""
     say(f"landing: {name}, {records_per_s:.0f} records/s offered, {seconds:g} s")
     database = bench.database
-    with bench.running(name, f"landing, {seconds:g} s", pinned=True, batch=BATCH) as trial:
+    with bench.running(name, "landing", pinned=True, batch=BATCH) as trial:
         contender = trial.contender
         wanted = job(
             contender.address,
@@ -88,15 +111,13 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
         )
         with Running(wanted, LOAD, priority=False) as sender:
             time.sleep(max(0.0, wanted.begin_at - time.monotonic()))
-            rows_before, statements_before, began_at = database.tasks(), database.statements(), time.monotonic()
+            rows_before, began_at = database.tasks(), time.monotonic()
             time.sleep(max(0.0, wanted.begin_at + seconds - time.monotonic()))
-            statements = database.statements() - statements_before
             took_s = time.monotonic() - began_at
             rows = database.tasks() - rows_before
             measured = trial.round(sender.result())
         del measured["latencies"], measured["latency_us"]  # the sender is not prompt
         flushes = contender.rows_per_flush() if isinstance(contender, Ours) else None
-    problems = measured["problems"] if rows else [*measured["problems"], "no row was committed"]
     return {
         **measured,
         "offered_per_s": round(records_per_s, 1),
@@ -105,6 +126,4 @@ def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict
         "rows_per_s": round(rows / took_s, 1),
         "rows_per_flush": flushes,
         "rss_mb": contender.rss_mb,
-        "statements_per_1000_rows": round(1000 * statements / rows, 3) if rows else None,
-        "problems": problems,
     }

@@ -6,9 +6,9 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from bench.bench import Bench, Trial, say
+from bench.bench import Bench, say
 from bench.contenders import Contender, Ours
-from bench.figures import median, phases
+from bench.figures import median
 from bench.machine import ALL
 from bench.open_loop import Job, Running, job
 from bench.plan import OURS, Cell
@@ -38,63 +38,41 @@ def locked(bench: Bench) -> dict[str, Any]:
     return rounds
 
 
-def locked_open_loop(bench: Bench, rate: float) -> dict[str, Any]:
-    """Latency over time at a fixed rate, before, while, and after the table is locked."""
-    before_s, lock_s, after_s = bench.plan.lock_plot_s
-    say(f"open loop, batch 10, {rate:.0f} requests/s, locked for {lock_s:g} s")
-    with bench.running(OURS, "batch 10, locked, open loop", pinned=False, batch=10) as trial:
-        contender = trial.contender
-        wanted = job(contender.address, contender.path, batch=10, rate=rate, seconds=before_s + lock_s + after_s)
-        with Running(wanted, ALL, priority=True) as sender:
-            time.sleep(max(0.0, wanted.begin_at + before_s - time.monotonic()))
-            with bench.database.mariadb.locked(bench.database.name):
-                locked_at = time.monotonic() - wanted.begin_at
-                time.sleep(lock_s)
-                unlocked_at = time.monotonic() - wanted.begin_at
-            measured = _result(sender, trial)
-    return {
-        **measured,
-        "locked_at_s": round(locked_at, 3),
-        "unlocked_at_s": round(unlocked_at, 3),
-        "phases": phases(measured["latencies"], locked_at, unlocked_at),
-    }
-
-
 def flushing(bench: Bench) -> dict[str, Any]:
-    """p99 at half the highest rate, while flushes run without a pause, the same with a database that does not give way
-    (`equal`), and with the database away; in turns."""
+    """p99 at half the highest rate, while flushes run without a pause, and with the database away; in turns."""
     say("batch 100, 16 connections unpinned: the highest rate")
     highest = [bench.round(FLUSHING_CELL, bench.plan.cell_s) for _ in range(bench.plan.rounds)]
-    rounds: dict[str, list[dict[str, Any]]] = {"flushing": [], "equal": [], "away": []}
+    rounds: dict[str, list[dict[str, Any]]] = {"flushing": [], "away": []}
     highest_rate = median(highest, "requests_per_s")
-    if highest_rate is None:
-        return {"highest": highest, **rounds}
-    rate = round(highest_rate / 2, 1)
-    for number in range(bench.plan.flushing_rounds):
-        for state, measurements in rounds.items():
-            if state == "equal" and number >= bench.plan.equal_rounds:
-                continue
-            say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
-            settings = {"DB_SOCKET": AWAY} if state == "away" else {}
-            where = f"batch 100, open loop, {state}"
-            with bench.running(OURS, where, pinned=False, batch=100, **settings) as trial:
-                contender = trial.contender
-                if state == "equal":
-                    bench.database.give_way(False)
-                wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
-                with Running(wanted, ALL, priority=True) as sender:
-                    time.sleep(max(0.0, wanted.begin_at - time.monotonic()))
-                    before_s, rows_before, began_at = _flush_s(contender), bench.database.tasks(), time.monotonic()
-                    time.sleep(max(0.0, wanted.begin_at + wanted.seconds - time.monotonic()))
-                    flush_s, rows = _flush_s(contender) - before_s, bench.database.tasks() - rows_before
-                    took_s = time.monotonic() - began_at
-                    measured = _result(sender, trial)
-            measured.pop("latencies")
-            measured |= {"flushing_share": round(flush_s / took_s, 3), "rows_per_s": round(rows / took_s, 1)}
-            if wanted.seconds >= SHORT_S:
-                measured["problems"] += not_as_meant(state, measured["flushing_share"], rows)
-            measurements.append(measured)
+    if highest_rate is not None:
+        for _ in range(bench.plan.flushing_rounds):
+            for state, measurements in rounds.items():
+                measurements.append(_open_loop(bench, state, round(highest_rate / 2, 1)))
     return {"highest": highest, **rounds}
+
+
+def _open_loop(bench: Bench, state: str, rate: float) -> dict[str, Any]:
+    say(f"open loop, batch 100, {rate:.0f} requests/s, {state}")
+    settings = {"DB_SOCKET": AWAY} if state == "away" else {}
+    database = bench.database
+    with bench.running(OURS, f"batch 100, open loop, {state}", pinned=False, batch=100, **settings) as trial:
+        contender = trial.contender
+        wanted = job(contender.address, contender.path, batch=100, rate=rate, seconds=bench.plan.flushing_s)
+        with Running(wanted, ALL, priority=True) as sender:
+            time.sleep(max(0.0, wanted.begin_at - time.monotonic()))
+            before_s, rows_before, began_at = _flush_s(contender), database.tasks(), time.monotonic()
+            time.sleep(max(0.0, wanted.begin_at + wanted.seconds - time.monotonic()))
+            flush_s, rows = _flush_s(contender) - before_s, database.tasks() - rows_before
+            took_s = time.monotonic() - began_at
+            measured = trial.round(sender.result())
+    del measured["latencies"]
+    share = round(flush_s / took_s, 3)
+    problems = measured["problems"]
+    if measured["unsent"]:
+        problems.append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
+    if wanted.seconds >= SHORT_S:
+        problems += [*late(measured, wanted), *not_as_meant(state, share, rows)]
+    return {**measured, "flushing_share": share, "rows_per_s": round(rows / took_s, 1)}
 
 
 def not_as_meant(state: str, flushing_share: float, rows: int) -> list[str]:
@@ -110,15 +88,6 @@ def not_as_meant(state: str, flushing_share: float, rows: int) -> list[str]:
     if not rows:
         return ["no row landed while flushes should have run"]
     return [f"flushes ran for {flushing_share:.0%} of the time only"] if flushing_share < LEAST_SHARE else []
-
-
-def _result(sender: Running, trial: Trial) -> dict[str, Any]:
-    measured = trial.round(sender.result())
-    if measured["unsent"]:
-        measured["problems"].append(f"{measured['unsent']} requests could not be sent: all connections were waiting")
-    if sender.job.seconds >= SHORT_S:
-        measured["problems"] += late(measured, sender.job)
-    return measured
 
 
 def late(measured: dict[str, Any], job: Job) -> list[str]:

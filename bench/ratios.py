@@ -6,19 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.figures import median, ratio
-from bench.plan import (
-    ALWAYS,
-    ASGI,
-    FALCON,
-    LOAD_DATA,
-    NAMES,
-    OURS,
-    PROCESSES,
-    SEED,
-    SEED_NO_LOG,
-    TWO_WORKERS,
-    Key,
-)
+from bench.plan import ALWAYS, ASGI, FALCON, LOAD_DATA, NAMES, OURS, PROCESSES, SEED, TWO_WORKERS, Key
 
 Raw = dict[str, Any]
 
@@ -26,17 +14,6 @@ Raw = dict[str, Any]
 def ratios(raw: Raw, only: Sequence[str] = NAMES) -> dict[str, Any]:
     """Every key of `only`, in the order of KEYS."""
     return {name: made(raw) for name, made in _RATIOS.items() if name in only}
-
-
-def rps_vs_seed_design_no_log(raw: Raw) -> float | None:
-    """What rps_vs_seed_design would be without uvicorn's access log. Not a key: its users leave the log as it is."""
-    return ratio(_rps(raw, OURS, 1, 16), _rps(raw, SEED_NO_LOG, 1, 16))
-
-
-def landing_by_best(raw: Raw) -> float | None:
-    """What landing_vs_load_data would be if the best of each counted, LOAD DATA's short try included."""
-    tries = raw.get("landing", {}).get(LOAD_DATA, {}).get("tries", ())
-    return ratio(_best(_sustained(raw, OURS)), _best([*tries, *_sustained(raw, LOAD_DATA)]))
 
 
 def verdict(key: Key, value: Any) -> bool | None:
@@ -64,12 +41,6 @@ def problems(raw: Any, where: str = "") -> list[str]:
     return found
 
 
-def cell(raw: Raw, contender: str, batch: int, connections: int, *path: str, pinned: bool = True) -> float | None:
-    """The median of one figure of one cell; None if it was not measured, or is invalid."""
-    latencies = path[0] == "latency_us"
-    return median(rounds(raw, contender, batch, connections, pinned=pinned, latencies=latencies), *path)
-
-
 def rounds(
     raw: Raw, contender: str, batch: int, connections: int, *, pinned: bool = True, latencies: bool = False
 ) -> Sequence[Raw]:
@@ -81,65 +52,49 @@ def rounds(
     return ()
 
 
-def _rps(raw: Raw, contender: str, batch: int, connections: int, **how: bool) -> float | None:
-    return cell(raw, contender, batch, connections, "requests_per_s", **how)
+def _rates(ours: str, theirs: str, batch: int, connections: int, **how: bool) -> Callable[[Raw], float | None]:
+    """Requests/s of one contender by another's, in the same cell."""
+    return lambda raw: ratio(
+        *(median(rounds(raw, name, batch, connections, **how), "requests_per_s") for name in (ours, theirs))
+    )
 
 
-def _rounds(raw: Raw, part: str, name: str, *path: str) -> float | None:
-    return median(raw.get(part, {}).get(name, ()), *path)
+def _p50(raw: Raw) -> float | None:
+    both = (rounds(raw, name, 1, 1, pinned=False, latencies=True) for name in (OURS, ASGI))
+    return ratio(*(median(one, "latency_us", "p50") for one in both))
 
 
-def _sustained(raw: Raw, name: str) -> Sequence[Raw]:
-    found: Sequence[Raw] = raw.get("landing", {}).get(name, {}).get("rounds", ())
-    return found
+def _parts(part: str, ours: str, theirs: str, *path: str) -> Callable[[Raw], float | None]:
+    """A figure of two lists of rounds that one measurement has made."""
+    return lambda raw: ratio(*(median(raw.get(part, {}).get(name, ()), *path) for name in (ours, theirs)))
 
 
-def _landed(raw: Raw, name: str) -> float | None:
-    return median(_sustained(raw, name), "rows_per_s")
-
-
-def _best(rounds: Sequence[Raw]) -> float | None:
-    if not rounds or any(one["problems"] for one in rounds):
-        return None
-    return max(one["rows_per_s"] for one in rounds)
-
-
-def _one(raw: Raw, part: str, name: str) -> Any:
+def _one(part: str, name: str) -> Callable[[Raw], Any]:
     """A figure of a measurement that is made once."""
-    measured = raw.get(part)
-    return None if not measured or measured["problems"] else measured[name]
+    return lambda raw: None if not raw.get(part) or raw[part]["problems"] else raw[part][name]
 
 
 def _rss(raw: Raw) -> dict[str, float] | None:
-    """In the sustained runs; a process that was not seen is not small."""
-    rounds = _sustained(raw, OURS)
-    if not rounds or any(one["problems"] or set(one["rss_mb"]) != set(PROCESSES) for one in rounds):
+    """While landing; a process that was not seen is not small."""
+    landed = raw.get("landing", {}).get(OURS, ())
+    if not landed or any(one["problems"] or set(one["rss_mb"]) != set(PROCESSES) for one in landed):
         return None
-    return {process: max(one["rss_mb"][process] for one in rounds) for process in PROCESSES}
+    return {process: max(one["rss_mb"][process] for one in landed) for process in PROCESSES}
 
 
 _RATIOS: dict[str, Callable[[Raw], Any]] = {
-    "rps_vs_ceiling_falcon": lambda raw: ratio(_rps(raw, OURS, 1, 16), _rps(raw, FALCON, 1, 16)),
-    "rps_vs_seed_design": lambda raw: ratio(_rps(raw, OURS, 1, 16), _rps(raw, SEED, 1, 16)),
-    "p50_vs_ceiling_asgi": lambda raw: ratio(
-        cell(raw, OURS, 1, 1, "latency_us", "p50", pinned=False),
-        cell(raw, ASGI, 1, 1, "latency_us", "p50", pinned=False),
-    ),
-    "records_vs_ceiling_falcon": lambda raw: ratio(_rps(raw, OURS, 100, 16), _rps(raw, FALCON, 100, 16)),
-    "p99_locked_vs_idle": lambda raw: ratio(
-        _rounds(raw, "locked", "locked", "latency_us", "p99"), _rounds(raw, "locked", "idle", "latency_us", "p99")
-    ),
-    "p99_flushing_vs_idle": lambda raw: ratio(
-        _rounds(raw, "flushing", "flushing", "latency_us", "p99"), _rounds(raw, "flushing", "away", "latency_us", "p99")
-    ),
-    "landing_vs_load_data": lambda raw: ratio(_landed(raw, OURS), _landed(raw, LOAD_DATA)),
-    "landing_vs_seed_design": lambda raw: ratio(_landed(raw, OURS), _landed(raw, SEED)),
-    "statements_per_1000": lambda raw: _one(raw, "statements", "per_1000"),
-    "rows_per_record_lifecycle": lambda raw: _one(raw, "lifecycle", "rows_per_record"),
-    "workers2_vs_1": lambda raw: ratio(
-        _rps(raw, TWO_WORKERS, 1, 16, pinned=False), _rps(raw, OURS, 1, 16, pinned=False)
-    ),
+    "rps_vs_ceiling_falcon": _rates(OURS, FALCON, 1, 16),
+    "rps_vs_seed_design": _rates(OURS, SEED, 1, 16),
+    "p50_vs_ceiling_asgi": _p50,
+    "records_vs_ceiling_falcon": _rates(OURS, FALCON, 100, 16),
+    "p99_locked_vs_idle": _parts("locked", "locked", "idle", "latency_us", "p99"),
+    "p99_flushing_vs_idle": _parts("flushing", "flushing", "away", "latency_us", "p99"),
+    "landing_vs_load_data": _parts("landing", OURS, LOAD_DATA, "rows_per_s"),
+    "landing_vs_seed_design": _parts("landing", OURS, SEED, "rows_per_s"),
+    "statements_per_1000": _one("statements", "per_1000"),
+    "rows_per_record_lifecycle": _one("lifecycle", "rows_per_record"),
+    "workers2_vs_1": _rates(TWO_WORKERS, OURS, 1, 16, pinned=False),
     "rss_mb": _rss,
-    "recover_records_per_s": lambda raw: _one(raw, "recovery", "records_per_s"),
-    "always_vs_interval": lambda raw: ratio(_rps(raw, ALWAYS, 1, 64), _rps(raw, OURS, 1, 64)),
+    "recover_records_per_s": _one("recovery", "records_per_s"),
+    "always_vs_interval": _rates(ALWAYS, OURS, 1, 64),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.figures import median
-from bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, SEED_NO_LOG, STATEMENTS, Key
+from bench.plan import ASGI, KEYS, LOAD_DATA, OURS, SEED, STATEMENTS, Key
 from bench.ratios import rounds, verdict
 
 Raw = dict[str, Any]
@@ -18,7 +18,7 @@ def text(raw: Raw) -> str:
     ran_on = (
         f"{raw['plan']} run, {raw['seconds']:.0f} s, on {machine['cores']} cores of {machine['processor']},"
         f" {machine['memory_gib']:g} GiB, {machine['filesystem']}; {machine['kernel']}; Python {machine['python']}\n"
-        f"{machine['mariadb']}; {machine['wrk'].partition(' Copyright')[0]}"
+        f"{machine['database']}; {machine['wrk'].partition(' Copyright')[0]}"
     )
     if not machine["database_gives_way"]:
         why = "This user may not change the database's priority" if machine["pins"] else "There is one core"
@@ -80,22 +80,6 @@ def _latency(one: Raw) -> str:
     return INVALID if p50 is None or p99 is None else f"{p50:,.0f} / {p99:,.0f}"
 
 
-def _others(raw: Raw) -> str:
-    rows = [
-        [what, shown]
-        for what, needs, show in _OTHERS
-        if all(_get(raw, path) for path in needs) and (shown := show(raw))
-    ]
-    return table(["measured besides", ""], rows) if rows else ""
-
-
-def _get(raw: Raw, path: str) -> Any:
-    value: Any = raw
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
 def _median(rounds: Sequence[Raw], *path: str) -> str:
     value = median(rounds, *path)
     return INVALID if value is None else f"{value:,.0f}"
@@ -110,8 +94,16 @@ def _spread(rounds: Sequence[Raw], *path: str) -> str:
     return f"{value:,.0f} ({min(each):,.0f} to {max(each):,.0f})"
 
 
-def _p99(raw: Raw, part: str, *states: str) -> str:
-    return " / ".join(_spread(raw[part][state], "latency_us", "p99") for state in states)
+def _others(raw: Raw) -> str:
+    """Behind a median of several rounds stand the lowest and the highest."""
+    rows = [[what, shown] for what, show in _OTHERS if (shown := show(raw))]
+    return table(["measured besides", ""], rows) if rows else ""
+
+
+def _states(part: str, *states: str, path: tuple[str, ...] = ("latency_us", "p99")) -> Callable[[Raw], str]:
+    return lambda raw: (
+        " / ".join(_spread(raw[part][state], *path) for state in states) if states[0] in raw.get(part, {}) else ""
+    )
 
 
 def _p50(raw: Raw) -> str:
@@ -120,88 +112,42 @@ def _p50(raw: Raw) -> str:
     return " / ".join(_spread(one, "latency_us", "p50") for one in both) if all(both) else ""
 
 
-def _open_loop(raw: Raw) -> str:
-    measured = raw["locked_open_loop"]
-    if measured["problems"]:
-        return INVALID
-    phases = [f"{one['p50']:,.0f} / {one['p99']:,.0f}" if one else INVALID for one in measured["phases"].values()]
-    return f"{measured['rate']:,.0f}; {', '.join(phases)}"
+def _landed(name: str) -> Callable[[Raw], str]:
+    def how(one: Raw) -> str:
+        return f"{one['rows_in_one']} rows each" if "rows_in_one" in one else f"{one['offered_per_s']:,.0f} offered"
 
-
-def _limit(raw: Raw, name: str) -> str:
-    measured = raw["landing"][name]
-    return _each(
-        [*measured["tries"], *measured["rounds"]],
-        lambda one: f"{one['rows_in_one']} rows each, {one['seconds']:.0f} s",
+    return lambda raw: ", ".join(
+        INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({how(one)})"
+        for one in raw.get("landing", {}).get(name, ())
     )
 
 
-def _landed(raw: Raw, name: str) -> str:
-    return _each(raw["landing"][name]["rounds"], lambda one: f"{one['offered_per_s']:,.0f} offered")
+def _started(raw: Raw) -> str:
+    start = raw.get("recovery", {}).get("start")
+    return f"{start['ready_s']:.2f}" if start else ""
 
 
-def _each(rounds: Sequence[Raw], how: Callable[[Raw], str]) -> str:
-    """rows/s of every round, and how it was made."""
-    return ", ".join(INVALID if one["problems"] else f"{one['rows_per_s']:,.0f} ({how(one)})" for one in rounds)
-
-
-_OTHERS: tuple[tuple[str, tuple[str, ...], Callable[[Raw], str]], ...] = (
-    (
-        f"rps_vs_seed_design without uvicorn's access log: requests/s of {OURS} by those of {SEED_NO_LOG}",
-        ("rps_vs_seed_design_no_log",),
-        lambda raw: _value(raw["rps_vs_seed_design_no_log"]),
-    ),
-    (f"p50 in µs, batch 1, 1 connection: {OURS} / {ASGI}", ("cells",), _p50),
-    (
-        "p99 in µs, batch 10, 16 connections: idle / locked",
-        ("locked.idle",),
-        lambda raw: _p99(raw, "locked", "idle", "locked"),
-    ),
-    (
-        "p99 in µs, open loop, batch 100: flushing / with a database that does not give way / database away",
-        ("flushing.flushing",),
-        lambda raw: _p99(raw, "flushing", "flushing", "equal", "away"),
-    ),
-    (
-        "rows/s landed in these rounds",
-        ("flushing.flushing",),
-        lambda raw: " / ".join(
-            _median(raw["flushing"][state], "rows_per_s") for state in ("flushing", "equal", "away")
-        ),
-    ),
-    (
-        "open loop, batch 10: requests/s; p50 / p99 in µs before, while, and after the table is locked",
-        ("locked_open_loop.phases",),
-        _open_loop,
-    ),
-    (f"rows/s, {LOAD_DATA}", (f"landing.{LOAD_DATA}",), lambda raw: _limit(raw, LOAD_DATA)),
-    (f"rows/s, {STATEMENTS}", (f"landing.{STATEMENTS}",), lambda raw: _limit(raw, STATEMENTS)),
-    (f"rows/s landed, {OURS}", (f"landing.{OURS}",), lambda raw: _landed(raw, OURS)),
-    (f"rows/s landed, {SEED}", (f"landing.{SEED}",), lambda raw: _landed(raw, SEED)),
-    (
-        "landing_vs_load_data, by the best of each instead of the median, LOAD DATA's short try included",
-        ("landing_by_best",),
-        lambda raw: _value(raw["landing_by_best"]),
-    ),
+_OTHERS: tuple[tuple[str, Callable[[Raw], str]], ...] = (
+    (f"p50 in µs, batch 1, 1 connection: {OURS} / {ASGI}", _p50),
+    ("p99 in µs, batch 10, 16 connections: idle / locked", _states("locked", "idle", "locked")),
+    ("p99 in µs, open loop, batch 100: flushing / database away", _states("flushing", "flushing", "away")),
+    ("rows/s landed while flushing", _states("flushing", "flushing", path=("rows_per_s",))),
+    *((f"rows/s, {name}", _landed(name)) for name in (STATEMENTS, LOAD_DATA, OURS, SEED)),
     (
         "most memory in any cell, MB",
-        ("rss_mb",),
         lambda raw: "; ".join(f"{process} {peak['mb']:g} ({peak['where']})" for process, peak in raw["rss_mb"].items()),
     ),
-    (
-        "journal read back: seconds until the service accepts, with it",
-        ("recovery.start",),
-        lambda raw: f"{raw['recovery']['start']['ready_s']:.2f}",
-    ),
+    ("journal read back: seconds until the service accepts, with it", _started),
 )
-"""What, the paths in the raw figures that must be there, how to show it: nothing, where it was not measured. Behind a
-median of several rounds stand the lowest and the highest."""
+"""What, and how to show it: nothing, where it was not measured."""
 
 
 def _ratios(raw: Raw) -> str:
+    words = {True: "yes", False: "NO", None: ""}
     rows = [
-        [f"**{key.name}**", key.says, _value(raw["ratios"][key.name]), _bound(key), _verdict(key, raw)]
+        [f"**{key.name}**", key.says, _value(value), _bound(key), words[verdict(key, value)]]
         for key in KEYS
+        for value in (raw["ratios"].get(key.name),)
         if key.name in raw["ratios"]
     ]
     return table(["key", "what", "measured", "must be", ""], rows) if rows else ""
@@ -221,7 +167,3 @@ def _bound(key: Key) -> str:
     if key.at_most is not None:
         return f"≤ {key.at_most:g}"
     return f"≥ {key.at_least:,g}" if key.at_least is not None else "reported"
-
-
-def _verdict(key: Key, raw: Raw) -> str:
-    return {True: "yes", False: "NO", None: ""}[verdict(key, raw["ratios"][key.name])]

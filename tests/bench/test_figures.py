@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.figures import median, percentile, phases, ratio, summary
+from bench.figures import median, percentile, ratio, summary
 
 
 @pytest.mark.parametrize(
@@ -32,36 +32,20 @@ def test_a_summary_sorts_and_counts_and_is_empty_without_values() -> None:
     assert summary([]) == {}
 
 
-def test_phases_are_told_apart_by_when_a_request_was_due() -> None:
-    points = [(0.0, 1.0), (3.9, 3.0), (4.0, 50.0), (5.99, 70.0), (6.0, 9.0)]
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ([(5, []), (1, []), (3, [])], 3),
+        ([(1, []), (900, ["3 errors: status"])], None),
+        ([(1, []), (None, [])], None),
+        ([], None),
+    ],
+    ids=["the median counts", "one invalid round", "one round without the figure", "nothing measured"],
+)
+def test_the_median_of_a_cell(figures: list[tuple[float | None, list[str]]], expected: float | None) -> None:
+    rounds = [{"latency_us": {"p99": value} if value else {}, "problems": problems} for value, problems in figures]
 
-    found = phases(points, 4.0, 6.0)
-
-    assert {name: (one["count"], one["p50"], one["max"]) for name, one in found.items()} == {
-        "before": (2, 1.0, 3.0),
-        "locked": (2, 50.0, 70.0),
-        "after": (1, 9.0, 9.0),
-    }
-    assert phases([], 4.0, 6.0) == {"before": {}, "locked": {}, "after": {}}
-
-
-def test_the_median_round_counts() -> None:
-    rounds = [{"rps": value, "latency_us": {"p99": value * 10}, "problems": []} for value in (5, 1, 3)]
-
-    assert median(rounds, "rps") == 3
-    assert median(rounds, "latency_us", "p99") == 30
-    assert median([], "rps") is None
-
-
-def test_one_invalid_round_makes_the_cell_invalid_and_not_fast() -> None:
-    rounds = [{"rps": 1, "problems": []}, {"rps": 900, "problems": ["3 errors: status"]}]
-
-    assert median(rounds, "rps") is None
-
-
-def test_a_figure_that_was_not_measured_has_no_median() -> None:
-    assert median([{"problems": []}], "rps") is None
-    assert median([{"latency_us": {}, "problems": []}], "latency_us", "p99") is None
+    assert median(rounds, "latency_us", "p99") == expected
 
 
 @pytest.mark.parametrize(
