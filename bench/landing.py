@@ -56,14 +56,17 @@ def _kept_up(bench: Bench, name: str, limit: float) -> dict[str, Any]:
 def highest_kept_up(
     land: Callable[[float], dict[str, Any]], limit: float, first_share: float, steps: int
 ) -> dict[str, Any]:
-    """Bisects the rates up to `limit`. Returns: the try at the highest rate that was kept up, with all `tries`."""
+    """Bisects the rates up to `limit`; a single step is taken as it is, which a quick run does.
+
+    Returns: the try at the highest rate that was kept up, with all `tries`.
+    """
     low, high, rate = 0.0, HIGHEST_SHARE * limit, first_share * limit
     best: dict[str, Any] | None = None
     tries = []
     for _ in range(steps):
         tried = land(rate)
         wanted = max(1.0, KEPT_UP * rate * tried["seconds"] - UNDER_WAY)
-        kept_up = not tried["problems"] and tried["rows"] >= wanted
+        kept_up = not tried["problems"] and (tried["rows"] >= wanted or steps == 1)
         tries.append({name: tried.get(name) for name in ("offered_per_s", "rows_per_s")} | {"kept_up": kept_up})
         if kept_up:
             low, best = rate, tried
