@@ -13,7 +13,8 @@ import falcon
 import falcon.asgi
 
 from ingest import openapi
-from ingest.batches import Batch
+from ingest.access import Access
+from ingest.batches import BatchRoute
 from ingest.dashboard import Dashboard, Points
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
@@ -23,7 +24,6 @@ from ingest.metrics import RequestMetrics
 from ingest.reading import Reading
 from ingest.request_ids import request_id
 from ingest.responses import App, ErrorResponse
-from ingest.shortcut import Shortcut
 from ingest.stats import Flush, Metrics, Stats
 from shared.reading import ROUTES
 from shared.records import KINDS, SESSIONS
@@ -69,15 +69,28 @@ def create_app(
     reading: Reading | None = None,
     read_token: str | None = None,
     policy: Policy,
-) -> tuple[App, dict[bytes, Shortcut]]:
+) -> tuple[App, dict[bytes, BatchRoute]]:
     """Every path of the contract. The forwarder starts and ends with the application's lifespan, so does recording.
 
     Args: leaving: set from when no load balancer should send more; read_token: one that may only GET.
-    Returns: the application, and the short ways past it, by path.
+    Returns: the application, and the routes with a fast path past it, by target.
     """
     health = Health(forwarder, time.monotonic())
+    access = Access(
+        service.auth_token,
+        read_token=read_token,
+        protected_mode=service.protected_mode,
+        allowed_hosts=service.allowed_hosts,
+    )
     batches = {
-        kind.path: Batch(Validator(kind, policy, partial(metrics.ignore, kind.name)), forwarder) for kind in KINDS
+        kind.path: BatchRoute(
+            Validator(kind, policy, partial(metrics.ignore, kind.name)),
+            forwarder,
+            access,
+            max_body_bytes=service.max_body_bytes,
+            reject=metrics.reject,
+        )
+        for kind in KINDS
     }
     dashboard = Dashboard()
     table: dict[str, object] = {
@@ -97,7 +110,7 @@ def create_app(
     app.add_middleware(Lifespan(forwarder, recorder))
     for path, resource in table.items():
         app.add_route(path, resource)
-    app.add_error_handler(ErrorResponse, _problem)
+    app.add_error_handler(ErrorResponse, _pass_on)
     app.add_error_handler(Exception, _bug)
     routes = {
         path: frozenset(method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}"))
@@ -106,24 +119,21 @@ def create_app(
     routes |= dict.fromkeys(ROUTES, frozenset(("GET",)))
     guard = Guard(
         cast(App, app),
+        access,
         reading=reading,
         routes=routes,
         posts_with_body=frozenset(batches),
-        auth_token=service.auth_token,
-        read_token=read_token,
-        protected_mode=service.protected_mode,
-        allowed_hosts=service.allowed_hosts,
         max_body_bytes=service.max_body_bytes,
         reject=metrics.reject,
     )
-    return guard, {path.encode(): Shortcut(batch, guard, forwarder) for path, batch in batches.items()}
+    return guard, {path.encode(): batch for path, batch in batches.items()}
 
 
-async def _problem(
-    _request: falcon.asgi.Request, _response: falcon.asgi.Response, problem: ErrorResponse, _params: dict[str, Any]
+async def _pass_on(
+    _request: falcon.asgi.Request, _response: falcon.asgi.Response, error: ErrorResponse, _params: dict[str, Any]
 ) -> None:
     """The guard answers."""
-    raise problem
+    raise error
 
 
 async def _bug(

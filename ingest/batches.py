@@ -1,10 +1,10 @@
-"""POST of a batch: validate, forward, answer."""
+"""POST of a batch: admit, validate, forward, answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -12,17 +12,34 @@ from functools import lru_cache
 import falcon
 import falcon.asgi
 
+from ingest.access import Access
 from ingest.forwarder import FlusherUnavailable, Forwarder, Rejected
+from ingest.headers import is_host
 from ingest.parameters import DEFAULT_TIMEOUT_S, invalid_parameter, parse_timeout
-from ingest.responses import ErrorResponse, unavailable
+from ingest.request_ids import log_error, request_id
+from ingest.responses import JSON_TYPE, ErrorResponse, encode_response, unavailable
+from ingest.unpacking import SMALL_BODY_BYTES
 from shared.bodies import InvalidBody
 from shared.validation import InvalidRecord, Validator
 
+MAX_FAST_BODY_BYTES = 256 * 1024
+_LENGTH_DIGITS = len(str(MAX_FAST_BODY_BYTES))
+MAX_FAST_READING_BYTES = 16 * 1024 * 1024
+"""Bodies over SMALL_BODY_BYTES on the fast path, as announced; more take the slow path."""
+_SLOW_FIELDS = frozenset((b"transfer-encoding", b"content-encoding", b"x-request-id", b"origin", b"sec-fetch-site"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 LARGE_BODY_BYTES = 1024 * 1024
 """One step of a larger body may take tens of milliseconds, so only one of them is validated in full at a time."""
 TURN_S = 0.002
 """How long a request may keep the loop from all others."""
+
+_ACCEPTED = {
+    keep_alive: encode_response(
+        202, [(b"content-type", JSON_TYPE), (b"content-length", b"%d")], b"%b", keep_alive=keep_alive
+    )
+    for keep_alive in (False, True)
+}
+"""An accepted batch's answer, without the length of its body and the body."""
 
 
 @lru_cache(maxsize=4)
@@ -40,22 +57,88 @@ def accepted(status: str, count: int, arrival_us: int) -> bytes:
     return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival_us))
 
 
-class Batch:
-    """One kind's batches, as a Falcon resource."""
+class BatchRoute:
+    """One kind's batches. Two doors lead here: the connection's fast path (admits, count, submit, answer), and Falcon's
+    on_post, behind the guard, for every other request.
+
+    The fast path takes a POST that says how large it is, has no query, and has nothing in its header that the guard
+    would have to check in full. Its body is certainly valid, or on_post validates it. ASGI and Falcon cost twice as
+    much as all the rest of such a request (docs/PERFORMANCE.md).
+
+    Args: reject(records): told of refused records, by reason.
+    """
 
     def __init__(
         self,
         validator: Validator,
         forwarder: Forwarder,
+        access: Access,
         *,
+        max_body_bytes: int,
+        reject: Callable[[Mapping[str, int]], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.kind = validator.kind
         self.path = self.kind.path
         self._validator = validator
         self._forwarder = forwarder
+        self._access = access
+        self._max_body_bytes = min(max_body_bytes, MAX_FAST_BODY_BYTES)
+        self._reject = reject
         self._wall = wall
+        self._reading_bytes = 0
         self._large = asyncio.Lock()
+
+    def admits(self, fields: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None) -> int:
+        """Whether a POST with this header takes the fast path: it passes all checks of the guard, and there is room.
+
+        Returns: the bytes of its body, for which release() must follow; 0 if it takes the slow path.
+        """
+        headers = dict(fields)
+        length = headers.get(b"content-length", b"")
+        if (
+            len(headers) != len(fields)
+            or not 1 <= len(length) <= _LENGTH_DIGITS
+            or headers.get(b"content-type") != JSON_TYPE
+            or b"host" not in headers
+            or not _SLOW_FIELDS.isdisjoint(headers)
+            or not is_host(headers[b"host"])
+            or not self._access.admits(headers, client)
+        ):
+            return 0
+        size = int(length)
+        if size > SMALL_BODY_BYTES:
+            if size > self._max_body_bytes or self._reading_bytes + size > MAX_FAST_READING_BYTES:
+                return 0
+            self._reading_bytes += size
+        return size if size <= self._max_body_bytes else 0
+
+    def release(self, size: int) -> None:
+        """The body is no longer being read."""
+        if size > SMALL_BODY_BYTES:
+            self._reading_bytes -= size
+
+    def count(self, body: bytes) -> int:
+        """Returns: the number of records of a body that is certainly valid; 0 where only full validation can tell."""
+        return self._validator.count(body, self._wall())
+
+    def submit(self, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
+        """Forwards a valid body; `done` gets what answer() takes. Returns: False if the window to the flusher is full,
+        and then nothing is sent."""
+        return self._forwarder.submit_now(self.kind.code, count, body, done)
+
+    def answer(self, arrival_us: int | Exception, count: int, *, keep_alive: bool) -> tuple[int, bytes]:
+        """Args: arrival_us: since 1970 UTC, or why there is none. Returns: status and the whole answer."""
+        if type(arrival_us) is int:
+            body = accepted("accepted", count, arrival_us)
+            return 202, _ACCEPTED[keep_alive] % (len(body), body)
+        assert isinstance(arrival_us, FlusherUnavailable | Rejected)
+        error = unavailable(arrival_us, count)
+        scope = {"method": "POST", "path": self.path}
+        log_error(scope, error)
+        self._reject(error.records)
+        fields = [*error.fields, (b"x-request-id", request_id(scope).encode())]
+        return error.status, encode_response(error.status, fields, error.body, keep_alive=keep_alive)
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         body: bytes = request.scope["body"]
@@ -64,7 +147,8 @@ class Batch:
         if request.query_string:
             want_commit, timeout_s = self._parameters(request)
         try:
-            count = self.count(body) or await self._validate(body)
+            counted: int | None = request.scope.get("record_count")  # the fast path has counted it
+            count = (self.count(body) if counted is None else counted) or await self._validate(body)
         except InvalidBody as error:
             raise ErrorResponse(400, error.code, error.detail) from error
         except InvalidRecord as error:
@@ -92,10 +176,6 @@ class Batch:
         if ack not in (None, "journaled", "committed"):
             raise invalid_parameter("ack", ack, "journaled and committed")
         return ack == "committed", parse_timeout(request.get_param("timeout"))
-
-    def count(self, body: bytes) -> int:
-        """Returns: the number of records of a valid body; 0 where only full validation can tell."""
-        return self._validator.count(body, self._wall())
 
     async def _validate(self, body: bytes) -> int:
         """Full validation; other tasks get turns in between. Raises: InvalidBody, InvalidRecord."""

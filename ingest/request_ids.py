@@ -1,7 +1,7 @@
-"""Ids of requests: the caller's own X-Request-Id, or one that is made when it is needed first.
+"""Ids of requests: the client's own X-Request-Id, or one that is made when it is first needed.
 
-Most requests bring none and are answered well, so nothing is made for them. Whoever brings one, and whoever gets a 5xx,
-finds it in the answer; log lines about a request have it.
+Most requests bring none and succeed, so none is made for them. A client that brings one, or gets a 5xx, finds it in the
+answer; log lines about the request have it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 _VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SHOWN_PATH = 100
-"""Characters of a path in a log line: strangers choose it."""
+"""Characters of a path in a log line: clients choose it."""
 
 
-def take(scope: MutableMapping[str, Any], given: bytes) -> None:
-    """Keeps the caller's id; one that could not stand in a header or a log line is replaced."""
+def accept_client_id(scope: MutableMapping[str, Any], given: bytes) -> None:
+    """Keeps the client's id; one that is unfit for a header or a log line is replaced."""
     if _VALID.fullmatch(given):
         scope["request_id"] = given.decode()
     else:
@@ -37,10 +37,10 @@ def request_id(scope: MutableMapping[str, Any]) -> str:
     return found
 
 
-def log_problem(scope: MutableMapping[str, Any], problem: ErrorResponse) -> None:
-    """A line for what the service could not do. What the caller did wrong is the caller's matter: at DEBUG only."""
-    level = logging.WARNING if problem.status >= 500 else logging.DEBUG
+def log_error(scope: MutableMapping[str, Any], error: ErrorResponse) -> None:
+    """One line, at WARNING if the service failed, at DEBUG if the client did."""
+    level = logging.WARNING if error.status >= 500 else logging.DEBUG
     if log.isEnabledFor(level):
         extra = {"request_id": request_id(scope)}
         path = scope["path"][:_SHOWN_PATH]
-        log.log(level, "%s %s: %d %s", scope["method"], path, problem.status, problem.code, extra=extra)
+        log.log(level, "%s %s: %d %s", scope["method"], path, error.status, error.code, extra=extra)

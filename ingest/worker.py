@@ -22,11 +22,13 @@ import uvicorn
 import uvloop
 
 from ingest.app import create_app
+from ingest.connection import MAX_SURPLUS, Connection
+from ingest.deadlines import sweep_slowly
 from ingest.forwarder import Forwarder
 from ingest.history import HISTORY_DIRECTORY, History
 from ingest.metrics import METRICS_DIRECTORY, RequestMetrics
-from ingest.protocol import MAX_SURPLUS, Protocol, sweep_slowly
 from ingest.reading import MAX_CALLS, Reading
+from ingest.responses import SITE_HEADERS
 from ingest.workers import READY
 from shared import logs
 from shared.config import load_or_exit
@@ -70,6 +72,7 @@ class Server(uvicorn.Server):
     metrics: RequestMetrics
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.default_headers = self.config.encoded_headers
         await super().startup(sockets)
         with suppress(OSError):  # the parent is gone, and stdin says so too
             os.write(sys.stdout.fileno(), READY)
@@ -156,7 +159,7 @@ def main() -> None:
     leaving = asyncio.Event()
     reader = str(Path(config.state_directory, READER_SOCKET_NAME)) if config.read.enabled else None
     reading = Reading(reader, forwarder, timeout_s=config.read.timeout)
-    app, shortcuts = create_app(
+    app, batches = create_app(
         forwarder,
         metrics,
         history,
@@ -172,10 +175,10 @@ def main() -> None:
             http=cast(
                 Any,
                 partial(
-                    Protocol,
+                    Connection,
                     max_connections=most,
                     max_surplus=surplus,
-                    shortcuts=shortcuts,
+                    batches=batches,
                     observe=metrics.observe,
                     reject=metrics.reject,
                 ),
@@ -185,6 +188,8 @@ def main() -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
+            headers=SITE_HEADERS,
             proxy_headers=False,  # a caller must not be able to say that it is on this machine
             timeout_graceful_shutdown=GRACEFUL_S,
             ssl_certfile=config.service.tls_cert,

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from ingest import batches
-from ingest.batches import Batch
+from ingest.access import Access
+from ingest.batches import BatchRoute
 from ingest.forwarder import Forwarder
 from ingest.responses import ErrorResponse
 from shared.records import TASKS
@@ -56,7 +57,15 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def post(body: bytes) -> int:
     """Returns: the turns that another task had until the answer."""
-    batch = Batch(Validator(TASKS, POLICY), cast(Forwarder, None), wall=lambda: 2e9)
+    keeper = Access(None, protected_mode=True, allowed_hosts=())
+    batch = BatchRoute(
+        Validator(TASKS, POLICY),
+        cast(Forwarder, None),
+        keeper,
+        max_body_bytes=10_000_000,
+        reject=lambda _records: None,
+        wall=lambda: 2e9,
+    )
 
     async def run() -> int:
         turns = 0

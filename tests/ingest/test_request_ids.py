@@ -7,10 +7,11 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import falcon.asgi
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from ingest.app import _bug
 from ingest.cycle import Cycle
@@ -24,10 +25,8 @@ ID = b"x-request-id"
 MADE = re.compile(rb"[0-9a-f]{32}")
 
 
-class FakeConnection:
+class FakeTransport:
     """Takes down what a cycle writes."""
-
-    writable = None
 
     def __init__(self) -> None:
         self.written = b""
@@ -35,26 +34,34 @@ class FakeConnection:
     def write(self, data: bytes) -> None:
         self.written += data
 
-    def resume_reading(self) -> None:
-        pass
-
-    def answered(self, cycle: Cycle) -> None:
-        pass
-
-    def failed(self) -> None:
-        raise AssertionError("the application has failed")
-
 
 def ask(
     path: str = OTHER, method: str = "GET", body: bytes = b"", guarded: Guarded | None = None, **headers: str
 ) -> Any:
     """The header of the answer that a guard and a cycle give together."""
-    connection = FakeConnection()
-    cycle = Cycle(connection, scope_of(path, method, LOCAL, headers), True, False, 0.0)
-    cycle.feed(body)
-    cycle.end_of_body()
-    asyncio.run(cycle.run((guarded or Guarded()).guard))
-    lines = connection.written.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    transport = FakeTransport()
+
+    def failed() -> None:
+        raise AssertionError("the application has failed")
+
+    async def run() -> None:
+        cycle = Cycle(
+            scope_of(path, method, LOCAL, headers),
+            transport,
+            FlowControl(cast(Any, transport)),
+            fields=[],
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=lambda: None,
+            failed=failed,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        await cycle.run_asgi((guarded or Guarded()).guard)
+
+    asyncio.run(run())
+    lines = transport.written.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
     return dict(line.split(b": ", 1) for line in lines)
 
 

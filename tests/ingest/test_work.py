@@ -14,9 +14,9 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from ingest.protocol import Protocol
+from ingest.connection import Connection
 from shared.records import TASKS
-from tests.ingest.test_shortcut import BODY, FakeForwarder, guard, shortcut
+from tests.ingest.test_fast_path import BODY, FakeForwarder, access, guard, route
 
 READ = 256 * 1024
 """What uvloop reads at once."""
@@ -50,17 +50,17 @@ class Transport:
         return {"get_extra_info": self._address, "get_write_buffer_size": lambda: 0}.get(name, lambda *_, **__: None)
 
     def _address(self, name: str) -> tuple[str, int] | None:
-        return None if name == "sslcontext" else ("127.0.0.1", 40000)
+        return None if name in ("socket", "sslcontext") else ("127.0.0.1", 40000)
 
 
 def calls_of(reads: list[bytes]) -> int:
     """The most that one of these reads of a connection causes."""
 
     async def main() -> int:
-        config = uvicorn.Config(cast(Any, guard()), ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(cast(Any, guard(access())), ws="none", lifespan="off", log_config=None)
         config.load()
-        way = shortcut(cast(Any, FakeForwarder()), guard())
-        make = partial(Protocol, max_connections=10, shortcuts={TASKS.path.encode(): way}, observe=lambda *_: None)
+        way = {TASKS.path.encode(): route(FakeForwarder())}
+        make = partial(Connection, max_connections=10, batches=way, observe=lambda *_: None)
         state = ServerState()
         connection = make(config, state, {})
         connection.connection_made(cast(Any, Transport()))

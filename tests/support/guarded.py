@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from ingest.access import Access
 from ingest.guard import Guard
 
 BATCH = "/batch"
@@ -66,19 +67,18 @@ class FakeApp:
 
 
 class Guarded:
-    def __init__(self, **settings: Any) -> None:
+    def __init__(
+        self,
+        auth_token: str | None = None,
+        *,
+        protected_mode: bool = True,
+        allowed_hosts: Iterable[str] = (),
+        **settings: Any,
+    ) -> None:
         self.app = FakeApp()
-        self.guard = Guard(
-            self.app,
-            **{
-                "routes": ROUTES,
-                "posts_with_body": frozenset([BATCH]),
-                "auth_token": None,
-                "protected_mode": True,
-                "max_body_bytes": 100,
-                **settings,
-            },
-        )
+        access = Access(auth_token, protected_mode=protected_mode, allowed_hosts=tuple(allowed_hosts))
+        usual = {"routes": ROUTES, "posts_with_body": frozenset([BATCH]), "max_body_bytes": 100}
+        self.guard = Guard(self.app, access, **{**usual, **settings})
 
     def ask(
         self,

@@ -243,7 +243,7 @@ def test_other_forms_of_request(reading: Service) -> None:
     page = reading.request("HEAD", f"{READ}/s1/tasks")
     assert (page.status, page.body) == (200, b"")
     stream = reading.request("HEAD", f"{READ}/s1/tasks", headers=NDJSON)
-    assert (stream.headers["transfer-encoding"], stream.body) == ("chunked", b"")
+    assert (stream.status, stream.body) == (200, b"")
     assert reading.request("POST", f"{READ}/s1").status == 405
     with_body = reading.request("GET", f"{READ}/s1/tasks/t1", b"x" * 65536)
     assert with_body.json["task_id"] == "t1"

@@ -7,22 +7,20 @@ from typing import Any
 
 import pytest
 
-from ingest import protocol
-from ingest.protocol import (
+from ingest import connection as module
+from ingest import deadlines
+from ingest.connection import (
     MAX_IGNORED_BYTES,
-    MAX_PIPELINED,
     MAX_SURPLUS,
     SURPLUS_S,
     UNREAD_BYTES,
     UNREAD_S,
-    Clock,
+    Connection,
     Phase,
-    Protocol,
-    bound_waiting,
-    sweep_slowly,
 )
-from ingest.refusals import MAX_CHUNKS, MAX_EXTENSION_BYTES, MAX_HEADER_BYTES
-from tests.ingest.test_protocol import (
+from ingest.deadlines import Clock, bound_held, sweep_slowly
+from ingest.framing import MAX_CHUNKS, MAX_EXTENSION_BYTES, MAX_HEADER_BYTES
+from tests.ingest.test_connection import (
     CHUNKED,
     GET,
     HEALTH,
@@ -105,7 +103,7 @@ def test_fields_without_end_are_refused_before_many_of_them_are_kept() -> None:
             if front.phase is Phase.LINGER:
                 break
         assert await client.answer() == (431, b"HEADER_TOO_LARGE")
-        assert len(connection._headers) < MAX_HEADER_BYTES
+        assert len(connection._held) < MAX_HEADER_BYTES
 
     play(scenario)
 
@@ -148,7 +146,7 @@ def test_nothing_of_a_body_is_parsed_once_its_request_is_refused(path: str, monk
         await client.send(CHUNKED.replace(b"/echo", path.encode()).replace(b"json", b"xml"))
         assert (await client.answer())[0] in (404, 415)
         await front.reach(Phase.LINGER)
-        monkeypatch.setattr(Protocol, "_feed", None)
+        monkeypatch.setattr(Connection, "_parse_held", None)
         await client.send(ONE_BYTE * 10_000)
         client.send_no_more()
         assert await client.rest() == []
@@ -171,18 +169,21 @@ def test_a_body_that_comes_after_the_answer_has_a_bound() -> None:
     play(scenario)
 
 
-def test_what_one_read_brings_of_pipelined_requests_takes_little_memory() -> None:
+def test_requests_behind_the_current_one_wait_unparsed_and_reading_pauses() -> None:
     async def scenario(front: Front, connect: Any) -> None:
         client = await connect()
         await client.send(post(path="/slow"))
         await front.started.acquire()
-        await client.send(GET * (READ_AT_ONCE // len(GET)))
         (connection,) = front.connections
-        await front.until(lambda: connection._last is not None)
-        assert len(connection._pipeline) == MAX_PIPELINED
+        requests = GET * (4 * READ_AT_ONCE // len(GET))
+        sending = asyncio.ensure_future(client.send(requests))
+        await front.until(lambda: connection.flow.read_paused)
+        assert len(connection._held) <= READ_AT_ONCE
+        assert front.seen == ["/slow"]
         front.release.set()
-        answers = await client.rest()
-        assert answers == [(200, b"12345"), *[(200, b"-")] * MAX_PIPELINED, (400, b"TOO_MANY_PIPELINED")]
+        answers = [await client.answer() for _ in range(1 + len(requests) // len(GET))]
+        await sending
+        assert answers == [(200, b"12345"), *[(200, b"-")] * (len(answers) - 1)]
 
     play(scenario)
 
@@ -191,7 +192,7 @@ def test_what_one_read_brings_of_pipelined_requests_takes_little_memory() -> Non
 
 
 def test_who_got_its_last_answer_and_goes_on_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "DISCARD_BYTES", 1_000_000)
+    monkeypatch.setattr(module, "DISCARD_BYTES", 1_000_000)
 
     async def scenario(front: Front, connect: Any) -> None:
         client = await connect()
@@ -208,10 +209,10 @@ def test_an_answer_that_nobody_reads_ends_its_connection() -> None:
         client.sendall(GET.replace(b"/ ", b"/large ") * 10)
         await front.until(lambda: len(front.connections) == 1)
         (connection,) = front.connections
-        await front.until(lambda: connection.writable is not None)
+        await front.until(lambda: connection.flow.write_paused)
         # Nothing is worked on meanwhile, and little is kept.
         assert len(front.seen) < 4
-        assert connection._transport.get_write_buffer_size() < LARGE + 64 * 1024 + 1000
+        assert connection.transport.get_write_buffer_size() < LARGE + 64 * 1024 + 1000
         stalled_at = connection._stalled_at
         await front.sweep(stalled_at + UNREAD_S)
         assert front.connections
@@ -230,8 +231,8 @@ def test_the_last_answer_that_nobody_reads_ends_its_connection_too(fields: list[
         await front.until(lambda: len(front.connections) == 1)
         (connection,) = front.connections
         # The kernel takes what it has room for; what is left is ours.
-        await front.until(lambda: bool(front.seen) and connection._cycle is None)
-        assert connection._transport.get_write_buffer_size() > 0
+        await front.until(lambda: bool(front.seen) and connection.cycle.response_complete)
+        assert connection.transport.get_write_buffer_size() > 0
         await front.sweep(Clock.now + UNREAD_S + 1)
         await front.sweep(Clock.now + UNREAD_S + 1)
         await front.until(lambda: not front.connections)
@@ -246,12 +247,12 @@ def test_no_request_is_begun_for_a_client_that_does_not_read() -> None:
         client.sendall(large + large)
         await front.until(lambda: bool(front.connections))
         (connection,) = front.connections
-        await front.until(lambda: connection.writable is not None)
+        await front.until(lambda: connection.flow.write_paused)
         client.sendall(large)
         for _ in range(10):
             await asyncio.sleep(0)
         assert front.seen == ["/large"]
-        assert connection.waiting_bytes < LARGE
+        assert connection.held_bytes < LARGE
         # What it has asked for comes once it reads.
         await asyncio.get_running_loop().run_in_executor(None, read_all, client, 3 * LARGE)
         assert front.seen == ["/large"] * 3
@@ -283,7 +284,7 @@ def read_all(client: Any, size: int) -> None:
 def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 4 * LARGE)
+    monkeypatch.setattr(deadlines, "MAX_HELD_BYTES", 4 * LARGE)
 
     async def scenario(front: Front, connect: Any) -> None:
         small: Client = await connect()
@@ -292,26 +293,26 @@ def test_all_unread_answers_together_have_a_bound_and_the_largest_go(
             client.sendall(GET.replace(b"/ ", b"/large "))
             await front.until(lambda count=count: len(front.seen) == count + 1)  # type: ignore[misc]
             await asyncio.sleep(0)
-            assert sum(one.waiting_bytes for one in front.connections if not one._transport.is_closing()) < 4 * LARGE
+            assert sum(one.held_bytes for one in front.connections if not one.transport.is_closing()) < 4 * LARGE
         assert "largest connections were closed" in caplog.text
         await small.send(post(b"{}"))
         assert await small.answer() == (200, b"{}")
 
     play(scenario)
-    assert not Protocol.unread
+    assert not Connection.unread
 
 
 def test_answers_too_small_to_stall_a_connection_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are looked at once a second."""
-    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 5 * UNREAD_BYTES)
-    monkeypatch.setattr(protocol, "SWEEP_S", 0.0)
-    monkeypatch.setattr(Protocol, "check_deadline", lambda _connection, _now: None)
+    monkeypatch.setattr(deadlines, "MAX_HELD_BYTES", 5 * UNREAD_BYTES)
+    monkeypatch.setattr(deadlines, "SWEEP_S", 0.0)
+    monkeypatch.setattr(Connection, "check_deadline", lambda _connection, _now: None)
 
     async def scenario(front: Front, connect: Any) -> None:
         clients = [await connect() for _ in range(10)]
         await front.until(lambda: len(front.connections) == len(clients))
         sizes = iter(range(10))
-        monkeypatch.setattr(Protocol, "waiting_bytes", property(lambda _: UNREAD_BYTES - next(sizes)))
+        monkeypatch.setattr(Connection, "held_bytes", property(lambda _: UNREAD_BYTES - next(sizes)))
         await sweep_slowly(front.connections)
         await front.until(lambda: len(front.connections) < len(clients))
         assert len(front.connections) == 3
@@ -320,19 +321,18 @@ def test_answers_too_small_to_stall_a_connection_count_too(monkeypatch: pytest.M
 
 
 def test_requests_that_wait_behind_others_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take many times the bytes that they came in."""
-    monkeypatch.setattr(protocol, "MAX_WAITING_BYTES", 1_000_000)
+    monkeypatch.setattr(deadlines, "MAX_HELD_BYTES", 120_000)
 
     async def scenario(front: Front, connect: Any) -> None:
         clients = [await connect() for _ in range(4)]
         for client in clients:
             await client.send(post(path="/slow") + get_with("x: " + "y" * 1000) * 50)
             await front.started.acquire()
-        bound_waiting(front.connections)
+        bound_held(front.connections)
         await front.until(lambda: len(front.connections) < len(clients))
-        assert sum(one.waiting_bytes for one in front.connections) < 1_000_000
+        assert sum(one.held_bytes for one in front.connections) < 120_000
         front.release.set()
-        await front.until(lambda: all(one.waiting_bytes == 0 for one in front.connections))
+        await front.until(lambda: all(one.held_bytes == 0 for one in front.connections))
         assert len(front.connections) == 1
 
     play(scenario)

@@ -1,4 +1,4 @@
-"""The short way takes only what the long way would accept too, and answers alike; everything else goes the long way."""
+"""The fast path takes only requests that the slow path would accept too, and answers alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
@@ -17,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from ingest.batches import Batch
-from ingest.cycle import NO_OTHER_SITE
+from ingest.access import Access
+from ingest.batches import MAX_FAST_BODY_BYTES, MAX_FAST_READING_BYTES, BatchRoute
+from ingest.connection import Connection
 from ingest.forwarder import Forwarder, Rejected
-from ingest.guard import MAX_SHORTCUT_BYTES, Guard
-from ingest.protocol import Protocol
-from ingest.refusals import MAX_URL_BYTES
-from ingest.shortcut import MAX_BODY_BYTES, Shortcut
+from ingest.framing import MAX_URL_BYTES
+from ingest.guard import Guard
+from ingest.responses import SITE_HEADERS
 from ingest.unpacking import SMALL_BODY_BYTES
 from shared.records import TASKS
 from shared.validation import Policy, Validator
@@ -34,6 +35,7 @@ ARRIVAL = 1_700_000_000_123_456
 LOCAL = ("127.0.0.1", 40000)
 STRANGER = ("203.0.113.7", 40000)
 JSON = (b"content-type", b"application/json")
+SITE_FIELDS = b"".join(f"{name}: {value}\r\n".encode() for name, value in SITE_HEADERS)
 BODY = orjson.dumps({"tasks": [task("t1")]})
 
 
@@ -54,49 +56,61 @@ class FakeForwarder:
         return True
 
 
-async def long_way(scope: Any, receive: Any, send: Any) -> None:
+async def slow_path(scope: Any, receive: Any, send: Any) -> None:
     """Stands for the application: it says which way a request came."""
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"long"})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"slow"})
 
 
-def guard(
-    auth_token: str | None = None, *, protected_mode: bool = True, max_body_bytes: int = 2 * MAX_BODY_BYTES
-) -> Guard:
+def access(auth_token: str | None = None, *, protected_mode: bool = True) -> Access:
+    return Access(auth_token, protected_mode=protected_mode, allowed_hosts=())
+
+
+def guard(keeper: Access, *, max_body_bytes: int = 2 * MAX_FAST_BODY_BYTES) -> Guard:
     return Guard(
-        long_way,
+        slow_path,
+        keeper,
         routes={TASKS.path: frozenset(["POST"])},
         posts_with_body=frozenset([TASKS.path]),
-        auth_token=auth_token,
-        protected_mode=protected_mode,
         max_body_bytes=max_body_bytes,
     )
 
 
-def shortcut(forwarder: FakeForwarder, keeper: Guard) -> Shortcut:
-    batch = Batch(Validator(TASKS, Policy(max_records=10)), cast(Forwarder, forwarder))
-    return Shortcut(batch, keeper, cast(Forwarder, forwarder))
+def route(
+    forwarder: FakeForwarder,
+    keeper: Access | None = None,
+    *,
+    max_body_bytes: int = 2 * MAX_FAST_BODY_BYTES,
+    reject: Callable[[Any], None] = lambda _records: None,
+) -> BatchRoute:
+    validator = Validator(TASKS, Policy(max_records=10))
+    door = cast(Forwarder, forwarder)
+    return BatchRoute(validator, door, keeper or access(), max_body_bytes=max_body_bytes, reject=reject)
 
 
 class Front:
-    """Protocol on a port, with the short way in front of the long one. `observed`: what the metrics hear."""
+    """A connection on a port, with the fast path in front of the slow one. `observed`: what the metrics hear."""
 
     def __init__(self) -> None:
-        self.keeper = guard()
         self.forwarder = FakeForwarder()
+        self.rejected: Counter[str] = Counter()
+        self.route = route(self.forwarder, reject=self.rejected.update)
         self.observed: list[tuple[str, int]] = []
         self.state = ServerState()
 
     async def start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        config = uvicorn.Config(cast(Any, self.keeper), ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            cast(Any, guard(access())), ws="none", lifespan="off", log_config=None, headers=SITE_HEADERS
+        )
         config.load()
+        self.state.default_headers = config.encoded_headers
         make = partial(
-            Protocol,
+            Connection,
             config=config,
             server_state=self.state,
             app_state={},
             max_connections=10,
-            shortcuts={TASKS.path.encode(): shortcut(self.forwarder, self.keeper)},
+            batches={TASKS.path.encode(): self.route},
             observe=lambda route, status, _: self.observed.append((route, status)),
         )
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
@@ -130,10 +144,15 @@ def post(body: bytes = BODY, *fields: str, target: str = TASKS.path, method: str
     return "\r\n".join(lines).encode() + body
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
     """Status, header, body."""
     header = await reader.readuntil(b"\r\n\r\n")
-    assert header.count(NO_OTHER_SITE) == 1
+    assert header.count(SITE_FIELDS) == 1
     length = re.search(rb"content-length: (\d+)", header)
     assert length
     return int(header.split()[1]), header, await reader.readexactly(int(length[1]))
@@ -173,7 +192,7 @@ def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
 
 def test_a_large_body_does_not_make_its_header_one_to_look_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though both came with one read."""
-    monkeypatch.setattr(Protocol, "_refusal_of_header", None)
+    monkeypatch.setattr(Connection, "_check_header", None)
 
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(post(BODY + b" " * 2 * MAX_URL_BYTES))
@@ -184,17 +203,26 @@ def test_a_large_body_does_not_make_its_header_one_to_look_at_closely(monkeypatc
     play(scenario)
 
 
-LARGE = BODY + b" " * (MAX_BODY_BYTES - len(BODY))
+LARGE = BODY + b" " * (MAX_FAST_BODY_BYTES - len(BODY))
 
 
-def free_bytes(keeper: Guard) -> int:
-    """How much more of bodies over SMALL_BODY_BYTES may come by the short way."""
-    sizes = []
-    for size in (MAX_BODY_BYTES, SMALL_BODY_BYTES + 1):
-        while keeper.reserve(size):
-            sizes.append(size)
+def header_of(size: int) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"h"), JSON, (b"content-length", b"%d" % size)]
+
+
+def fill(way: BatchRoute) -> list[int]:
+    """Takes all room for bodies over SMALL_BODY_BYTES. Returns: the sizes that must be released."""
+    return [
+        size
+        for size in (MAX_FAST_BODY_BYTES, SMALL_BODY_BYTES + 1)
+        for _ in iter(lambda size=size: way.admits(header_of(size), LOCAL), 0)  # type: ignore[misc]
+    ]
+
+
+def free_bytes(way: BatchRoute) -> int:
+    sizes = fill(way)
     for size in sizes:
-        keeper.release(size)
+        way.release(size)
     return sum(sizes)
 
 
@@ -202,15 +230,15 @@ def test_a_batch_that_is_not_small_takes_room_while_it_comes() -> None:
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = post(LARGE)
         writer.write(request[:-1])
-        while free_bytes(front.keeper) == MAX_SHORTCUT_BYTES:
+        while free_bytes(front.route) == MAX_FAST_READING_BYTES:
             await asyncio.sleep(0.001)
-        assert free_bytes(front.keeper) == MAX_SHORTCUT_BYTES - MAX_BODY_BYTES
+        assert free_bytes(front.route) == MAX_FAST_READING_BYTES - MAX_FAST_BODY_BYTES
         writer.write(request[-1:])
         await front.submitted()
         front.forwarder.done[0](ARRIVAL)
         assert (await answer(reader))[0] == 202
         assert front.forwarder.bodies == [LARGE]
-        assert free_bytes(front.keeper) == MAX_SHORTCUT_BYTES
+        assert free_bytes(front.route) == MAX_FAST_READING_BYTES
 
     play(scenario)
 
@@ -219,42 +247,40 @@ def test_a_batch_that_is_not_small_takes_room_while_it_comes() -> None:
 def test_room_comes_back_where_a_body_does_not(cut: str) -> None:
     async def scenario(front: Front, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(post(LARGE)[:-1])
-        while free_bytes(front.keeper) == MAX_SHORTCUT_BYTES:
+        while free_bytes(front.route) == MAX_FAST_READING_BYTES:
             await asyncio.sleep(0.001)
         if cut == "closed":
             writer.close()
         elif cut == "half-closed":
             writer.write_eof()
         else:
-            writer.transport.abort()
-        while free_bytes(front.keeper) != MAX_SHORTCUT_BYTES:
+            reset(writer)
+        while free_bytes(front.route) != MAX_FAST_READING_BYTES:
             await asyncio.sleep(0.001)
         assert front.forwarder.bodies == []
 
     play(scenario)
 
 
-def test_without_room_a_batch_that_is_not_small_goes_the_long_way_and_a_small_one_does_not() -> None:
+def test_without_room_a_batch_that_is_not_small_goes_the_slow_path_and_a_small_one_does_not() -> None:
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while front.keeper.reserve(MAX_BODY_BYTES):
-            pass
+        fill(front.route)
         small = BODY + b" " * (SMALL_BODY_BYTES - len(BODY))
         writer.write(post(small))
         await front.submitted()
         front.forwarder.done[0](ARRIVAL)
         assert (await answer(reader))[0] == 202
         writer.write(post(LARGE))
-        assert (await answer(reader))[2] == b"long"
+        assert (await answer(reader))[2] == b"slow"
         assert front.forwarder.bodies == [small]
 
     play(scenario)
 
 
 def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_is() -> None:
-    header = [(b"Host", b"h"), JSON, (b"content-length", b"%d" % len(BODY))]
     for limit, admitted in ((len(BODY), len(BODY)), (len(BODY) - 1, 0)):
-        way = shortcut(FakeForwarder(), guard(max_body_bytes=limit))
-        assert way.admits([(name.lower(), value) for name, value in header], LOCAL) == admitted
+        way = route(FakeForwarder(), max_body_bytes=limit)
+        assert way.admits(header_of(len(BODY)), LOCAL) == admitted
 
 
 @pytest.mark.parametrize(
@@ -269,7 +295,7 @@ def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_i
         post(BODY, "Expect: 100-continue"),
         post(BODY, "Authorization: Bearer x", "Authorization: Bearer y"),
         post(BODY, "X-Forwarded-For: a", "X-Forwarded-For: b"),
-        post(BODY + b" " * (MAX_BODY_BYTES + 1 - len(BODY))),
+        post(BODY + b" " * (MAX_FAST_BODY_BYTES + 1 - len(BODY))),
         post(b'{"tasks":[{}]}'),
         post(b'{"sessions":[]}'),
         post(b"not JSON"),
@@ -279,7 +305,7 @@ def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_i
         + b"1\r\n1\r\n0\r\n\r\n",
     ],
 )
-def test_what_has_anything_special_to_it_goes_the_long_way_and_nothing_is_forwarded(request_bytes: bytes) -> None:
+def test_what_has_anything_special_to_it_goes_the_slow_path_and_nothing_is_forwarded(request_bytes: bytes) -> None:
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(request_bytes)
         header = await reader.readuntil(b"\r\n\r\n")
@@ -291,16 +317,16 @@ def test_what_has_anything_special_to_it_goes_the_long_way_and_nothing_is_forwar
     play(scenario)
 
 
-def test_where_the_flusher_gets_too_much_at_once_a_request_waits_on_the_long_way() -> None:
+def test_where_the_flusher_gets_too_much_at_once_a_request_waits_on_the_slow_path() -> None:
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front.forwarder.full = True
         writer.write(post())
-        assert (await answer(reader))[2] == b"long"
+        assert (await answer(reader))[2] == b"slow"
 
     play(scenario)
 
 
-def test_a_refusal_is_worded_as_on_the_long_way() -> None:
+def test_a_refusal_is_worded_as_on_the_slow_path() -> None:
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(post())
         await front.submitted()
@@ -330,7 +356,10 @@ def test_requests_behind_a_plain_one_wait_for_their_turn() -> None:
         await front.submitted()
         assert front.observed == []
         front.forwarder.done[0](ARRIVAL)
-        assert [(await answer(reader))[0] for _ in range(3)] == [202, 200, 200]
+        assert [(await answer(reader))[0] for _ in range(2)] == [202, 200]
+        await front.submitted(2)
+        front.forwarder.done[1](ARRIVAL)
+        assert (await answer(reader))[0] == 202
 
     play(scenario)
 
@@ -339,9 +368,7 @@ def test_a_client_that_has_left_is_counted_once_and_its_late_answer_goes_nowhere
     async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(post())
         await front.submitted()
-        # A reset; after a plain end it might still be reading.
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+        reset(writer)  # after a plain end it might still be reading
         while front.state.connections:
             await asyncio.sleep(0.001)
         front.forwarder.done[0](ARRIVAL)
@@ -383,7 +410,7 @@ FIELDS = st.sampled_from(
 NEARLY_PLAIN = st.builds(
     lambda host, length, more: [(b"host", host), JSON, (b"content-length", b"%d" % length), *more],
     st.sampled_from([b"h", b"rebound.example", b"h h"]),
-    st.sampled_from([5, 70000, MAX_BODY_BYTES + 1]),
+    st.sampled_from([5, 70000, MAX_FAST_BODY_BYTES + 1]),
     st.lists(FIELDS, max_size=2),
 )
 
@@ -392,7 +419,7 @@ NEARLY_PLAIN = st.builds(
     NEARLY_PLAIN | st.lists(FIELDS, max_size=6),
     st.sampled_from([None, "token"]),
     st.booleans(),
-    st.sampled_from([60_000, 2 * MAX_BODY_BYTES]),
+    st.sampled_from([60_000, 2 * MAX_FAST_BODY_BYTES]),
     st.sampled_from([LOCAL, STRANGER]),
 )
 def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
@@ -402,11 +429,11 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
     max_body_bytes: int,
     client: tuple[str, int],
 ) -> None:
-    keeper = guard(token, protected_mode=protected_mode, max_body_bytes=max_body_bytes)
-    size = shortcut(FakeForwarder(), keeper).admits(fields, client)
+    keeper = access(token, protected_mode=protected_mode)
+    size = route(FakeForwarder(), keeper, max_body_bytes=max_body_bytes).admits(fields, client)
     if not size:
         return
-    assert size <= MAX_BODY_BYTES
+    assert size <= MAX_FAST_BODY_BYTES
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -424,14 +451,15 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(keeper(scope, receive, send))
+    asyncio.run(guard(keeper, max_body_bytes=max_body_bytes)(scope, receive, send))
     assert sent[0]["status"] == 200
 
 
-def test_a_plain_header_does_pass_at_a_glance() -> None:
-    plain = [(b"host", b"h"), (b"content-length", b"5"), JSON]
-    assert shortcut(FakeForwarder(), guard()).admits(plain, LOCAL)
-    assert not shortcut(FakeForwarder(), guard()).admits(plain, STRANGER)
-    assert not shortcut(FakeForwarder(), guard()).admits([(b"host", b"rebound.example"), *plain[1:]], LOCAL)
-    assert shortcut(FakeForwarder(), guard("token")).admits([*plain, (b"authorization", b"Bearer token")], STRANGER)
-    assert not shortcut(FakeForwarder(), guard("token")).admits(plain, LOCAL)
+def test_a_plain_header_takes_the_fast_path() -> None:
+    plain = header_of(5)
+    assert route(FakeForwarder()).admits(plain, LOCAL)
+    assert not route(FakeForwarder()).admits(plain, STRANGER)
+    assert not route(FakeForwarder()).admits([(b"host", b"rebound.example"), *plain[1:]], LOCAL)
+    with_token = route(FakeForwarder(), access("token"))
+    assert with_token.admits([*plain, (b"authorization", b"Bearer token")], STRANGER)
+    assert not with_token.admits(plain, LOCAL)

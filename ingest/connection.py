@@ -1,0 +1,492 @@
+"""One HTTP/1.1 connection: uvicorn's, with limits, deadlines and a fast path for batches.
+
+uvicorn's class makes connections, collects headers, and runs ASGI cycles. This one decides what is parsed and when:
+
+- Requests are answered one after the other. Bytes behind a request wait unparsed until it is answered, and reading
+  pauses meanwhile.
+- A batch with nothing special in its header takes the fast path past ASGI and Falcon (ingest/batches.py).
+- A request that cannot be parsed, is over a limit or comes too slowly gets an error from here, its connection's last
+  answer. Then the connection lingers: closing it with unread bytes would reset it under the answer.
+
+Rules: belongs to the loop's thread. A connection is in one phase, and may stay in it for so long:
+
+    FIRST    a new one, until its first byte              15 s
+    IDLE     between two requests                         75 s
+    HEADER   a part of a header has come                  10 s
+    BODY     the header is complete, the body is not      30 s
+    ANSWER   the request is complete, its answer is not   no deadline here: an ack has its own
+    LINGER   the last answer is sent; input is discarded   2 s
+
+One sweep a second checks all deadlines (ingest/deadlines.py); a timer for each request costs as much as parsing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from ingest.access import OPEN_PATHS
+from ingest.batches import BatchRoute
+from ingest.cycle import NO_ROUTE, Cycle
+from ingest.deadlines import Clock, bound_unread
+from ingest.framing import (
+    MAX_HEADERS,
+    MAX_URL_BYTES,
+    Chunks,
+    end_of_header,
+    header_too_large,
+    not_http,
+    url_too_long,
+)
+from ingest.responses import ErrorResponse, Scope, encode_response
+
+log = logging.getLogger(__name__)
+
+MAX_IGNORED_BYTES = 64 * 1024
+"""Of a body that comes after the answer to its request, as of a GET with a body."""
+UNREAD_BYTES = 16 * 1024
+"""Of one connection's answers; beyond, no further request of it is begun until its client has read them."""
+UNREAD_S = 30.0
+"""How long an answer may wait for its client to read it."""
+MAX_SURPLUS = 64
+"""Connections over the limit that may still ask one of the open paths; those beyond are closed at once."""
+SURPLUS_S = 2.0
+DISCARD_BYTES = 64 * 1024 * 1024
+LAST_REQUEST_S = 0.5
+"""How long a connection without a request stays when the worker stops: one may be on its way."""
+
+_OPEN_PATHS = frozenset(path.encode() for path in OPEN_PATHS)
+_ENCODED = b"/api/v1/persistence/sessions/"
+"""Paths below it hold ids, percent-encoded; no other path may have a percent sign."""
+
+
+class Phase(Enum):
+    FIRST = 15.0
+    IDLE = 75.0
+    HEADER = 10.0
+    BODY = 30.0
+    ANSWER = float("inf")
+    LINGER = 2.0
+
+
+class Connection(HttpToolsProtocol):
+    """Made by uvicorn's server for each connection.
+
+    Args: max_connections: of this worker, and max_surplus beyond them; batches: fast paths by target; observe(route,
+    status, seconds): told of every answer, status 0 where the client left before it; reject(records): told of requests
+    refused here, each as one record, by reason.
+    """
+
+    cycle: Cycle
+    unread: ClassVar[dict[Connection, int]] = {}
+    """Connections whose clients do not keep up, and the bytes that they held then."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        max_connections: int,
+        max_surplus: int = MAX_SURPLUS,
+        batches: Mapping[bytes, BatchRoute],
+        observe: Callable[[str, int, float], None],
+        reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.parser = httptools.HttpRequestParser(self)  # a strict one: uvicorn's is lenient
+        self._max_connections, self._max_surplus = max_connections, max_surplus
+        self._batches = batches
+        self._observe = observe
+        self._reject = reject
+        self._clock = clock
+        self.phase = Phase.FIRST
+        self.since = Clock.now
+        self._held = b""
+        """Bytes that wait: a part of a header or of a chunk's line, or requests behind the current one."""
+        self._left = 0
+        """Bytes to come of a body with a length."""
+        self._chunks: Chunks | None = None
+        self._started_at = 0.0
+        self._keep_alive = True
+        self._batch: BatchRoute | None = None
+        """Of the current request, if it takes the fast path; otherwise `cycle` answers it."""
+        self._batch_bytes = 0
+        self._batch_parts: list[bytes] = []
+        self._batch_count = 0
+        self._stalled_at = 0.0
+        self._discarded = 0
+        """Bytes thrown away: of one body, and after the last answer."""
+        self._is_surplus = self._client_ended = self._stopping = False
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(UNREAD_BYTES)
+        surplus = len(self.connections) - self._max_connections
+        self._is_surplus = surplus > 0
+        if surplus > self._max_surplus:
+            self._refuse(_too_many_connections(), unread=False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            if self.phase is Phase.BODY:
+                batch.release(self._batch_bytes)
+            else:
+                self._observe(batch.path, 0, self._clock() - self._started_at)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.cancel()
+            self._observe(self.cycle.route, 0, self._clock() - self._started_at)
+        self.unread.pop(self, None)
+        self.phase, self._held = Phase.LINGER, b""
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is Phase.LINGER:
+            self._discarded += len(data)
+            if self._discarded > DISCARD_BYTES:
+                self.transport.abort()
+            return
+        self._held = self._held + data if self._held else data
+        self._parse_held()
+
+    def _parse_held(self) -> None:
+        """Parses up to the end of a request; bytes behind it wait until it is answered."""
+        data, self._held = self._held, b""
+        view = memoryview(data)
+        start = 0
+        try:
+            while start < len(data):
+                end = self._end_of_piece(data, start)
+                if end <= start:
+                    break
+                try:
+                    self.parser.feed_data(view[start:end])
+                except httptools.HttpParserUpgrade:
+                    pass  # ignored, as RFC 9110, 7.8 allows
+                start = end
+        except ErrorResponse as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            self._refuse(_error_response(error))
+        else:
+            self._held = data[start:]
+            if self._client_ended:
+                self._end_input()
+
+    def _end_of_piece(self, data: bytes, start: int) -> int:
+        """Returns: how far the data may be parsed now; `start` or less if not at all. Raises: ErrorResponse."""
+        if self.phase is Phase.BODY:
+            if self._chunks is not None:
+                return self._chunks.end_of_piece(data, start)
+            end = min(len(data), start + self._left)
+            self._left -= end - start
+            return end
+        if self.phase is Phase.ANSWER or self.flow.write_paused:
+            self.flow.pause_reading()
+            return start
+        end = end_of_header(data, start)
+        if not end and self.phase is not Phase.HEADER and data[start : start + 5].strip(b"\r\n"):
+            self._enter(Phase.HEADER)
+        return end
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that sends no more may still read. Returns: whether the transport must stay open; with TLS it closes
+        anyway."""
+        self._client_ended = True
+        self._end_input()
+        return self.scheme == "http" and (self.phase is Phase.ANSWER or bool(self._held))
+
+    def _end_input(self) -> None:
+        """The client gets the answers that it waits for, and learns that its last request was cut short."""
+        if self.phase is Phase.BODY:
+            self._refuse(ErrorResponse(400, "BODY_CUT_SHORT", "the connection ended before the body did"))
+        elif self.phase is Phase.HEADER:
+            self._refuse(not_http())
+        elif self.phase is Phase.ANSWER:
+            if not self._held:
+                self._make_last()
+        elif not self.flow.write_paused:
+            self.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled_at = Clock.now
+        self.unread[self] = self.held_bytes
+        bound_unread(self.unread)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.unread.pop(self, None)
+        if self.phase in (Phase.FIRST, Phase.IDLE, Phase.HEADER):
+            self._go_on()
+
+    @property
+    def held_bytes(self) -> int:
+        """Answers that the kernel has not taken, and bytes that wait to be parsed."""
+        return self.transport.get_write_buffer_size() + len(self._held)
+
+    # The parser's side
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._started_at = self._clock()
+
+    def on_headers_complete(self) -> None:
+        parser, headers = self.parser, self.headers
+        batch = self._batches.get(self.url)
+        if batch is None or len(headers) > MAX_HEADERS or parser.should_upgrade() or self._is_surplus:
+            self._check_header()
+        is_1_1 = parser.get_http_version() == "1.1"
+        self._keep_alive = is_1_1 and parser.should_keep_alive() and not (self._stopping or self._is_surplus)
+        if (
+            batch is not None
+            and is_1_1
+            and not self.expect_100_continue
+            and parser.get_method() == b"POST"
+            and (size := batch.admits(headers, self.client))
+        ):
+            self._batch, self._batch_bytes, self._batch_parts = batch, size, []
+            self._left, self._chunks = size, None
+        else:
+            length = _body_length(headers)
+            self._left, self._chunks = length or 0, Chunks() if length is None else None
+            self._start_cycle()
+        self._enter(Phase.BODY)
+
+    def _check_header(self) -> None:
+        """Raises: ErrorResponse."""
+        path = self.url.partition(b"?")[0]
+        if len(self.url) > MAX_URL_BYTES:
+            raise url_too_long()
+        if len(self.headers) > MAX_HEADERS:
+            raise header_too_large()
+        if path[:1] != b"/" or b"#" in self.url or (b"%" in path and not path.startswith(_ENCODED)):
+            detail = "the target must be a plain path; only an id in it may have percent signs"
+            raise ErrorResponse(400, "INVALID_HTTP", detail)
+        if self.parser.should_upgrade() and _body_length(self.headers) != 0:
+            # The parser would take the body for the next request.
+            detail = "a request with Upgrade must not have a body: send HTTP/1.1 as it is"
+            raise ErrorResponse(400, "INVALID_HTTP", detail)
+        if self._is_surplus and path not in _OPEN_PATHS:
+            raise _too_many_connections()
+
+    def _start_cycle(self, record_count: int | None = None) -> None:
+        """The slow path. Args: record_count: of a body that the fast path has counted."""
+        path, _, query = self.url.partition(b"?")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": self.parser.get_http_version(),
+            "scheme": self.scheme,
+            "root_path": "",
+            "method": self.parser.get_method().decode(),
+            "path": path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self.headers,
+            "server": self.server,
+            "client": self.client,
+            "state": self.app_state,
+        }
+        if record_count is not None:
+            scope["record_count"] = record_count
+        self._discarded = 0
+        self.cycle = Cycle(
+            scope,
+            self,
+            self.flow,
+            fields=self.server_state.default_headers,
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self._keep_alive,
+            on_response=self.on_response_complete,
+            failed=lambda: self._refuse(ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")),
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+    def on_body(self, body: bytes) -> None:
+        if self._batch is not None:
+            self._batch_parts.append(body)
+            return
+        if self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > MAX_IGNORED_BYTES:
+                raise not_http()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        batch = self._batch
+        if batch is None:
+            self._enter(Phase.IDLE if self.cycle.response_complete else Phase.ANSWER)
+            super().on_message_complete()
+            return
+        self._enter(Phase.ANSWER)
+        batch.release(self._batch_bytes)
+        parts, self._batch_parts = self._batch_parts, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._batch_count = batch.count(body)
+        if not (self._batch_count and batch.submit(self._batch_count, body, self._answer_batch)):
+            self._batch = None
+            self._start_cycle(self._batch_count)
+            super().on_body(body)
+            super().on_message_complete()
+
+    # The answer's side
+
+    def _answer_batch(self, arrival: int | Exception) -> None:
+        """Args: arrival: µs since 1970 UTC, or why there is none."""
+        batch, self._batch = self._batch, None
+        if batch is not None:  # the client has not left
+            status, answer = batch.answer(arrival, self._batch_count, keep_alive=self._keep_alive)
+            self.transport.write(answer)
+            self._finish(batch.path, status)
+
+    def on_response_complete(self) -> None:
+        self._keep_alive = self.cycle.keep_alive
+        self._finish(self.cycle.route, self.cycle.status)
+
+    def _finish(self, route: str, status: int) -> None:
+        self.server_state.total_requests += 1
+        self._observe(route, status, self._clock() - self._started_at)
+        if not self._keep_alive:
+            self.close()
+            return
+        if self.phase is Phase.ANSWER:
+            self._enter(Phase.IDLE)
+        if self._held or self.flow.read_paused:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self.flow.resume_reading()
+        if self._held:
+            self._parse_held()
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def abort(self) -> None:
+        self.unread.pop(self, None)
+        self.transport.abort()
+
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    def close(self, *, unread: bool = False) -> None:
+        """Ends the connection after its last answer. Where a part of the request is unread, the client gets time to
+        read the answer."""
+        if self.phase is Phase.LINGER:
+            return
+        unread = unread or self.phase is Phase.BODY
+        self._enter(Phase.LINGER)
+        self._held, self._discarded = b"", 0
+        if self._client_ended or not unread:
+            self.transport.close()
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _refuse(self, error: ErrorResponse, *, unread: bool = True) -> None:
+        """Answers the current request instead of the application, unless its answer has begun, and closes."""
+        batch, self._batch = self._batch, None
+        begun = False
+        if batch is not None:
+            if self.phase is Phase.BODY:
+                batch.release(self._batch_bytes)
+            self._observe(batch.path, error.status, self._clock() - self._started_at)
+        elif self.cycle is not None and self.phase in (Phase.BODY, Phase.ANSWER):
+            cycle = self.cycle
+            begun = cycle.response_started
+            if not cycle.response_complete:
+                cycle.response_complete = cycle.disconnected = True  # the application finds its client gone
+                cycle.message_event.set()
+                self._observe(cycle.route, cycle.status or error.status, self._clock() - self._started_at)
+        else:
+            self._observe(NO_ROUTE, error.status, 0.0)
+        if not begun:
+            self.transport.write(encode_response(error.status, error.fields, error.body, keep_alive=False))
+            self._reject(error.records)
+        self.close(unread=unread)
+
+    # The server's side
+
+    def shutdown(self) -> None:
+        """The current request, or one that may be on its way, is the last. uvicorn closes a connection without a
+        request at once, and so resets those that were accepted and not read yet."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self.phase is Phase.ANSWER or (self.phase is Phase.BODY and self._batch is None):
+            self._make_last()
+        else:
+            self.loop.call_later(LAST_REQUEST_S, self._close_unused)
+
+    def _make_last(self) -> None:
+        self._keep_alive = False
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _close_unused(self) -> None:
+        if self.phase in (Phase.FIRST, Phase.IDLE):
+            self.transport.close()
+
+    def check_deadline(self, now: float) -> None:
+        waited_s = now - self.since
+        phase = self.phase
+        if self.flow.write_paused or self.transport.is_closing():
+            # Its client does not read.
+            if now - max(self.since, self._stalled_at) > UNREAD_S:
+                self.transport.abort()
+        elif waited_s <= (SURPLUS_S if self._is_surplus and phase in (Phase.FIRST, Phase.HEADER) else phase.value):
+            if phase is Phase.IDLE and waited_s > UNREAD_S and self.transport.get_write_buffer_size():
+                self.transport.abort()
+        elif phase in (Phase.HEADER, Phase.BODY):
+            self._refuse(ErrorResponse(408, "REQUEST_TOO_SLOW", "the request did not come in time"))
+        else:
+            self.since = now
+            self.transport.close()
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.since = Clock.now
+
+
+def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """None if the body is chunked. The parser lets only digits through, and not both fields."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
+
+def _too_many_connections() -> ErrorResponse:
+    detail = "too many connections (service.max_connections)"
+    return ErrorResponse(503, "TOO_MANY_CONNECTIONS", detail, headers={"Retry-After": "1"})
+
+
+def _error_response(error: httptools.HttpParserError) -> ErrorResponse:
+    """The client's own mistake or, where one of our callbacks has failed, ours, which is logged."""
+    if not isinstance(error, httptools.HttpParserCallbackError):
+        return not_http()
+    cause = error.__context__
+    if isinstance(cause, ErrorResponse):
+        return cause
+    log.error("a request could not be taken", exc_info=cause)
+    return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
