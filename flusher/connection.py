@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import MySQLdb
 from flusher.facts import SESSION
 from flusher.mysql_errors import LOGIN_REFUSED, Flavour
 from flusher.sql import Form, form_of
-from shared.addresses import host_and_port
+from shared.database import TlsFileUnreadable, connect_options, host_options
 from shared.records import KINDS
+from shared.settings import Database
 
 LOCK_WAIT_S = 10
 RETURN_S = 30.0
@@ -38,26 +39,6 @@ _SESSION = ", ".join(
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """How to reach and enter the database; `hosts` are tried in turn, the first preferred. Timeouts in seconds."""
-
-    hosts: tuple[str, ...]
-    port: int
-    socket: str | None
-    user: str
-    password: str
-    database: str
-    connect_timeout_s: int
-    read_timeout_s: int
-    write_timeout_s: int
-    recycle_s: float
-    ssl_mode: str | None = None
-    ssl_ca: str | None = None
-    ssl_cert: str | None = None
-    ssl_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Connection:
     """`peer`: the TCP port, or the path of the socket."""
 
@@ -71,10 +52,11 @@ class Connection:
 
 
 class Hosts:
-    """The hosts of a Server, one of them in use."""
+    """The hosts of the database, one of them in use."""
 
-    def __init__(self, server: Server, connect: Callable[..., Any], clock: Callable[[], float]) -> None:
-        self._server = replace(server, hosts=server.hosts[:1]) if server.socket else server
+    def __init__(self, database: Database, connect: Callable[..., Any], clock: Callable[[], float]) -> None:
+        self._database = database
+        self._addresses = host_options(database)
         self._connect = connect
         self._clock = clock
         self._current = 0
@@ -86,7 +68,7 @@ class Hosts:
 
     @property
     def host(self) -> str:
-        return self._server.socket or self._server.hosts[self._current]
+        return self._database.socket or self._database.host[self._current]
 
     @property
     def peer(self) -> str | int:
@@ -94,10 +76,10 @@ class Hosts:
 
     def open(self, *, database: bool) -> Connection:
         """Connects to the host in use, or to the next one that takes writes; to the last one in any case."""
-        for _ in self._server.hosts[1:]:
+        for _ in self._addresses[1:]:
             try:
                 connection = self._open(self._current, database=database)
-                if takes_writes(connection, self._server.connect_timeout_s, tables=database):
+                if takes_writes(connection, self._database.connect_timeout, tables=database):
                     return connection
                 connection.db.close()
             except MySQLdb.Error:
@@ -106,8 +88,8 @@ class Hosts:
         return self._open(self._current, database=database)
 
     def move_on(self) -> None:
-        if len(self._server.hosts) > 1:
-            self._current = (self._current + 1) % len(self._server.hosts)
+        if len(self._addresses) > 1:
+            self._current = (self._current + 1) % len(self._addresses)
             self._looked_back_at = self._clock()
 
     def first_again(self, *, database: bool) -> Connection | None:
@@ -127,14 +109,14 @@ class Hosts:
         return None
 
     def _peer(self, host: int) -> str | int:
-        return self._server.socket or host_and_port(self._server.hosts[host], self._server.port)[1]
+        return self._database.socket or self._addresses[host]["port"]
 
     def _open(self, host: int, *, database: bool, connect_timeout_s: int | None = None) -> Connection:
         """Connects and sets the session up within twice the connect timeout."""
         again_at, wait_s, said = self._refused.get(host, (0.0, LOGIN_AGAIN_S, ()))
         if said and self._clock() < again_at:
             raise MySQLdb.OperationalError(*said)
-        timeout_s = connect_timeout_s or self._server.connect_timeout_s
+        timeout_s = connect_timeout_s or self._database.connect_timeout
         try:
             with hung_up_after(2 * timeout_s, self._peer(host)):
                 connection = self._enter(host, timeout_s, database=database)
@@ -146,32 +128,19 @@ class Hosts:
         return connection
 
     def _enter(self, host: int, connect_timeout_s: int, *, database: bool) -> Connection:
-        server = self._server
-        options: dict[str, Any] = {
-            "user": server.user,
-            "passwd": server.password,
-            "connect_timeout": connect_timeout_s,
-            "read_timeout": server.read_timeout_s,
-            "write_timeout": server.write_timeout_s,
-            "charset": "utf8mb4",
-            "autocommit": False,
-            "local_infile": 0,
-            "multi_statements": False,
-        }
-        if database:
-            options["db"] = server.database
-        if server.socket:
-            options["unix_socket"] = server.socket
-        else:
-            name, options["port"] = host_and_port(server.hosts[host], server.port)
-            # The client library would take "localhost" for a socket of its own choice.
-            options["host"] = "127.0.0.1" if name == "localhost" else name
-        if server.ssl_mode:
-            options["ssl_mode"] = server.ssl_mode
-        ssl = {"ca": server.ssl_ca, "cert": server.ssl_cert, "key": server.ssl_key}
-        if any(ssl.values()):
-            options["ssl"] = {name: _readable(f"ssl_{name}", value) for name, value in ssl.items() if value}
-        db = self._connect(**options)
+        try:
+            options = connect_options(self._database)
+        except TlsFileUnreadable as error:
+            raise MySQLdb.OperationalError(2026, str(error)) from error
+        if not database:
+            del options["db"]
+        db = self._connect(
+            **options,
+            **self._addresses[host],
+            connect_timeout=connect_timeout_s,
+            read_timeout=self._database.read_timeout,
+            write_timeout=self._database.write_timeout,
+        )
         try:
             version = db.get_server_info()
             self.flavour = flavour = Flavour.MARIADB if "mariadb" in version.lower() else Flavour.MYSQL
@@ -182,15 +151,6 @@ class Hosts:
         except BaseException:
             db.close()
             raise
-
-
-def _readable(setting: str, path: str) -> str:
-    """Raises: MySQLdb.Error that names the file; the client library's does not."""
-    try:
-        with Path(path).open("rb"):
-            return path
-    except OSError as error:
-        raise MySQLdb.OperationalError(2026, f"database.{setting} = {path}: {error.strerror}") from error
 
 
 def takes_writes(connection: Connection, timeout_s: float, *, tables: bool = True) -> bool:

@@ -13,7 +13,6 @@ from flusher.facts import Facts
 from flusher.mysql_errors import ErrorClass
 from flusher.store import Store, StoreError, schema_statements
 from flusher.tables import FILE
-from flusher.writer import server_of
 from shared.config import load_or_exit
 from shared.process import close_to_others
 from shared.records import KINDS
@@ -33,7 +32,7 @@ REMEDIES = {
 
 
 def open_store(database: Database) -> Store:
-    return Store(server_of(database))
+    return Store(database)
 
 
 def create(store: Store, database: str) -> Facts:

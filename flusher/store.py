@@ -14,10 +14,11 @@ from typing import Any
 import MySQLdb
 
 from flusher import tables
-from flusher.connection import Connection, Hosts, Server, hung_up_after, select, takes_writes
+from flusher.connection import Connection, Hosts, hung_up_after, select, takes_writes
 from flusher.facts import Facts, gather
 from flusher.mysql_errors import NAMES_ONLY, OF_THE_SESSION, ErrorClass, Flavour, classify, unreached
 from flusher.sql import MAX_STATEMENT_BYTES, Insert, Rows, inserts
+from shared.settings import Database
 
 MIN_PACKET_BYTES = 16 * 1024 * 1024
 """Every accepted record fits into it."""
@@ -73,14 +74,14 @@ class Store:
 
     def __init__(
         self,
-        server: Server,
+        database: Database,
         *,
         connect: Callable[..., Any] = MySQLdb.connect,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._server = server
+        self._database = database
         self._clock = clock
-        self._hosts = Hosts(server, connect, clock)
+        self._hosts = Hosts(database, connect, clock)
         self._connection: Connection | None = None
         self._checked_at: float | None = None
         """When the tables were last found to be ours, on this connection."""
@@ -111,10 +112,10 @@ class Store:
         connection = self._reach()
         db = connection.db
         try:
-            with hung_up_after(self._server.read_timeout_s, connection.peer):
+            with hung_up_after(self._database.read_timeout, connection.peer):
                 self._check_tables(connection)
             fitting = self._fitting(connection, rows, ready)
-            with hung_up_after(self._server.read_timeout_s * (len(fitting) + 1), connection.peer):
+            with hung_up_after(self._database.read_timeout * (len(fitting) + 1), connection.peer):
                 for insert in fitting:
                     self._query(db, insert.statement(connection.form))
                 self._asked_at = self._clock()
@@ -228,7 +229,7 @@ class Store:
     def _connected(self, *, database: bool) -> Connection:
         new = self._hosts.first_again(database=database)
         held = self._connection
-        if new is None and held is not None and self._clock() - held.opened_at < self._server.recycle_s:
+        if new is None and held is not None and self._clock() - held.opened_at < self._database.pool_recycle:
             return held
         self.close()
         host = self.host
@@ -264,12 +265,12 @@ class Store:
         error_class, number = classify(self._connection.flavour if self._connection else self._hosts.flavour, error)
         if number == REFUSED_BY_HOOK:
             self._rollback()
-            if self._connection and takes_writes(self._connection, self._server.connect_timeout_s):
+            if self._connection and takes_writes(self._connection, self._database.connect_timeout):
                 error_class = ErrorClass.TOO_BIG
         detail = str(error.args[-1]) if error.args else repr(error)
         if number in UNREACHED:
-            detail = unreached(detail, "" if self._server.socket else f", port {self._hosts.peer}")
-        silent = self.connected and self._clock() - self._asked_at >= self._server.read_timeout_s
+            detail = unreached(detail, "" if self._database.socket else f", port {self._hosts.peer}")
+        silent = self.connected and self._clock() - self._asked_at >= self._database.read_timeout
         if error_class in _KEEPS_CONNECTION and number not in OF_THE_SESSION:
             self._rollback()
         else:

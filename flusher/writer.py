@@ -35,7 +35,6 @@ import orjson
 from flusher import dead_letters, segments
 from flusher.answers import IDLE_PRIORITY, Alive, Failed, Written
 from flusher.batch import Batch, Prepared, prepare
-from flusher.connection import Server
 from flusher.dead_letters import DeadLetter, DeadLettersFull
 from flusher.mysql_errors import ErrorClass
 from flusher.sql import Insert, Row, Rows
@@ -254,25 +253,6 @@ def _halves(rows: Rows) -> tuple[Mapping[Kind, Sequence[Row]], Mapping[Kind, Seq
     return first, second
 
 
-def server_of(database: Database) -> Server:
-    return Server(
-        hosts=database.host,
-        port=database.port,
-        socket=database.socket,
-        user=database.user,
-        password=database.password,
-        database=database.database,
-        connect_timeout_s=database.connect_timeout,
-        read_timeout_s=database.read_timeout,
-        write_timeout_s=database.write_timeout,
-        recycle_s=database.pool_recycle,
-        ssl_mode=database.ssl_mode,
-        ssl_ca=database.ssl_ca,
-        ssl_cert=database.ssl_cert,
-        ssl_key=database.ssl_key,
-    )
-
-
 Command = tuple[Path, Prepared | Exception] | None
 """A segment to write, prepared; None: a ping."""
 
@@ -318,7 +298,7 @@ def main() -> None:
         with suppress(PermissionError):  # in a sandbox
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     writer = Writer(
-        Store(server_of(config.database)),
+        Store(config.database),
         Path(config.state_directory, dead_letters.FILE_NAME),
         config.dead_letters.max_bytes,
     )

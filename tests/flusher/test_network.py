@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 import pytest
+from msgspec.structs import replace
 
-from flusher.connection import RETURN_S, Server
+from flusher.connection import RETURN_S
 from flusher.mysql_errors import ErrorClass
 from flusher.store import Store, StoreError
 from shared.records import TASKS
+from shared.settings import Database
 from tests.flusher.test_store import rows_of, stored, task
 from tests.support.bad_network import FAULTS, PHASES, BadNetwork
 from tests.support.mariadb import MariaDB
@@ -27,20 +28,20 @@ def networks(mariadb: MariaDB) -> Iterator[tuple[BadNetwork, BadNetwork]]:
 
 
 @pytest.fixture
-def server(mariadb: MariaDB, database: str, networks: tuple[BadNetwork, BadNetwork]) -> Server:
+def server(mariadb: MariaDB, database: str, networks: tuple[BadNetwork, BadNetwork]) -> Database:
     return replace(
         mariadb.server(database),
         socket=None,
-        hosts=tuple(f"127.0.0.1:{network.port}" for network in networks),
-        connect_timeout_s=1,
-        read_timeout_s=1,
+        host=tuple(f"127.0.0.1:{network.port}" for network in networks),
+        connect_timeout=1,
+        read_timeout=1,
     )
 
 
 @pytest.mark.parametrize("case", [*product(PHASES, FAULTS)], ids=", ".join)
 @pytest.mark.parametrize("when", ["from the start", "later"])
 def test_the_next_host_is_tried(
-    mariadb: MariaDB, networks: tuple[BadNetwork, BadNetwork], server: Server, case: tuple[str, str], when: str
+    mariadb: MariaDB, networks: tuple[BadNetwork, BadNetwork], server: Database, case: tuple[str, str], when: str
 ) -> None:
     phase, fault = case
     store = Store(server)
@@ -68,10 +69,10 @@ def test_the_next_host_is_tried(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("phase", ["connect", "handshake"])
 def test_a_look_back_at_a_first_host_that_hangs_holds_a_writer_up_for_little(
-    networks: tuple[BadNetwork, BadNetwork], server: Server, phase: str, fault: str
+    networks: tuple[BadNetwork, BadNetwork], server: Database, phase: str, fault: str
 ) -> None:
     now = [0.0]
-    store = Store(replace(server, read_timeout_s=60), clock=lambda: now[0])
+    store = Store(replace(server, read_timeout=60), clock=lambda: now[0])
     networks[0].break_("connect", "reset in mid-packet")
     store.write(rows_of(task("a")))
     connection = store._connection

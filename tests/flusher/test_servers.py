@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import MySQLdb
 import pytest
+from msgspec.structs import replace
 
 from flusher.answers import Written
 from flusher.connection import LOGIN_AGAIN_AT_MOST_S, LOGIN_AGAIN_S
@@ -184,7 +186,7 @@ def test_the_upsert_has_the_form_of_the_server(place: Place) -> None:
     connection = store._reach()
     assert connection.form is (Form.ALIAS if mysql else Form.VALUES)
 
-    store._connection = replace(connection, form=Form.VALUES if mysql else Form.ALIAS)
+    store._connection = dataclasses.replace(connection, form=Form.VALUES if mysql else Form.ALIAS)
     with pytest.raises(AssertionError, match="1287") if mysql else pytest.raises(StoreError, match="SQL syntax"):
         store.write(rows_of(task()))
     store.close()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -11,6 +10,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from MySQLdb.connections import Connection
 
 from flusher import connection as connection_module
@@ -594,7 +594,7 @@ class Hosts:
 
 def test_the_next_host_is_tried_when_one_is_unreachable_and_is_kept(mariadb: MariaDB, database: str) -> None:
     hosts = Hosts(mariadb, {"one": 2002})
-    store = Store(replace(mariadb.server(database), socket=None, hosts=("one", "two")), connect=hosts.connect)
+    store = Store(replace(mariadb.server(database), socket=None, host=("one", "two")), connect=hosts.connect)
     store.write(rows_of(task()))
     assert (hosts.tried, store.host) == (["one", "two"], "two")
 
@@ -606,7 +606,7 @@ def test_the_next_host_is_tried_when_one_is_unreachable_and_is_kept(mariadb: Mar
 
 def test_every_host_is_tried_once_before_a_write_fails(mariadb: MariaDB, database: str) -> None:
     hosts = Hosts(mariadb, {"one": 2002, "two": 2003})
-    store = Store(replace(mariadb.server(database), socket=None, hosts=("one", "two:3307")), connect=hosts.connect)
+    store = Store(replace(mariadb.server(database), socket=None, host=("one", "two:3307")), connect=hosts.connect)
     with pytest.raises(StoreError) as caught:
         store.write(rows_of(task()))
 
@@ -644,7 +644,7 @@ class Cluster:
         self.down: dict[str, int] = {}
         self.hosts = Hosts(mariadb, self.down)
         self.store = Store(
-            replace(mariadb.server(database), socket=None, hosts=("one", "two"), read_timeout_s=60),
+            replace(mariadb.server(database), socket=None, host=("one", "two"), read_timeout=60),
             connect=self.connect,
             clock=lambda: self.now,
         )
@@ -811,7 +811,9 @@ def test_a_connection_older_than_its_time_is_replaced(mariadb: MariaDB, database
     now = [0.0]
     connections: list[Any] = []
     store = Store(
-        replace(mariadb.server(database), recycle_s=100.0), connect=remembering(connections), clock=lambda: now[0]
+        replace(mariadb.server(database), pool_recycle=100.0),
+        connect=remembering(connections),
+        clock=lambda: now[0],
     )
     store.ping()
     now[0] = 99.0

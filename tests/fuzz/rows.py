@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import orjson
 
-from flusher.connection import Server
 from flusher.sql import Row
 from flusher.store import Store
 from shared.records import Kind, Record, utc
+from shared.settings import Database
 from tests.fuzz import targets
 from tests.fuzz.draw import Draw
 
@@ -36,8 +36,7 @@ class WatchedStore(Store):
 
 class Differential:
     def __init__(self, socket: str, database: str) -> None:
-        server = Server(("localhost",), 0, socket, "root", "", database, 10, 60, 60, 3600.0)
-        self.store = WatchedStore(server)
+        self.store = WatchedStore(Database(socket=socket, database=database, connect_timeout=10))
         self.rows = 0
 
     def __call__(self, data: bytes) -> None:

@@ -15,10 +15,10 @@ from typing import IO, Any
 
 import MySQLdb
 
-from flusher.connection import Server
 from flusher.mysql_errors import Flavour
 from flusher.schema import FILE as SCHEMA_FILE
 from flusher.store import schema_statements
+from shared.settings import Database
 
 _names = itertools.count(1)
 
@@ -155,20 +155,9 @@ class MariaDB:
             )
         ]
 
-    def server(self, database: str) -> Server:
+    def server(self, database: str) -> Database:
         """What a Store needs to reach this server."""
-        return Server(
-            hosts=("localhost",),
-            port=3306,
-            socket=self.socket,
-            user="root",
-            password="",
-            database=database,
-            connect_timeout_s=5,
-            read_timeout_s=60,
-            write_timeout_s=60,
-            recycle_s=3600,
-        )
+        return Database(socket=self.socket, database=database)
 
 
 def numbers(count: int) -> str:

@@ -16,7 +16,6 @@ import pytest
 
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.store import Store, StoreError
-from flusher.writer import server_of
 from shared.config import load
 from shared.records import TASKS as KIND
 from shared.settings import Database
@@ -76,7 +75,7 @@ def configured(databases: Databases, **variables: object) -> Database:
 
 def cipher(database: Database) -> str:
     """Connects as the writers do. Returns: what the connection is encrypted with, "" for nothing."""
-    store = Store(server_of(database))
+    store = Store(database)
     try:
         db = store._reach().db
         db.query("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
@@ -107,7 +106,7 @@ def test_whoever_cannot_prove_its_name_gets_nothing_and_everything_is_kept(datab
 
 
 def ping(database: Database) -> None:
-    store = Store(server_of(database))
+    store = Store(database)
     try:
         store.ping()
     finally:
