@@ -9,14 +9,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 from reader.database import Database
 from reader.server import Reader
 from shared import bodies, logs
-from shared.addresses import host_and_port
 from shared.config import load_or_exit
 from shared.database import for_reader
 from shared.process import check_built, close_to_others, lock_or_exit, peer_of
@@ -32,26 +30,9 @@ SWITCHED_OFF = 78
 """Our exit status where `read.enabled` is false; supervisord.conf takes it for a good one, if we last startsecs."""
 
 
-def database_of(config: Config) -> Database:
-    """Not connected yet."""
-    database = for_reader(config)
-    options: dict[str, Any] = {"user": database.user, "passwd": database.password, "db": database.database}
-    hosts: list[tuple[str, int]] = []
-    if database.socket:
-        options["unix_socket"] = database.socket
-    else:
-        hosts = [host_and_port(host, database.port) for host in database.host]
-    if database.ssl_mode:
-        options["ssl_mode"] = database.ssl_mode
-    ssl = {"ca": database.ssl_ca, "cert": database.ssl_cert, "key": database.ssl_key}
-    if any(ssl.values()):
-        options["ssl"] = {name: value for name, value in ssl.items() if value}
-    return Database(options, hosts, timeout_s=config.read.timeout, recycle_s=database.pool_recycle)
-
-
 async def serve(config: Config, path: Path) -> None:
     reader = Reader(
-        lambda: database_of(config),
+        lambda: Database(for_reader(config), timeout_s=config.read.timeout),
         pool_size=config.read.pool_size,
         wait_s=config.read.timeout,
         statuses={SESSIONS: config.records.session_statuses, TASKS: config.records.task_statuses},

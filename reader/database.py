@@ -13,6 +13,8 @@ from typing import Any
 import MySQLdb
 
 from reader.queries import Row, Select
+from shared import settings
+from shared.database import TlsFileUnreadable, connect_options, host_options
 
 MAX_BYTES = 1024 * 1024
 """Of one fetch, as the server sends it; a page ends there. A single row may be larger."""
@@ -36,16 +38,12 @@ class ReadFailed(Exception):
 
 
 class Database:
-    """Args: options: of MySQLdb.connect(), without a host; hosts: pairs of name and port, () where options name a
-    socket; recycle_s: a connection is made anew after it."""
+    """Args: settings: how to connect; timeout_s: of a statement."""
 
-    def __init__(
-        self, options: dict[str, Any], hosts: Sequence[tuple[str, int]], *, timeout_s: float, recycle_s: float
-    ) -> None:
-        self._options = options
-        self._hosts = list(hosts)
+    def __init__(self, settings: settings.Database, *, timeout_s: float) -> None:
+        self._settings = settings
+        self._addresses = host_options(settings)
         self._timeout_s = timeout_s
-        self._recycle_s = recycle_s
         self._db: Any = None
         self._opened_at = 0.0
 
@@ -80,7 +78,7 @@ class Database:
 
     def _begin(self) -> Any:
         """A connection with a transaction open. One that the server has closed while it was idle is made anew."""
-        if time.monotonic() - self._opened_at > self._recycle_s:
+        if time.monotonic() - self._opened_at > self._settings.pool_recycle:
             self.close()
         if self._db is not None:
             asked_at = time.monotonic()
@@ -113,28 +111,24 @@ class Database:
 
     def _open(self) -> Any:
         """The first host that answers; the others are asked after it from now on."""
-        for _ in range(len(self._hosts) - 1):
+        for _ in self._addresses[1:]:
             try:
-                return self._open_at(self._hosts[0])
+                return self._open_at(self._addresses[0])
             except MySQLdb.OperationalError:
-                self._hosts.append(self._hosts.pop(0))
-        return self._open_at(self._hosts[0] if self._hosts else None)
+                self._addresses.append(self._addresses.pop(0))
+        return self._open_at(self._addresses[0])
 
-    def _open_at(self, host: tuple[str, int] | None) -> Any:
-        address: dict[str, Any] = {}
-        if host is not None:
-            # The client library would take "localhost" for a socket of its own choice.
-            address = {"host": "127.0.0.1" if host[0] == "localhost" else host[0], "port": host[1]}
+    def _open_at(self, address: dict[str, Any]) -> Any:
+        try:
+            options = connect_options(self._settings)
+        except TlsFileUnreadable as error:
+            raise ReadFailed("DATABASE_UNAVAILABLE", str(error)) from error
         db = MySQLdb.connect(
-            **self._options,
+            **options,
             **address,
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=int(self._timeout_s) + _SLACK_S,
             write_timeout=int(self._timeout_s) + _SLACK_S,
-            charset="utf8mb4",
-            autocommit=False,
-            local_infile=0,
-            multi_statements=False,
             conv={},
         )
         try:

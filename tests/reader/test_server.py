@@ -284,10 +284,13 @@ def test_each_statement_is_a_range_of_an_index_without_a_sort(mariadb: MariaDB, 
 
 
 def test_a_database_that_is_away_or_too_slow_is_a_503(mariadb: MariaDB, database: str) -> None:
-    away = Asking(mariadb, database, unix_socket="/nonexistent")
+    away = Asking(mariadb, database, socket="/nonexistent")
     assert away(session_id="s1").head["status"] == 503
     assert away(session_id="s1").json["error_code"] == "DATABASE_UNAVAILABLE"
-    wrong = Asking(mariadb, database, db="no_such_database")
+    without_ca = Asking(mariadb, database, ssl_ca="/nonexistent/ca.pem")(session_id="s1")
+    assert without_ca.head["status"] == 503
+    assert "database.ssl_ca = /nonexistent/ca.pem: No such file" in without_ca.json["detail"]
+    wrong = Asking(mariadb, database, database="no_such_database")
     assert wrong(session_id="s1").json["error_code"] == "READ_NOT_POSSIBLE"
 
 

@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from reader.database import Database
 from reader.server import Reader
@@ -51,8 +52,7 @@ class Answer:
 class Asking:
     def __init__(self, mariadb: MariaDB, database: str, **options: Any) -> None:
         def connect() -> Database:
-            own = {"user": "root", "db": database, "unix_socket": mariadb.socket}
-            return Database({**own, **options}, [], timeout_s=5, recycle_s=60)
+            return Database(replace(mariadb.server(database), **options), timeout_s=5)
 
         self._connect = connect
 
