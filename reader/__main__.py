@@ -26,6 +26,8 @@ log = logging.getLogger("reader")
 
 GRACEFUL_S = 5.0
 """How long answers under way may take after SIGTERM; ingest has stopped before."""
+NICE = 5
+"""Where cores are short, writing goes first."""
 SWITCHED_OFF = 78
 """Our exit status where `read.enabled` is false; supervisord.conf takes it for a good one, if we last startsecs."""
 
@@ -73,6 +75,7 @@ def main() -> None:
         log.info("switched off (read.enabled)")
         time.sleep(2)
         sys.exit(SWITCHED_OFF)
+    os.nice(NICE)
     state_directory = Path(config.state_directory)
     _lock = lock_or_exit(state_directory, "reader")
     path = state_directory / SOCKET_NAME
