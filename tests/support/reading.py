@@ -50,9 +50,9 @@ class Answer:
 
 
 class Asking:
-    def __init__(self, mariadb: MariaDB, database: str, **options: Any) -> None:
+    def __init__(self, mariadb: MariaDB, name: str, **options: Any) -> None:
         def connect() -> Database:
-            return Database(replace(mariadb.server(database), **options), timeout_s=5)
+            return Database(replace(mariadb.server(name), **options), timeout_s=5)
 
         self._connect = connect
 
