@@ -122,7 +122,7 @@ FULL = Plan(
         *((batch, 16, False) for batch in (1, 10, 100, 1000)),
         *((batch, connections, True) for batch, connections in ((1, 1), (1, 16), (10, 16), (100, 16))),
     ),
-    matrix_s=2,
+    matrix_s=1,
     lock_s=10,
     lock_rounds=2,
     flushing_s=6,
@@ -130,7 +130,7 @@ FULL = Plan(
     landing_s=8,
     landing_steps=5,
     first_share=0.85,
-    landing_rounds=4,
+    landing_rounds=3,
     lifecycle_tasks=10_000,
     recover_records=1_000_000,
 )
