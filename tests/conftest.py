@@ -64,15 +64,16 @@ def new_database(request: pytest.FixtureRequest) -> type[MariaDB]:
 def mariadb(new_database: type[MariaDB]) -> Iterator[MariaDB]:
     """The server that tests share, a MySQL with --database=mysql; those that stop or reconfigure one take
     own_mariadb."""
-    yield from _started(new_database)
+    yield from started(new_database)
 
 
 @pytest.fixture
 def own_mariadb(new_database: type[MariaDB]) -> Iterator[MariaDB]:
-    yield from _started(new_database)
+    yield from started(new_database)
 
 
-def _started(new_database: type[MariaDB]) -> Iterator[MariaDB]:
+def started(new_database: type[MariaDB]) -> Iterator[MariaDB]:
+    """A new server, stopped and removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="db-", dir="/tmp"))
     server = new_database(directory)
     server.install()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import started
 from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
@@ -17,18 +19,29 @@ from tests.support.tables import FIRST_USER, VERSION_1
 StartService = Callable[..., Service]
 
 
+@pytest.fixture(scope="module")
+def server(new_database: type[MariaDB]) -> Iterator[MariaDB]:
+    """With a user of its own: root is above read_only and the limit of connections."""
+    for server in started(new_database):
+        server.execute("CREATE USER app@localhost")
+        yield server
+
+
 @pytest.fixture
-def database_name(own_mariadb: MariaDB) -> str:
-    """A database with a user of its own: root is above read_only and the limit of connections."""
-    name = own_mariadb.create_database()
-    own_mariadb.execute("CREATE USER app@localhost")
-    own_mariadb.execute(f"GRANT SELECT, INSERT, UPDATE ON {name}.* TO app@localhost")
-    return name
+def database_name(server: MariaDB) -> Iterator[str]:
+    """A database of the user app; the server's settings are as before after the test."""
+    name = server.create_database()
+    server.execute(f"GRANT SELECT, INSERT, UPDATE ON {name}.* TO app@localhost")
+    settings = ("max_allowed_packet", "read_only", "max_connections")
+    before = [server.execute(f"SELECT @@GLOBAL.{setting}")[0][0] for setting in settings]
+    yield name
+    for setting, value in zip(settings, before, strict=True):
+        server.execute(f"SET GLOBAL {setting} = {value}")
 
 
-def end_connections(mariadb: MariaDB) -> None:
-    for number in [row[0] for row in mariadb.execute("SHOW PROCESSLIST") if row[1] == "app"]:
-        mariadb.execute(f"KILL {number}")
+def end_connections(server: MariaDB) -> None:
+    for number in [row[0] for row in server.execute("SHOW PROCESSLIST") if row[1] == "app"]:
+        server.execute(f"KILL {number}")
 
 
 def degraded_by(service: Service, shown: str) -> bool:
@@ -40,24 +53,22 @@ def degraded_by(service: Service, shown: str) -> bool:
 
 def check_kept_shown_and_healed(
     service: Service,
-    mariadb: MariaDB,
+    server: MariaDB,
     database: str,
     *,
     break_it: Callable[[], object],
     mend_it: Callable[[], object],
     shown: str,
     source_text: str = "text",
-    flush_s: float = 2,
 ) -> None:
     break_it()
     tasks = [task(f"t{number}", source_text=source_text) for number in range(20)]
     assert service.post(TASKS, {"tasks": tasks}).status == 202
 
-    failed = service.flush(flush_s)
+    failed = service.flush(2)
 
-    assert failed.status == 503
-    assert failed.json["pending"] == 20
-    wait_until(lambda: degraded_by(service, shown), what=f"health says {shown}")
+    assert (failed.status, failed.json["pending"]) == (503, 20)
+    wait_until(lambda: degraded_by(service, shown), 60, what=f"health says {shown}")
     stats = service.stats()
     assert stats["dead_letters"]["count"] == 0
     assert stats["at_risk"]["uncommitted_records"] == 20
@@ -69,33 +80,18 @@ def check_kept_shown_and_healed(
         lambda: service.stats()["at_risk"]["uncommitted_records"] <= 1, 60, "the kept batch is written by itself"
     )
     assert service.flush().status == 200
-    assert mariadb.execute("SELECT COUNT(*) FROM translation_tasks", (), database) == [(21,)]
+    assert server.execute("SELECT COUNT(*) FROM translation_tasks", (), database) == [(21,)]
     assert not service.dead_letters.exists()
     assert service.get("/health").json["status"] == "healthy"
 
 
-def test_a_dropped_table_stops_writing_until_it_is_back(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
-) -> None:
-    service = start_service(own_mariadb, database_name, DB_USER="app")
-    run = own_mariadb.execute
-    check_kept_shown_and_healed(
-        service,
-        own_mariadb,
-        database_name,
-        break_it=lambda: run("RENAME TABLE translation_tasks TO away", (), database_name),
-        mend_it=lambda: run("RENAME TABLE away TO translation_tasks", (), database_name),
-        shown="translation_tasks",
-    )
-
-
 @pytest.mark.parametrize("tables", [VERSION_1, FIRST_USER], ids=["version 1", "user"])
 def test_tables_of_another_time_get_nothing_until_they_are_upgraded(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str, tables: tuple[str, ...]
+    start_service: StartService, server: MariaDB, database_name: str, tables: tuple[str, ...]
 ) -> None:
     for statement in ("DROP TABLE translation_tasks, translation_sessions", *tables):
-        own_mariadb.execute(statement, (), database_name)
-    service = start_service(own_mariadb, database_name, DB_USER="app")
+        server.execute(statement, (), database_name)
+    service = start_service(server, database_name, DB_USER="app")
     wait_until(lambda: degraded_by(service, "./scripts/ctl.sh db upgrade"), what="seen before the first record")
     assert "must be (session_id, task_id)" in ctl(service, "db", "check", DB_USER="root").out
     assert "nothing is written" in service.get("/ready").json["reason"]
@@ -105,7 +101,7 @@ def test_tables_of_another_time_get_nothing_until_they_are_upgraded(
     assert "nothing is written" in status.out
     check_kept_shown_and_healed(
         service,
-        own_mariadb,
+        server,
         database_name,
         break_it=lambda: None,
         mend_it=lambda: ctl(service, "db", "upgrade", "--yes", DB_USER="root"),
@@ -113,84 +109,60 @@ def test_tables_of_another_time_get_nothing_until_they_are_upgraded(
     )
 
 
-def test_revoked_rights_stop_writing_until_they_are_granted_again(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
+@pytest.mark.parametrize("fault", ["dropped table", "revoked rights", "read-only", "no connection", "small packets"])
+def test_what_the_server_refuses_is_kept_until_it_is_mended(
+    start_service: StartService, server: MariaDB, database_name: str, fault: str
 ) -> None:
-    service = start_service(own_mariadb, database_name, DB_USER="app")
+    if fault == "small packets":
+        server.execute("SET GLOBAL max_allowed_packet = 65536")
+    service = start_service(server, database_name, DB_USER="app", DB_POOL_RECYCLE=1)
+    wait_until(lambda: service.get("/health").json["database"] == "healthy")
+    held = ExitStack()
 
-    def break_it() -> None:
-        own_mariadb.execute(f"REVOKE INSERT, UPDATE ON {database_name}.* FROM app@localhost")
-        end_connections(own_mariadb)  # one that is open keeps the rights it had
+    def run(statement: str, *, new_connections: bool = False) -> Callable[[], None]:
+        def now() -> None:
+            server.execute(statement, (), database_name)
+            if new_connections:
+                end_connections(server)  # one that is open keeps the rights and limits that it had
 
+        return now
+
+    def take_all_connections() -> None:
+        run("SET GLOBAL max_connections = 10", new_connections=True)()
+        for _ in range(10):  # one more than the limit is kept for root
+            held.callback(server.connect().close)
+
+    rights = f"INSERT, UPDATE ON {database_name}.*"
+    break_it, mend_it, shown = {
+        "dropped table": (
+            run("RENAME TABLE translation_tasks TO away"),
+            run("RENAME TABLE away TO translation_tasks"),
+            "translation_tasks",
+        ),
+        "revoked rights": (
+            run(f"REVOKE {rights} FROM app@localhost", new_connections=True),
+            run(f"GRANT {rights} TO app@localhost"),
+            "1142",
+        ),
+        "read-only": (run("SET GLOBAL read_only = 1"), run("SET GLOBAL read_only = 0"), "1290"),
+        "no connection": (take_all_connections, held.close, "1040"),
+        "small packets": (held.close, run("SET GLOBAL max_allowed_packet = 67108864"), "max_allowed_packet"),
+    }[fault]
+    text = "字" * 60_000 if fault == "small packets" else "text"
     check_kept_shown_and_healed(
-        service,
-        own_mariadb,
-        database_name,
-        break_it=break_it,
-        mend_it=lambda: own_mariadb.execute(f"GRANT INSERT, UPDATE ON {database_name}.* TO app@localhost"),
-        shown="1142",
-    )
-
-
-def test_a_packet_limit_below_what_a_record_may_have_is_the_servers_fault(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
-) -> None:
-    own_mariadb.execute("SET GLOBAL max_allowed_packet = 65536")
-    service = start_service(own_mariadb, database_name, DB_USER="app", DB_POOL_RECYCLE=1)
-    check_kept_shown_and_healed(
-        service,
-        own_mariadb,
-        database_name,
-        break_it=lambda: None,
-        mend_it=lambda: own_mariadb.execute("SET GLOBAL max_allowed_packet = 67108864"),
-        shown="max_allowed_packet",
-        source_text="字" * 60_000,
+        service, server, database_name, break_it=break_it, mend_it=mend_it, shown=shown, source_text=text
     )
 
 
 def test_small_records_pass_a_small_packet_limit_in_several_statements(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
+    start_service: StartService, server: MariaDB, database_name: str
 ) -> None:
-    own_mariadb.execute("SET GLOBAL max_allowed_packet = 65536")
-    service = start_service(own_mariadb, database_name, DB_USER="app")
+    server.execute("SET GLOBAL max_allowed_packet = 65536")
+    service = start_service(server, database_name, DB_USER="app")
     tasks = [task(f"t{number}", source_text="字" * 1000) for number in range(100)]
     assert service.post(TASKS, {"tasks": tasks}).status == 202
     assert service.flush().status == 200
-    assert own_mariadb.execute("SELECT COUNT(*) FROM translation_tasks", (), database_name) == [(100,)]
-
-
-def test_a_read_only_server_keeps_everything_until_it_takes_writes(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
-) -> None:
-    service = start_service(own_mariadb, database_name, DB_USER="app")
-    check_kept_shown_and_healed(
-        service,
-        own_mariadb,
-        database_name,
-        break_it=lambda: own_mariadb.execute("SET GLOBAL read_only = 1"),
-        mend_it=lambda: own_mariadb.execute("SET GLOBAL read_only = 0"),
-        shown="1290",
-    )
-
-
-def test_exhausted_connections_keep_everything_until_one_is_free(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str
-) -> None:
-    service = start_service(own_mariadb, database_name, DB_USER="app", DB_POOL_RECYCLE=1)
-    wait_until(lambda: service.get("/health").json["database"] == "healthy")
-    held = []
-
-    def break_it() -> None:
-        own_mariadb.execute("SET GLOBAL max_connections = 10")
-        end_connections(own_mariadb)
-        # One more than the limit is kept for root.
-        held.extend(own_mariadb.connect() for _ in range(10))
-
-    def mend_it() -> None:
-        for connection in held:
-            connection.close()
-
-    check_kept_shown_and_healed(service, own_mariadb, database_name, break_it=break_it, mend_it=mend_it, shown="1040")
+    assert server.execute("SELECT COUNT(*) FROM translation_tasks", (), database_name) == [(100,)]
 
 
 @pytest.fixture
@@ -205,12 +177,13 @@ def small_disk() -> Iterator[Path]:
 
 @pytest.mark.only("mariadb")  # MySQL takes no DATA DIRECTORY that it was not started with
 def test_a_full_disk_of_the_database_keeps_everything_until_there_is_room(
-    start_service: StartService, own_mariadb: MariaDB, database_name: str, small_disk: Path
+    start_service: StartService, own_mariadb: MariaDB, small_disk: Path
 ) -> None:
     run = own_mariadb.execute
-    definition = run("SHOW CREATE TABLE translation_tasks", (), database_name)[0][1]
-    run("DROP TABLE translation_tasks", (), database_name)
-    run(f"{definition} DATA DIRECTORY='{small_disk}'", (), database_name)
+    database = own_mariadb.create_database()
+    definition = run("SHOW CREATE TABLE translation_tasks", (), database)[0][1]
+    run("DROP TABLE translation_tasks", (), database)
+    run(f"{definition} DATA DIRECTORY='{small_disk}'", (), database)
     filler = small_disk / "filler"
 
     def fill() -> None:
@@ -228,14 +201,12 @@ def test_a_full_disk_of_the_database_keeps_everything_until_there_is_room(
         if own_mariadb.process.poll() is not None:
             own_mariadb.start()
 
-    service = start_service(own_mariadb, database_name, DB_USER="app")
     check_kept_shown_and_healed(
-        service,
+        start_service(own_mariadb, database),
         own_mariadb,
-        database_name,
+        database,
         break_it=fill,
         mend_it=mend_it,
         shown="error",
         source_text="字" * 30_000,
-        flush_s=45,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,9 @@ import pytest
 from flusher.dead_letters import FILE_NAME
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
+from tests.system.hostile.good import GoodClient, worker_of
 
+ACCEPTED = b"HTTP/1.1 202 Accepted"
 SMALL = "text"
 LARGE = "x" * 60_000
 
@@ -205,3 +210,82 @@ def test_a_backlog_takes_no_more_memory_than_a_limit_allows_and_the_oom_killer_c
     wait_until(lambda: sender.send() == 202)
     sender.check(mariadb, database)
     assert not (service.directory / FILE_NAME).exists()
+
+
+# Ingest
+
+
+@pytest.mark.parametrize("descriptors", [64, 1024])
+def test_more_connections_than_descriptors_harm_nobody_who_is_connected(
+    descriptors: int, short_path: Path, mariadb: MariaDB, database: str
+) -> None:
+    service = Service(short_path, mariadb, database)
+    service.limits["ingest"] = [f"--nofile={descriptors}"]
+    try:
+        service.start()
+        worker = worker_of(service)
+        with closing(GoodClient(service.port)) as good, ExitStack() as crowd:
+            assert good.post(keep=True)[0] == ACCEPTED
+            for _ in range(3 * descriptors):
+                crowd.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=30))
+            for _ in range(20):
+                assert good.post(keep=True)[0] == ACCEPTED
+            crowd.close()
+            wait_until(lambda: answered(service), what="there is room again")
+            assert good.post(keep=True)[0] == ACCEPTED
+        assert service.workers() == [worker]
+        assert len(service.log.read_text().splitlines()) < 30
+        service.stop()
+    finally:
+        service.kill()
+
+
+def answered(service: Service) -> bool:
+    try:
+        return service.post(TASKS, {"tasks": [task("late")]}).status == 202
+    except OSError:
+        return False
+
+
+def test_too_few_descriptors_for_a_start_are_said_in_a_line(short_path: Path, mariadb: MariaDB, database: str) -> None:
+    service = Service(short_path, mariadb, database)
+    service.limits["ingest"] = ["--nofile=40"]
+    try:
+        service.start_ingest()
+        assert service.ingest is not None
+        assert service.ingest.wait(30) == 1
+        text = (short_path / "ingest.stderr").read_text()
+        assert text == "ingest: the limit of open files is 40, and 64 are needed: raise it (ulimit -n)\n"
+    finally:
+        service.kill()
+
+
+def test_a_worker_without_memory_for_large_bodies_goes_on_with_small_ones(
+    short_path: Path, mariadb: MariaDB, database: str
+) -> None:
+    """Its address space is closed 48 MiB above what it has; twenty bodies of 9 MiB come at once."""
+    service = Service(short_path, mariadb, database, SERVICE_ACK_TIMEOUT=5)
+    try:
+        service.start()
+        worker = worker_of(service)
+        size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.prlimit(worker, resource.RLIMIT_AS, (size + 48 * 2**20, size + 48 * 2**20))
+        tasks = [task(f"large-{number}", source_text="x" * 60_000) for number in range(150)]
+        body = json.dumps({"tasks": tasks}).encode()
+
+        def post(_number: int) -> int:
+            try:
+                return service.post(TASKS, body).status
+            except OSError:
+                return 0
+
+        with ThreadPoolExecutor(20) as callers:
+            statuses = set(callers.map(post, range(20)))
+        assert statuses - {202} <= {0, 500, 503}
+        assert len(statuses - {202}) > 0
+        wait_until(lambda: answered(service), what="small ones are accepted")
+        assert len(service.workers()) == 1
+        wait_until(lambda: service.get("/health").json["status"] == "healthy", what="the database keeps up again")
+        service.stop()
+    finally:
+        service.kill()

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +87,11 @@ def mortal_mariadb() -> Iterator[MariaDB]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+MakeCases = Callable[[type[Service]], list[Case]]
+
+
 @pytest.fixture
-def make_cases(
-    short_path: Path, mariadb: MariaDB, mortal_mariadb: MariaDB
-) -> Iterator[Callable[[type[Service]], list[Case]]]:
+def make_cases(short_path: Path, mariadb: MariaDB, mortal_mariadb: MariaDB) -> Iterator[MakeCases]:
     cases: list[Case] = []
 
     def make(service_type: type[Service]) -> list[Case]:
@@ -133,136 +134,103 @@ def all_below(durations: dict[str, float], bound_s: float) -> None:
 # One process
 
 
-def test_sigterm_to_ingest_ends_it_in_time_and_leaves_the_flusher_at_work(
-    make_cases: Callable[[type[Service]], list[Case]],
+def stop_ingest(case: Case) -> None:
+    assert case.service.ingest is not None
+    workers = case.service.workers()
+    case.service.ingest.terminate()
+    case.service.ingest.wait(INGEST_S + OVERHEAD_S)
+    assert not any(map(alive, workers))
+
+
+def stop_flusher(case: Case) -> None:
+    assert case.service.flusher is not None
+    writers = case.service.writers()
+    case.service.flusher.terminate()
+    assert case.service.flusher.wait(FLUSHER_S + OVERHEAD_S) == 0
+    wait_until(lambda: not any(map(alive, writers)), what="its writers are gone")
+    case.service.start_flusher()
+
+
+def stop_children(case: Case) -> None:
+    """Nobody outside notices that workers and writers got a SIGTERM."""
+    workers = case.service.workers()
+    for process in workers + wait_until(case.service.writers, what="a writer"):
+        os.kill(process, signal.SIGTERM)
+    wait_until(lambda: not any(map(alive, workers)), INGEST_S + OVERHEAD_S, "the worker is gone")
+    case.loads[0].go_on()
+    wait_until(case.service.writers, what="another writer")
+
+
+@pytest.mark.parametrize(
+    ("stop", "bound_s"), [(stop_ingest, INGEST_S), (stop_flusher, FLUSHER_S), (stop_children, INGEST_S)]
+)
+def test_sigterm_to_one_process_is_over_in_time_and_refuses_nobody(
+    make_cases: MakeCases, stop: Callable[[Case], None], bound_s: float
 ) -> None:
     cases = make_cases(Service)
-
-    def stop(case: Case) -> None:
-        assert case.service.ingest is not None
-        workers = case.service.workers()
-        case.service.ingest.terminate()
-        case.service.ingest.wait(INGEST_S + OVERHEAD_S)
-        assert not any(map(alive, workers))
-
     with ExitStack() as until:
         for_all(cases, lambda case: case.load(until))
-        all_below(for_all(cases, stop), INGEST_S)
+        all_below(for_all(cases, stop), bound_s)
+        if stop is not stop_ingest:
+            for_all(cases, lambda case: case.loads[0].go_on())
     for case in cases:
         assert case.loads[0].refused == [], case.name
-        assert case.service.flusher is not None
-        assert case.service.flusher.poll() is None
-        case.service.start_ingest()
-    for case in cases:
-        case.service.wait_ready()
-        case.all_arrives()
-
-
-def test_sigterm_to_the_flusher_ends_it_in_time_and_refuses_nobody(
-    make_cases: Callable[[type[Service]], list[Case]],
-) -> None:
-    cases = make_cases(Service)
-
-    def stop(case: Case) -> None:
-        assert case.service.flusher is not None
-        writers = case.service.writers()
-        case.service.flusher.terminate()
-        assert case.service.flusher.wait(FLUSHER_S + OVERHEAD_S) == 0
-        wait_until(lambda: not any(map(alive, writers)), what="its writers are gone")
-        case.service.start_flusher()
-
-    with ExitStack() as until:
-        for_all(cases, lambda case: case.load(until))
-        all_below(for_all(cases, stop), FLUSHER_S)
-        for case in cases:
-            case.loads[0].go_on()
-    for case in cases:
-        assert case.loads[0].refused == [], case.name
-        assert case.loads[0].failures == [], case.name
-        case.all_arrives()
-
-
-def test_sigterm_to_workers_and_writers_is_not_noticed_outside(
-    make_cases: Callable[[type[Service]], list[Case]],
-) -> None:
-    cases = make_cases(Service)
-
-    def stop(case: Case) -> None:
-        workers = case.service.workers()
-        for process in workers + wait_until(case.service.writers, what="a writer"):
-            os.kill(process, signal.SIGTERM)
-        wait_until(lambda: not any(map(alive, workers)), INGEST_S + OVERHEAD_S, "the worker is gone")
-        case.loads[0].go_on()
-        wait_until(case.service.writers, what="another writer")
-
-    with ExitStack() as until:
-        for_all(cases, lambda case: case.load(until))
-        all_below(for_all(cases, stop), INGEST_S)
-    for case in cases:
-        assert case.loads[0].refused == [], case.name
-        assert case.loads[0].failures == [], case.name
+        if stop is stop_ingest:
+            assert case.service.flusher is not None
+            assert case.service.flusher.poll() is None
+            case.service.start_ingest()
+            case.service.wait_ready()
+        else:
+            assert case.loads[0].failures == [], case.name
         case.all_arrives()
 
 
 # All of them
 
 
-def test_sigterm_to_supervisord_stops_everything_in_time(
-    make_cases: Callable[[type[Service]], list[Case]],
+def stop_supervisord(case: Case) -> None:
+    assert isinstance(case.service, Supervised)
+    assert case.service.supervisor is not None
+    case.service.supervisor.terminate()
+    assert case.service.supervisor.wait(90) == 0
+    assert processes_of(case.service.directory) == {}
+
+
+def shut_down(case: Case) -> None:
+    """As the machine's shutdown: SIGTERM to every process at once, SIGKILL to what is left 10 s later."""
+    for process in processes_of(case.service.directory):
+        os.kill(process, signal.SIGTERM)
+    give_up_at = time.monotonic() + 10
+    wait_until(
+        lambda: not processes_of(case.service.directory) or time.monotonic() > give_up_at, 30, "all end, or 10 s"
+    )
+    for process in processes_of(case.service.directory):
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not processes_of(case.service.directory), what="all are gone")
+    assert isinstance(case.service, Supervised)
+    assert case.service.supervisor is not None
+    case.service.supervisor.wait(10)
+
+
+@pytest.mark.parametrize("stop", [stop_supervisord, shut_down])
+def test_a_stop_of_everything_is_over_in_time_and_loses_nothing(
+    make_cases: MakeCases, stop: Callable[[Case], None]
 ) -> None:
     cases = make_cases(Supervised)
-
-    def stop(case: Case) -> None:
-        assert isinstance(case.service, Supervised)
-        assert case.service.supervisor is not None
-        case.service.supervisor.terminate()
-        assert case.service.supervisor.wait(90) == 0
-        assert processes_of(case.service.directory) == {}
-
     with ExitStack() as until:
         for_all(cases, lambda case: case.load(until))
         all_below(for_all(cases, stop), INGEST_S + FLUSHER_S)
     for case in cases:
         assert case.loads[0].refused == [], case.name
         case.nothing_is_lost()
-    # A live database has taken all of it before the end.
-    assert cases[0].acknowledged <= task_ids(cases[0].mariadb, cases[0].database)
+    if stop is stop_supervisord:  # a live database has taken all of it before the end
+        assert cases[0].acknowledged <= task_ids(cases[0].mariadb, cases[0].database)
     for_all(cases, lambda case: case.service.start())
-    for case in cases:
-        case.all_arrives()
+    for_all(cases, Case.all_arrives)
 
 
-def test_supervisorctl_stop_all_stops_everything_in_time(
-    make_cases: Callable[[type[Service]], list[Case]],
-) -> None:
-    cases = make_cases(Supervised)
-
-    def stop(case: Case) -> None:
-        assert isinstance(case.service, Supervised)
-        assert case.service.supervisor is not None
-        case.service.control("stop", "all")
-        assert set(processes_of(case.service.directory)) == {case.service.supervisor.pid}
-
-    def start(case: Case) -> None:
-        assert isinstance(case.service, Supervised)
-        case.service.control("start", "all")
-        case.service.wait_ready()
-
-    with ExitStack() as until:
-        for_all(cases, lambda case: case.load(until))
-        all_below(for_all(cases, stop), max(INGEST_S, FLUSHER_S))
-    for case in cases:
-        assert case.loads[0].refused == [], case.name
-        case.nothing_is_lost()
-    assert cases[0].acknowledged <= task_ids(cases[0].mariadb, cases[0].database)
-    for_all(cases, start)
-    for case in cases:
-        case.all_arrives()
-
-
-def test_supervisorctl_restart_all_is_over_in_time_and_loses_nothing(
-    make_cases: Callable[[type[Service]], list[Case]],
-) -> None:
+def test_supervisorctl_restart_all_is_over_in_time_and_loses_nothing(make_cases: MakeCases) -> None:
     cases = make_cases(Supervised)
 
     def restart(case: Case) -> None:
@@ -275,38 +243,4 @@ def test_supervisorctl_restart_all_is_over_in_time_and_loses_nothing(
         all_below(for_all(cases, restart), max(INGEST_S, FLUSHER_S))
     for case in cases:
         assert case.loads[0].refused == [], case.name
-        case.all_arrives()
-
-
-def test_a_shutdown_of_the_machine_loses_nothing(
-    make_cases: Callable[[type[Service]], list[Case]],
-) -> None:
-    cases = make_cases(Supervised)
-
-    def shut_down(case: Case) -> None:
-        """SIGTERM to every process at once, SIGKILL to what is left 10 s later."""
-        for process in processes_of(case.service.directory):
-            os.kill(process, signal.SIGTERM)
-        give_up_at = time.monotonic() + 10
-        wait_until(
-            lambda: not processes_of(case.service.directory) or time.monotonic() > give_up_at, 30, "all end, or 10 s"
-        )
-        for process in processes_of(case.service.directory):
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has just ended by itself
-        wait_until(lambda: not processes_of(case.service.directory), what="all are gone")
-        assert isinstance(case.service, Supervised)
-        assert case.service.supervisor is not None
-        case.service.supervisor.wait(10)
-
-    with ExitStack() as until:
-        for_all(cases, lambda case: case.load(until))
-        for_all(cases, shut_down)
-    for case in cases:
-        assert case.loads[0].refused == [], case.name
-        case.nothing_is_lost()
-    for_all(cases, lambda case: case.service.start())
-    for case in cases:
         case.all_arrives()
