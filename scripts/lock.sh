@@ -2,7 +2,8 @@
 # Renews the locks after a change of pyproject.toml: exact versions, and the hashes of all files of each release, so that
 # every platform's is covered. Versions that stand in a lock stay; --upgrade takes the newest.
 #   ./scripts/lock.sh [--upgrade] [--upgrade-package NAME]
-# requirements.lock: production; requirements-dev.lock: with all extras; requirements-build.lock: what builds them.
+# requirements.lock: production; requirements-dev.lock: with all extras; requirements-build.lock: what builds them;
+# requirements-uv.lock: what installs them.
 . "$(dirname "$0")/lib.sh"
 
 help_if_asked "$@"
@@ -33,3 +34,5 @@ text = open(sys.argv[1], encoding="utf-8").read()
 print("\n".join(re.findall(r'"([^"]+)"', re.search(r"^requires = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)[1])))
 PY
 lock requirements-build.lock "$@" "$tools/build.in"
+echo uv >"$tools/uv.in"
+lock requirements-uv.lock "$@" "$tools/uv.in"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.service import ROOT
 
-LOCKS = ["requirements.lock", "requirements-dev.lock", "requirements-build.lock"]
+LOCKS = ["requirements.lock", "requirements-dev.lock", "requirements-build.lock", "requirements-uv.lock"]
 
 
 @pytest.mark.parametrize("name", LOCKS)
