@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import mysql
 from tests.support.copies import Copy
 from tests.support.mariadb import MariaDB
 from tests.support.service import Service
+
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")  # a busy machine is no failure
 
 OF_A_DATABASE = {"mariadb", "own_mariadb", "new_database"}
 
