@@ -23,7 +23,7 @@ import orjson
 from flusher import dead_letters
 from flusher.dead_letters import DeadLetter
 from shared.records import KINDS
-from shared.wire import Ack, Decoder, Flush, Flushed, Message, ProtocolError, Reject, Submit, encode
+from shared.wire import Ack, Flush, Flushed, Inbox, Message, ProtocolError, Reject, Submit, encode
 
 TIMEOUT_S = 30.0
 ROUNDS = (1, 9, 100)
@@ -108,7 +108,7 @@ class _Connection:
     """To the flusher, as ingest speaks to it, but waiting for every answer. Raises: NotReplayed."""
 
     def __init__(self, socket_path: Path) -> None:
-        self._decoder = Decoder()
+        self._inbox = Inbox()
         self._socket = socket.socket(socket.AF_UNIX)
         # A flush is answered at its own deadline; ours lies behind it.
         self._socket.settimeout(TIMEOUT_S + 5)
@@ -142,12 +142,12 @@ class _Connection:
         try:
             self._socket.sendall(b"".join(frames))
             while answered < len(frames):
-                data = self._socket.recv(65536)
-                if not data:
+                size = self._socket.recv_into(self._inbox.room())
+                if not size:
                     raise NotReplayed(
                         "the flusher closed the connection (it takes only its own user's); the letters stay"
                     )
-                new = self._decoder.feed(data)
+                new = self._inbox.received(size)
                 answers += new
                 answered += sum(one.count if isinstance(one, Ack) else 1 for one in new)
         except (OSError, ProtocolError) as error:

@@ -22,9 +22,9 @@ from shared.wire import (
     SUBMIT_BYTES,
     Ack,
     Committed,
-    Decoder,
     Flush,
     Flushed,
+    Inbox,
     ProtocolError,
     Reason,
     Reject,
@@ -364,24 +364,25 @@ def _frame(head: bytes, body: bytes) -> tuple[bytes, ...]:
     return (head + body,) if len(body) < _SMALL_BODY_BYTES else (head, body)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection's decoder; everything else outlives it."""
+class _Connection(asyncio.BufferedProtocol):
+    """One connection's inbox; all other state outlives the connection."""
 
     def __init__(self, forwarder: Forwarder) -> None:
         self._forwarder = forwarder
-        self._decoder = Decoder()
+        self._inbox = Inbox()
         self._transport: asyncio.Transport | None = None
-        self._answered: Callable[[Any], None] = forwarder.answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._transport = transport
-        self._forwarder.connection_made(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._forwarder.connection_made(self._transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._inbox.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for message in self._decoder.feed(data):
-                self._answered(message)
+            for message in self._inbox.received(nbytes):
+                self._forwarder.answered(message)
         except ProtocolError as error:
             log.error("flusher: the connection was closed: %s", error)
             if self._transport is not None:

@@ -295,8 +295,8 @@ BREAKS = (
         "5 bounded everything",
         "a frame of any length is read",
         "shared/wire.py",
-        "        if length > max_frame_bytes:",
-        "        if length < 0:",
+        "            if length > self._max_frame_bytes:",
+        "            if length < 0:",
         ("tests/shared/test_wire.py",),
     ),
     Break(

@@ -11,8 +11,9 @@ import pytest
 from flusher import dead_letters, replay
 from flusher.dead_letters import DeadLetter
 from flusher.replay import NotReplayed, Round, is_replayable
-from shared.wire import Decoder, Submit
+from shared.wire import Inbox, Submit
 from tests.flusher.test_dead_letters import MAX_BYTES, letter
+from tests.support.wire import read
 
 
 class Flusher:
@@ -137,7 +138,7 @@ def test_letters_that_are_refused_again_are_found_behind_those_that_were_there(
 def test_an_arrival_that_somebody_has_edited_still_fits_its_frame(arrival: int) -> None:
     edited = letter("a", arrival=arrival)
     assert is_replayable(edited)
-    (frame,) = Decoder().feed(replay._submit(1, edited))
+    (frame,) = read(Inbox(), replay._submit(1, edited))
     assert isinstance(frame, Submit)
     assert frame.arrival == min(max(arrival, 1), 2**64 - 1)
     assert msgspec.json.decode(frame.body) == {"tasks": [edited.record]}

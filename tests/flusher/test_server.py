@@ -19,9 +19,9 @@ from shared.process import peer_of
 from shared.wire import (
     Ack,
     Committed,
-    Decoder,
     Flush,
     Flushed,
+    Inbox,
     Message,
     Reject,
     Stats,
@@ -31,6 +31,7 @@ from shared.wire import (
 )
 from tests.support.flusher import Node, bodies_in, failed, running
 from tests.support.service import ROOT
+from tests.support.wire import read
 
 WAIT_S = 10.0
 
@@ -74,7 +75,7 @@ class Peer:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder = Decoder()
+        self._inbox = Inbox()
         self._messages: list[Message] = []
 
     def send(self, *messages: Message | bytes) -> None:
@@ -84,7 +85,7 @@ class Peer:
         while not self._messages:
             data = await asyncio.wait_for(self._reader.read(65536), WAIT_S)
             assert data, "the flusher has closed the connection"
-            self._messages += self._decoder.feed(data)
+            self._messages += read(self._inbox, data)
         return self._messages.pop(0)
 
     async def is_closed_by_the_flusher(self) -> bool:

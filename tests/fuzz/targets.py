@@ -28,10 +28,11 @@ from shared.bodies import MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH, MAX_OBJECT_VALUES,
 from shared.exposure import local_url
 from shared.records import KIND_OF_CODE, Kind, Record, utc
 from shared.validation import MAX_ERRORS, InvalidRecord, Policy
-from shared.wire import Ack, Decoder, Message, ProtocolError, Submit, acks, encode
+from shared.wire import Ack, Inbox, Message, ProtocolError, Submit, acks, encode
 from tests.fuzz.draw import Draw
 from tests.support.bodies import NOW, POLICY, check
 from tests.support.bodies import policy as policy_with
+from tests.support.wire import read
 
 ARRIVAL = 1_764_000_000_000_000
 POLICIES = (
@@ -52,16 +53,16 @@ def wire(data: bytes) -> None:
     assert refused is refused_too
     assert refused or pieces == whole
     for message in pieces:
-        assert Decoder().feed(encode(message)) == [message]
+        assert read(Inbox(), encode(message)) == [message]
     _speak_to_the_flusher(stream, 16 * size, pieces, refused=refused)
 
 
 def _fed(pieces: Sequence[bytes]) -> tuple[list[Message], bool]:
-    decoder = Decoder()
+    inbox = Inbox()
     messages: list[Message] = []
     try:
         for piece in pieces:
-            messages += decoder.feed(piece)
+            messages += read(inbox, piece)
     except ProtocolError:
         return messages, True
     return messages, False
@@ -123,7 +124,7 @@ def _speak_to_the_flusher(stream: bytes, piece: int, messages: Sequence[Message]
             room[:size] = stream[:size]
             stream = stream[size:]
             protocol.buffer_updated(size)
-        answers = Decoder().feed(transport.answers)
+        answers = read(Inbox(), transport.answers)
     finally:
         transport.close()
     assert transport.aborted or not refused

@@ -22,9 +22,9 @@ from ingest.forwarder import (
 from shared.wire import (
     Ack,
     Committed,
-    Decoder,
     Flush,
     Flushed,
+    Inbox,
     Message,
     Reason,
     Reject,
@@ -33,6 +33,7 @@ from shared.wire import (
     Submit,
     encode,
 )
+from tests.support.wire import read
 
 T = TypeVar("T")
 LONG_S = 30.0
@@ -64,10 +65,10 @@ class FakeFlusher:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         self.connections.put_nowait(writer)
-        decoder = Decoder()
+        inbox = Inbox()
         try:
             while data := await reader.read(65536):
-                for message in decoder.feed(data):
+                for message in read(inbox, data):
                     self.received.put_nowait(message)
         except ConnectionError:
             pass

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +11,9 @@ from shared.wire import (
     HEADER_BYTES,
     INBOX_BYTES,
     MAX_ACKED,
-    MAX_FRAME_BYTES,
     SUBMIT_BYTES,
     Ack,
     Committed,
-    Decoder,
     Flush,
     Flushed,
     Inbox,
@@ -29,6 +28,7 @@ from shared.wire import (
     encode,
     encode_submit_header,
 )
+from tests.support.wire import read
 
 U32 = 0xFFFFFFFF
 U64 = 0xFFFFFFFFFFFFFFFF
@@ -84,25 +84,8 @@ messages = st.one_of(
 )
 
 
-def feed_all(decoder: Decoder, pieces: list[bytes]) -> list[Message]:
-    return [message for piece in pieces for message in decoder.feed(piece)]
-
-
-def receive(inbox: Inbox, data: bytes) -> list[Message]:
-    """What a socket's reader does, as often as there is room for; bodies are kept, since the inbox does not."""
-    kept: list[Message] = []
-    while True:
-        room = inbox.room()
-        assert len(room) > 0
-        size = min(len(room), len(data))
-        room[:size] = data[:size]
-        kept += [
-            msgspec.structs.replace(message, body=bytes(message.body)) if isinstance(message, Submit) else message
-            for message in inbox.received(size)
-        ]
-        data = data[size:]
-        if not data:
-            return kept
+def read_all(inbox: Inbox, pieces: Iterable[bytes]) -> list[Message]:
+    return [message for piece in pieces for message in read(inbox, piece)]
 
 
 def header(length: int, version: int = wire.VERSION, kind: int = 6, seq: int = 1) -> bytes:
@@ -112,13 +95,7 @@ def header(length: int, version: int = wire.VERSION, kind: int = 6, seq: int = 1
 @pytest.mark.parametrize(("message", "frame"), FRAMES)
 def test_a_message_is_these_bytes(message: Message, frame: str) -> None:
     assert encode(message) == bytes.fromhex(frame)
-    assert Decoder().feed(bytes.fromhex(frame)) == [message]
-
-
-def test_the_sizes_that_others_reserve_are_those_of_the_frames() -> None:
-    assert len(encode(Stats(1))) == HEADER_BYTES
-    assert len(encode(Submit(1, 1, 1, b""))) == SUBMIT_BYTES
-    assert MAX_FRAME_BYTES > 64 * 1024 * 1024 + SUBMIT_BYTES  # the largest service.max_body_bytes
+    assert read(Inbox(), bytes.fromhex(frame)) == [message]
 
 
 @pytest.mark.parametrize("want_commit", [False, True])
@@ -127,66 +104,28 @@ def test_a_submits_header_and_its_body_are_the_whole_frame(want_commit: bool) ->
     assert head + b"abc" == encode(Submit(5, 2, 7, b"abc", 9, want_commit, b"r"))
 
 
-def test_a_stream_decodes_byte_by_byte() -> None:
-    assert feed_all(Decoder(), [STREAM[at : at + 1] for at in range(len(STREAM))]) == MESSAGES
-
-
-def test_a_stream_decodes_cut_at_every_position() -> None:
+def test_a_stream_is_read_cut_at_every_position() -> None:
     for at in range(len(STREAM) + 1):
-        assert feed_all(Decoder(), [STREAM[:at], STREAM[at:]]) == MESSAGES
+        assert read_all(Inbox(), [STREAM[:at], STREAM[at:]]) == MESSAGES
 
 
 def test_a_message_comes_out_with_its_last_byte_and_not_before() -> None:
     for message, _ in FRAMES:
         frame = encode(message)
         for at in range(len(frame)):
-            decoder = Decoder()
-            assert decoder.feed(frame[:at]) == []
-            assert decoder.feed(frame[at:-1]) == []
-            assert decoder.feed(frame[-1:]) == [message]
-
-
-def test_feeding_nothing_changes_nothing() -> None:
-    decoder = Decoder()
-    assert decoder.feed(b"") == []
-    assert decoder.feed(STREAM[:5]) == []
-    assert decoder.feed(b"") == []
-    assert decoder.feed(STREAM[5:]) == MESSAGES
-
-
-def test_a_body_that_came_in_one_piece_is_not_copied() -> None:
-    data = encode(Submit(1, 1, 1, b"body"))
-    (message,) = Decoder().feed(data)
-    assert isinstance(message, Submit)
-    assert isinstance(message.body, memoryview)
-    assert message.body.obj is data
-
-
-def test_a_large_frame_in_many_pieces_is_put_together() -> None:
-    body = bytes(range(256)) * 4096
-    frame = encode(Submit(1, 1, 1, body)) + encode(Stats(2))
-    pieces = [frame[at : at + 8191] for at in range(0, len(frame), 8191)]
-    submit, stats = feed_all(Decoder(), pieces)
-    assert isinstance(submit, Submit)
-    assert submit.body == body
-    assert stats == Stats(2)
+            inbox = Inbox()
+            assert read(inbox, frame[:at]) == []
+            assert read(inbox, frame[at:-1]) == []
+            assert read(inbox, frame[-1:]) == [message]
 
 
 @given(st.lists(messages, max_size=6), st.data())
-def test_whatever_is_encoded_comes_out_however_it_is_cut(sent: list[Message], data: st.DataObject) -> None:
-    stream = b"".join(map(encode, sent))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert feed_all(Decoder(), pieces) == sent
-
-
-@given(st.lists(messages, max_size=6), st.data())
-def test_an_inbox_tells_the_same_however_the_stream_is_cut(sent: list[Message], data: st.DataObject) -> None:
+def test_messages_come_out_as_they_went_in_however_the_stream_is_cut(sent: list[Message], data: st.DataObject) -> None:
     stream = b"".join(map(encode, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     inbox = Inbox()
-    told = [receive(inbox, stream[start:end]) for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert [message for some in told for message in some] == sent
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert read_all(inbox, pieces) == sent
 
 
 @pytest.mark.parametrize("over", [-1, 0, 1])
@@ -196,16 +135,15 @@ def test_an_inbox_takes_streams_that_are_longer_than_its_memory(over: int) -> No
     stream = b"".join(map(encode, sent))
     for piece in (len(stream), 100_003, HEADER_BYTES * 4096):
         inbox = Inbox()
-        told = [receive(inbox, stream[at : at + piece]) for at in range(0, len(stream), piece)]
-        assert [message for some in told for message in some] == sent
+        assert read_all(inbox, [stream[at : at + piece] for at in range(0, len(stream), piece)]) == sent
 
 
 def test_an_inbox_grows_for_a_large_frame_and_gives_the_memory_back() -> None:
     inbox = Inbox()
     frame = encode(Submit(1, 1, 1, b"x" * (4 * INBOX_BYTES)))
-    assert receive(inbox, frame[:100]) == []
+    assert read(inbox, frame[:100]) == []
     assert len(inbox.room()) == len(frame) - 100  # to be filled without another copy
-    assert len(receive(inbox, frame[100:])) == 1
+    assert len(read(inbox, frame[100:])) == 1
     assert len(inbox.room()) == INBOX_BYTES
 
 
@@ -225,22 +163,15 @@ def test_bodies_in_an_inbox_are_views_that_are_good_until_there_is_room_again() 
     assert message.body == b"second"
 
 
-def test_an_inbox_refuses_what_a_decoder_does() -> None:
-    with pytest.raises(ProtocolError, match="a frame of 101 bytes, 100 are allowed"):
-        receive(Inbox(100), header(101, kind=7))
-    with pytest.raises(ProtocolError, match=f"version {wire.VERSION + 1}"):
-        receive(Inbox(), header(0, wire.VERSION + 1))
-
-
 def test_times_over_what_a_frame_holds_become_the_longest() -> None:
-    assert Decoder().feed(encode(Flush(1, 1e9))) == [Flush(1, U32 / 1000)]
-    assert Decoder().feed(encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
+    assert read(Inbox(), encode(Flush(1, 1e9))) == [Flush(1, U32 / 1000)]
+    assert read(Inbox(), encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
 
 
 @pytest.mark.parametrize("version", [0, 1, 255])
 def test_another_version_is_a_protocol_error(version: int) -> None:
     with pytest.raises(ProtocolError, match=f"version {version}, this side speaks {wire.VERSION}"):
-        Decoder().feed(header(0, version))
+        read(Inbox(), header(0, version))
 
 
 def test_rules_that_reach_beyond_their_frame_are_a_protocol_error() -> None:
@@ -248,30 +179,30 @@ def test_rules_that_reach_beyond_their_frame_are_a_protocol_error() -> None:
     assert frame[HEADER_BYTES + 2] == len(b"rules")
     frame[HEADER_BYTES + 2] = len(b"rulesbody") + 1
     with pytest.raises(ProtocolError, match="10 bytes of rules"):
-        Decoder().feed(bytes(frame))
+        read(Inbox(), bytes(frame))
 
 
 @pytest.mark.parametrize("kind", [0, 9, 255])
 def test_another_type_is_a_protocol_error(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"type {kind} "):
-        Decoder().feed(header(0, kind=kind))
+        read(Inbox(), header(0, kind=kind))
 
 
 def test_a_frame_at_the_cap_passes_and_one_over_it_is_refused_at_its_header() -> None:
-    assert Decoder(100).feed(header(100, kind=7) + b"x" * 100) == [StatsIs(1, b"x" * 100)]
+    assert read(Inbox(100), header(100, kind=7) + b"x" * 100) == [StatsIs(1, b"x" * 100)]
     with pytest.raises(ProtocolError, match="a frame of 101 bytes, 100 are allowed"):
-        Decoder(100).feed(header(101, kind=7))
+        read(Inbox(100), header(101, kind=7))
     with pytest.raises(ProtocolError, match="4294967295"):
-        Decoder().feed(header(U32, kind=7))
+        read(Inbox(), header(U32, kind=7))
 
 
 def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:
     frame = header(101, kind=7)
     for at in range(1, len(frame)):
-        decoder = Decoder(100)
-        assert decoder.feed(frame[:at]) == []
+        inbox = Inbox(100)
+        assert read(inbox, frame[:at]) == []
         with pytest.raises(ProtocolError):
-            decoder.feed(frame[at:])
+            read(inbox, frame[at:])
 
 
 @pytest.mark.parametrize(
@@ -288,26 +219,26 @@ def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:
 def test_a_payload_of_the_wrong_length_is_a_protocol_error(kind: int, lengths: list[int]) -> None:
     for length in lengths:
         with pytest.raises(ProtocolError):
-            Decoder().feed(header(length, kind=kind) + b"\x01" * length)
+            read(Inbox(), header(length, kind=kind) + b"\x01" * length)
 
 
 def test_an_unknown_reason_is_a_protocol_error() -> None:
     for reason in (0, 3, 255):
         with pytest.raises(ProtocolError):
-            Decoder().feed(header(5, kind=3) + bytes([reason, 0, 0, 0, 0]))
+            read(Inbox(), header(5, kind=3) + bytes([reason, 0, 0, 0, 0]))
 
 
 def test_frames_before_a_broken_one_in_earlier_pieces_have_been_told() -> None:
-    decoder = Decoder()
-    assert decoder.feed(encode(Ack(1, 5))) == [Ack(1, 5)]
+    inbox = Inbox()
+    assert read(inbox, encode(Ack(1, 5))) == [Ack(1, 5)]
     with pytest.raises(ProtocolError):
-        decoder.feed(b"GET / HTTP/1.1\r\n\r\n")
+        read(inbox, b"GET / HTTP/1.1\r\n\r\n")
 
 
 @given(st.binary(max_size=200))
 def test_garbage_never_raises_anything_but_a_protocol_error(data: bytes) -> None:
     try:
-        Decoder().feed(data)
+        read(Inbox(), data)
     except ProtocolError:
         pass
 
@@ -317,7 +248,7 @@ def test_a_flipped_byte_never_raises_anything_but_a_protocol_error(sent: list[Me
     stream = bytearray(b"".join(map(encode, sent)))
     stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        Decoder().feed(bytes(stream))
+        read(Inbox(), bytes(stream))
     except ProtocolError:
         pass
 
@@ -339,4 +270,4 @@ def test_submits_numbered_and_stamped_in_a_row_need_one_ack_up_to_the_limit() ->
 @pytest.mark.parametrize("count", [0, MAX_ACKED + 1, 0xFFFFFFFF])
 def test_an_ack_of_none_or_of_too_many_is_a_protocol_error(count: int) -> None:
     with pytest.raises(ProtocolError):
-        Decoder().feed(encode(Ack(1, 1, count)))
+        read(Inbox(), encode(Ack(1, 1, count)))

@@ -27,7 +27,8 @@ from flusher.state import Database
 from flusher.syncer import Fsync, Syncer
 from flusher.triggers import FlushPolicy
 from flusher.writers import WriterDied
-from shared.wire import Ack, Decoder, Message, Reject, Submit
+from shared.wire import Ack, Inbox, Message, Reject, Submit
+from tests.support.wire import read
 
 WAIT_S = 10.0
 
@@ -189,11 +190,11 @@ class Node:
         self.scheduler.start()
         self.answers: list[Message] = []
         self._answered = asyncio.Event()
-        self._decoder = Decoder()
+        self._inbox = Inbox()
         self._seq = 0
 
     def reply(self, frames: bytes) -> None:
-        answers = self._decoder.feed(frames)
+        answers = read(self._inbox, frames)
         self.disk.events += [type(answer).__name__.lower() for answer in answers]
         self.answers += answers
         self._answered.set()
