@@ -65,7 +65,7 @@ class Chart {
     this.box.addEventListener("focus", () => { this.list.ariaLive = "polite"; });
     this.box.addEventListener("blur", () => { this.list.ariaLive = "off"; this.point(null); });
     const scale = kind.decades ? t("scale.log") : kind.bend ? t("scale.bent", { value: kind.bend }) : "";
-    const title = make("h3", "", t(kind.title), " ", make("small", "muted", scale));
+    const title = make("h2", "", t(kind.title), " ", make("small", "muted", scale));
     parent.append(make("figure", "", make("figcaption", "", title, this.list), this.box));
   }
 

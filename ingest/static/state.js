@@ -101,7 +101,7 @@ function showTiles(seen, newest, refusals) {
     ["oldest", known(newest.oldest_s, age), t(late ? "more.late" : "more.oldest", { value: known(newest.unsynced, short) }), late],
     ["latency", latency && duration(latency.p50_ms),
       latency ? t("more.latency", { p95: duration(latency.p95_ms), p99: duration(latency.p99_ms) }) : t("more.noBatches")],
-    ["flush", idle_s > NOW_S ? t("flush.none", { age: age(Math.round(idle_s)) }) : flushed && duration(flushed.flush_ms),
+    ["flush", !flushed || idle_s > NOW_S ? t("flush.none", { age: age(Math.round(idle_s)) }) : duration(flushed.flush_ms),
       flushed ? t("more.flush", { ms: duration(flushed.flush_ms), time: clock(flushed.at), writers: newest.writers })
         : t("more.noFlush", { writers: newest.writers })],
     ["refused", perSecond(known(refusedNow, (mean) => mean / seen.interval_seconds)), refused

@@ -32,7 +32,7 @@ const STRINGS = {
     "refused.times": "{records}, last {time}", "when.since": "since",
     "tiles.title": "Now", "charts.title": "The last minutes",
     accepted: "Accepted", written: "Written", backlog: "Backlog", oldest: "Oldest waiting", latency: "Latency",
-    flush: "Flush", refused: "Refused", deadLetters: "Dead letters", coalescing: "Coalescing", rate: "Records per second",
+    flush: "Flush", refused: "Refused", deadLetters: "Dead letters", coalescing: "Coalescing", rate: "Records/s",
     rows: "rows", mean: "mean", needless: "records that needed no row",
     "unit.record": "record", "unit.records": "records", "unit.perSecond": "{value} /s",
     "more.accepted": "records; {value} requests/s", "more.written": "records; {value} rows/s",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.service import Service
@@ -68,3 +69,9 @@ def said_of(page: Page, name: str) -> str:
     label = chart(page, name).get_attribute("aria-label")
     assert label is not None
     return label
+
+
+def expect_accessible(page: Page) -> None:
+    """axe finds nothing: contrast, names, roles, order of headings."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()

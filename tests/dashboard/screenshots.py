@@ -1,7 +1,7 @@
-"""`python -m tests.dashboard.screenshots [DIRECTORY]`: the pictures of docs/img, of a real service under a real load.
+"""`python -m tests.dashboard.screenshots [DIRECTORY]`: a picture of the dashboard in each of its states.
 
-Six and a half minutes of work, two without a database, its return, and a table that refuses a record. Nothing in the
-pictures is made up; what is in them differs from run to run.
+A real service under a real load, four minutes in all. Nothing in the pictures is made up; what is in them differs from
+run to run. Those that the documents show are copied to docs/img.
 """
 
 from __future__ import annotations
@@ -14,119 +14,182 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import browser as open_browser
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, SESSIONS, TASKS, Service, session, task, wait_until
 
-OUTAGE_AT_S = 390
-BACK_AT_S = 510
-END_AT_S = 610
+IN_DOCS = ("recovery", "locked", "phone", "dark", "zh", "sessions")
 MOST_BYTES = 100_000
+BUSY_S, LOCKED_S, RECOVERY_S, DOWN_S = 90, 45, 25, 20
 STATES = ("pending", "processing", "completed")
+FAULTY = "ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')"
 
 
 class Work:
-    """A translation run: batches of tasks that go through their states, faster and slower."""
+    """Translation runs: batches of tasks that go through their states, faster and slower; one in forty fails."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.started_at = time.monotonic()
 
-    def start(self) -> None:
+    def __enter__(self) -> Work:  # noqa: PYI034 -- Self came with Python 3.11
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
 
-    def wait_until(self, second: float) -> None:
-        self._stopped.wait(max(0, self.started_at + second - time.monotonic()))
-
     def _run(self) -> None:
         connection = self._service.connect()
-        self._service.post(SESSIONS, {"sessions": [session()]}, connection=connection)
+        names = ("UI_strings", "quest_dialogue", "item_descriptions")
+        for name in names:
+            body = {"sessions": [session(f"s-{name}", filename=f"{name}.xlsx", status="executing")]}
+            self._service.post(SESSIONS, body, connection=connection)
+            tasks = [task(f"TASK_{number:04}", session_id=f"s-{name}") for number in range(600)]
+            self._service.post(TASKS, {"tasks": tasks}, connection=connection)
         for number in itertools.count():
+            name = names[number % len(names)] if number % 7 else names[0]
             for status in STATES:
-                size = 24 + round(10 * math.sin((time.monotonic() - self.started_at) / 40))
-                tasks = [task(f"t{number}-{index}", batch_id=f"b{number}", status=status) for index in range(size)]
-                assert self._service.post(TASKS, {"tasks": tasks}, connection=connection).status == 202
+                size = 16 + round(8 * math.sin(time.monotonic() / 20))
+                tasks = [
+                    task(
+                        f"TASK_{(number * 5 + index) % 600:04}", session_id=f"s-{name}", row_index=index, status=status
+                    )
+                    for index in range(size)
+                ]
+                if status == "completed" and number % 3 == 0:
+                    tasks[0] |= {"status": "failed", "error_message": "LLM: no answer within 60 s"}
+                self._service.post(TASKS, {"tasks": tasks}, connection=connection)
                 if self._stopped.wait(0.06):
                     connection.close()
                     return
 
 
-def shoot(browser: Browser, service: Service, file: Path, *, width: int = 1180, dark: bool = False) -> None:
-    phone = width < 500
-    context = browser.new_context(
-        viewport={"width": width, "height": 844},
-        color_scheme="dark" if dark else "light",
-        device_scale_factor=2 if phone else 1,
-        has_touch=phone,
-    )
-    page = context.new_page()
-    page.goto(f"http://127.0.0.1:{service.port}/dashboard")
-    expect(page.locator("#tiles > div")).to_have_count(8)
-    page.screenshot(path=file, full_page=not phone)
-    subprocess.run(["pngquant", "--force", "--strip", "--ext", ".png", file], check=True, timeout=60)
-    context.close()
-    print(f"{file}: {file.stat().st_size} bytes", flush=True)
-    assert file.stat().st_size < MOST_BYTES, f"{file} is too large for a document"
+class Camera:
+    def __init__(self, browser: Browser, directory: Path) -> None:
+        self._browser = browser
+        self._directory = directory
+
+    def shoot(
+        self,
+        name: str,
+        service: Service,
+        *,
+        view: str = "",
+        width: int = 1180,
+        language: str = "en-GB",
+        dark: bool = False,
+        ready: Callable[[Page], object] = lambda page: expect(page.locator("#tiles > div")).to_have_count(8),
+    ) -> None:
+        phone = width < 500
+        context = self._browser.new_context(
+            viewport={"width": width, "height": 844 if phone else 500},
+            locale=language,
+            timezone_id="Asia/Shanghai",
+            color_scheme="dark" if dark else "light",
+            device_scale_factor=2 if phone else 1,
+            has_touch=phone,
+        )
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{service.port}/dashboard{view}")
+        ready(page)
+        file = self._directory / f"dashboard-{name}.png"
+        page.screenshot(path=file, full_page=not phone and not view)
+        subprocess.run(["pngquant", "--force", "--strip", "--ext", ".png", file], check=True, timeout=60)
+        context.close()
+        print(f"{file}: {file.stat().st_size} bytes", flush=True)
+        assert file.stat().st_size < MOST_BYTES, f"{file} is too large for a document"
 
 
-def run(directory: Path, mariadb: MariaDB, service: Service, database: str) -> None:
-    work = Work(service)
-    work.start()
-    try:
-        work.wait_until(OUTAGE_AT_S)
-        with open_browser() as browser:
-            shoot(browser, service, directory / "dashboard-busy.png")
+def rows(page: Page) -> None:
+    expect(page.locator("#sessions-shown tbody tr").first).to_be_visible()
+
+
+def day(camera: Camera, mariadb: MariaDB, service: Service, database: str) -> None:
+    """Work, a locked table under it, its end, and a record that the database refuses."""
+    time.sleep(4)
+    camera.shoot("fresh", service)
+    with Work(service):
+        time.sleep(BUSY_S)
+        camera.shoot("load", service)
+        camera.shoot("zh", service, language="zh-CN")
+        camera.shoot("sessions", service, view="#sessions", ready=rows)
+        camera.shoot("sessions-zh", service, view="#sessions", language="zh-CN", ready=rows)
+        camera.shoot("session", service, view="#sessions/s-UI_strings", ready=rows)
+        with mariadb.locked(database):
+            time.sleep(LOCKED_S)
+            camera.shoot("locked", service)
+            camera.shoot("locked-zh", service, language="zh-CN")
+            camera.shoot("phone", service, width=390)
+        time.sleep(RECOVERY_S)
+        service.post(TASKS, {"tasks": [task("t", status="unheard of")]})
+        time.sleep(4)
+        camera.shoot("recovery", service)
+        mariadb.execute(FAULTY, (), database)
+        service.post(TASKS, {"tasks": [task("refused", source_text="poison")]})
+        wait_until(lambda: service.stats()["dead_letters"]["count"], what="a dead letter")
+        time.sleep(4)
+        camera.shoot("dead-letters", service)
+        camera.shoot("dark", service, dark=True)
+
+
+def outage(camera: Camera, mariadb: MariaDB, service: Service) -> None:
+    """The database away until the journal is full."""
+    with Work(service):
+        time.sleep(DOWN_S)
         mariadb.stop()
-        work.wait_until(BACK_AT_S - 10)
-        with open_browser() as browser:
-            shoot(browser, service, directory / "dashboard-outage.png")
-            shoot(browser, service, directory / "dashboard-phone.png", width=390)
-        work.wait_until(BACK_AT_S)
+        time.sleep(DOWN_S)
+        camera.shoot("down", service)
+        wait_until(lambda: service.get("/ready").status == 503, 120, "the journal is full")
+        time.sleep(6)
+        camera.shoot("full", service)
         mariadb.start()
-        work.wait_until(END_AT_S)
-        with open_browser() as browser:
-            shoot(browser, service, directory / "dashboard-recovery.png")
-            mariadb.execute(
-                "ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')", (), database
-            )
-            service.post(TASKS, {"tasks": [task("refused", source_text="poison")]})
-            wait_until(lambda: service.stats()["dead_letters"]["count"], what="a dead letter")
-            time.sleep(4)
-            shoot(browser, service, directory / "dashboard-dark.png", dark=True)
+
+
+@contextmanager
+def running(directory: Path, mariadb: MariaDB, database: str, **settings: object) -> Iterator[Service]:
+    directory.mkdir()
+    service = Service(directory, mariadb, database, BUFFER_FLUSH_INTERVAL=2, **settings)
+    service.start()
+    try:
+        yield service
     finally:
-        work.stop()
+        service.stop()
 
 
 def main() -> None:
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "img"
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "var" / "screenshots"
     directory.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
+    (temporary / "database").mkdir()
+    mariadb = MariaDB(temporary / "database")
+    mariadb.install()
+    mariadb.start()
     try:
-        for name in ("database", "service"):
-            (temporary / name).mkdir()
-        mariadb = MariaDB(temporary / "database")
-        mariadb.install()
-        mariadb.start()
-        database = mariadb.create_database()
-        service = Service(temporary / "service", mariadb, database, BUFFER_FLUSH_INTERVAL=2)
-        service.start()
-        try:
-            run(directory, mariadb, service, database)
-        finally:
-            service.stop()
-            mariadb.stop()
+        with open_browser() as browser:
+            camera = Camera(browser, directory)
+            database = mariadb.create_database()
+            with running(temporary / "day", mariadb, database) as service:
+                service.start_reader()
+                day(camera, mariadb, service, database)
+            database = mariadb.create_database()
+            with running(temporary / "outage", mariadb, database, JOURNAL_MAX_BYTES=2**22) as service:
+                outage(camera, mariadb, service)
+            with running(temporary / "token", mariadb, database, SERVICE_AUTH_TOKEN="s3cret") as service:
+                camera.shoot("token", service, ready=lambda page: expect(page.locator("#ask")).to_be_visible())
     finally:
+        mariadb.stop()
         shutil.rmtree(temporary)
+    for name in IN_DOCS:
+        shutil.copy(directory / f"dashboard-{name}.png", ROOT / "docs" / "img")
 
 
 if __name__ == "__main__":
