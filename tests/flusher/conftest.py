@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support.flusher import Node, running
+from tests.support.mariadb import MariaDB
+from tests.support.writer import Place
 
 
 @pytest.fixture
@@ -25,6 +28,14 @@ def node(tmp_path: Path, request: pytest.FixtureRequest) -> AbstractAsyncContext
     if "fsync" in request.fixturenames:
         settings["fsync"] = request.getfixturevalue("fsync")
     return running(tmp_path, **settings)
+
+
+@pytest.fixture
+def place(tmp_path: Path, mariadb: MariaDB, database: str) -> Iterator[Place]:
+    made = Place(tmp_path, mariadb, database)
+    store = made.store
+    yield made
+    store.close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,91 +1,25 @@
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from bench.machine import ALL, on_cores
-from flusher import dead_letters, segments
-from flusher.answers import IDLE_PRIORITY, Alive, Failed, Written
+from flusher import segments
+from flusher.answers import Alive, Failed
 from flusher.batch import MAX_ARRIVAL
-from flusher.dead_letters import DeadLetter
 from flusher.mysql_errors import ErrorClass, Flavour
 from flusher.segments import Entry
 from flusher.sql import Rows
 from flusher.store import Store, StoreError
-from flusher.writer import NICE, PREPARING_NICE, Writer, prepared, runs_idle
-from shared.config import load
+from flusher.writer import Writer
 from shared.records import V1_RULES
 from tests.support.flusher import sessions_body, task_body
-from tests.support.mariadb import MariaDB
-from tests.support.segments import filled
-from tests.support.service import ROOT, session, task, threads, wait_until
-
-ARRIVAL = 1_700_000_000_000_000
-MAX_BYTES = 1 << 20
-
-
-class Place:
-    """A writer of this process on the real database, its journal and its dead letters."""
-
-    def __init__(self, directory: Path, mariadb: MariaDB, database: str) -> None:
-        self.mariadb = mariadb
-        self.database = database
-        self.store = Store(mariadb.server(database))
-        self.dead_letters = directory / "dead_letters.jsonl"
-        self.directory = directory
-
-    def segment(self, *bodies: bytes, kind: int = 2, count: int = 1) -> Path:
-        entries = [Entry(kind, count, ARRIVAL + number, body) for number, body in enumerate(bodies)]
-        return self.segment_of(entries)
-
-    def segment_of(self, entries: Sequence[Entry], floor: int = 0) -> Path:
-        return filled(self.directory, entries, floor)
-
-    def write(self, path: Path, max_bytes: int = MAX_BYTES) -> Written | Failed:
-        return Writer(self.store, self.dead_letters, max_bytes).write(path, prepared(path))
-
-    def refuse(self, condition: str, name: str = "poison") -> None:
-        self.execute(f"ALTER TABLE translation_tasks ADD CONSTRAINT {name} CHECK (NOT ({condition}))")
-
-    def accept_again(self, name: str = "poison") -> None:
-        self.execute(f"ALTER TABLE translation_tasks DROP CONSTRAINT {name}")
-
-    def execute(self, statement: str) -> list[Any]:
-        return self.mariadb.execute(statement, (), self.database)
-
-    def tasks(self) -> dict[str, str]:
-        return dict(self.execute("SELECT task_id, source_text FROM translation_tasks"))
-
-    def letters(self) -> list[DeadLetter]:
-        return [letter for _, letter in dead_letters.read(self.dead_letters)]
-
-
-@pytest.fixture
-def place(tmp_path: Path, mariadb: MariaDB, database: str) -> Iterator[Place]:
-    made = Place(tmp_path, mariadb, database)
-    store = made.store
-    yield made
-    store.close()
-
-
-def is_written(answer: Written | Failed) -> Written:
-    assert isinstance(answer, Written), answer
-    return answer
-
-
-def is_failed(answer: Written | Failed) -> Failed:
-    assert isinstance(answer, Failed), answer
-    return answer
+from tests.support.service import session, task
+from tests.support.writer import ARRIVAL, MAX_BYTES, Place, is_failed, is_written
 
 
 def test_a_segment_of_both_kinds_is_written_and_counted(place: Place) -> None:
@@ -468,208 +402,17 @@ def test_ping_says_which_server_answers_or_why_none_does(place: Place) -> None:
     assert away.number == 1049
 
 
-class Child:
-    """`python -m flusher.writer`, by hand."""
+def test_a_writer_without_memory_keeps_its_segment_says_so_and_lives(tmp_path: Path) -> None:
+    class Store:
+        statements = 0
+        connected = True
+        closed = False
 
-    def __init__(self, place: Place, directory: Path, user: str = "root", arguments: Sequence[str] = ()) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flusher.writer", *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={
-                "PATH": os.environ["PATH"],
-                "PERSISTENCE_STATE_DIR": str(directory),
-                "DB_SOCKET": place.mariadb.socket,
-                "DB_DATABASE": place.database,
-                "DB_USER": user,
-                "LOGGING_FILE": str(directory / "log"),
-            },
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        def close(self) -> None:
+            self.closed = True
 
-    def send(self, line: bytes) -> None:
-        self.stdin.write(line + b"\n")
-        self.stdin.flush()
-
-    def ask(self, command: dict[str, Any]) -> Any:
-        self.send(json.dumps(command).encode())
-        return json.loads(self.stdout.readline())
-
-    def end(self) -> None:
-        if not self.stdin.closed:
-            self.stdin.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(30)
-        self.stdout.close()
-
-
-@pytest.fixture
-def child(place: Place, tmp_path: Path) -> Iterator[Child]:
-    made = Child(place, tmp_path)
-    yield made
-    made.end()
-
-
-def test_the_child_answers_one_line_of_json_for_each_line_it_is_given(place: Place, child: Child) -> None:
-    first = place.segment(task_body(task("a")))
-    second = place.segment(task_body(task("b")))
-
-    assert child.ask({"ping": True})["answer"] == "alive"
-    written = child.ask({"write": str(first)})
-    assert (written["answer"], written["rows"]) == ("written", {"sessions": 0, "tasks": 1})
-    assert child.ask({"write": str(second)})["answer"] == "written"
-    assert child.ask({"write": str(second) + "-not-there"})["answer"] == "failed"
-    assert child.ask({"write": str(second)})["answer"] == "written"
-    assert set(place.tasks()) == {"a", "b"}
-    assert first.exists()
-
-
-def opened_by_a_reader(fifo: Path) -> int | None:
-    try:
-        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None  # nobody reads it yet
-
-
-def test_the_child_prepares_the_next_segment_while_the_database_is_at_work(place: Place, child: Child) -> None:
-    first = place.segment(task_body(task("a")))
-    content = place.segment(task_body(task("b"))).read_bytes()
-    second = first.with_name("fifo")
-    os.mkfifo(second)
-    holder = place.mariadb.connect(place.database)
-    try:
-        holder.query("LOCK TABLES translation_tasks WRITE")
-        for path in (first, second):
-            child.send(json.dumps({"write": str(path)}).encode())
-        fd = wait_until(lambda: opened_by_a_reader(second), what="the second segment is read")
-        os.write(fd, content)
-        os.close(fd)
-    finally:
-        holder.query("UNLOCK TABLES")
-        holder.close()
-
-    answers = [json.loads(child.stdout.readline()) for _ in range(2)]
-    assert [answer["rows"]["tasks"] for answer in answers] == [1, 1]
-    assert set(place.tasks()) == {"a", "b"}
-
-
-def test_asking_the_database_goes_before_preparing_and_accepting_before_both(child: Child) -> None:
-    assert child.ask({"ping": True})["answer"] == "alive"
-
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads(child.process.pid)] == [
-        min(own + NICE, 19),
-        PREPARING_NICE,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("cores", "arguments", "expected"),
-    [
-        (ALL, [IDLE_PRIORITY], os.SCHED_IDLE if len(ALL) > 1 else os.SCHED_OTHER),
-        (ALL, [], os.SCHED_OTHER),
-        (ALL[:1], [IDLE_PRIORITY], os.SCHED_OTHER),
-    ],
-    ids=["idle", "normal", "one core"],
-)
-def test_a_first_writer_is_at_idle_priority_where_there_are_other_cores(
-    place: Place, tmp_path: Path, cores: Sequence[int], arguments: Sequence[str], expected: int
-) -> None:
-    with on_cores(cores):
-        child = Child(place, tmp_path, arguments=arguments)
-    try:
-        assert child.ask({"ping": True})["answer"] == "alive"
-        assert [os.sched_getscheduler(thread) for thread in threads(child.process.pid)] == [expected] * 2
-    finally:
-        child.end()
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [({"DB_SOCKET": "/s"}, True), ({"DB_HOST": "127.0.0.1"}, True), ({"DB_HOST": "db.example"}, False)],
-)
-def test_only_beside_a_database_on_this_machine_a_writer_is_at_idle_priority(
-    variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    database = load("/dev/null", variables).database
-    assert runs_idle([IDLE_PRIORITY], database) is expected
-    assert not runs_idle([], database)
-
-
-def test_the_child_ends_when_its_stdin_closes(child: Child) -> None:
-    assert child.ask({"ping": True})["answer"] == "alive"
-    child.stdin.close()
-
-    assert child.process.wait(30) == 0
-
-
-def test_the_child_ends_without_a_word_when_nobody_reads_its_answers(child: Child, capfd: Any) -> None:
-    assert child.ask({"ping": True})["answer"] == "alive"
-    child.stdout.close()
-    child.send(b'{"ping": true}')
-
-    assert child.process.wait(30) == 0
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("how", ["stdin closes", "killed"])
-def test_a_child_that_ends_in_the_middle_of_a_query_leaves_nothing_half_written(
-    place: Place, child: Child, how: str
-) -> None:
-    bodies = [Entry(1, 1, ARRIVAL, sessions_body(session())), Entry(2, 1, ARRIVAL, task_body(task("a")))]
-    path = place.segment_of(bodies)
-    holder = place.mariadb.connect(place.database)
-    try:
-        holder.query("LOCK TABLES translation_tasks WRITE")
-        child.send(json.dumps({"write": str(path)}).encode())
-        waiting = (
-            "SELECT COUNT(*) FROM information_schema.processlist"
-            f" WHERE db = '{place.database}' AND state LIKE '%metadata lock%'"
-        )
-        wait_until(lambda: place.execute(waiting) == [(1,)], what="the child's upsert waits for the lock")
-        if how == "killed":
-            child.process.send_signal(signal.SIGKILL)
-        else:
-            child.stdin.close()
-        status = child.process.wait(30)
-        assert status == (-signal.SIGKILL if how == "killed" else 0)
-    finally:
-        holder.query("UNLOCK TABLES")
-        holder.close()
-
-    wait_until(lambda: place.execute("SELECT COUNT(*) FROM translation_sessions") == [(0,)])
-    assert path.exists()
-    assert is_written(place.write(path)).rows == {"sessions": 1, "tasks": 1}
-
-
-def test_two_writers_with_overlapping_keys_do_not_deadlock(place: Place, tmp_path: Path) -> None:
-    keys = [(session_id, f"{number:03}") for session_id in "ab" for number in range(250)]
-    paths = [
-        place.segment(
-            task_body(*[task(task_id, session_id=session_id, source_text=str(turn)) for session_id, task_id in order]),
-            count=500,
-        )
-        for turn, order in enumerate([keys, keys[::-1]] * 4)
-    ]
-    children = [Child(place, tmp_path) for _ in range(2)]
-    try:
-        for pair in zip(paths[::2], paths[1::2], strict=True):
-            waiting = list(zip(children, pair, strict=True))
-            while waiting:
-                for child, path in waiting:
-                    child.send(json.dumps({"write": str(path)}).encode())
-                answers = [json.loads(child.stdout.readline()) for child, _ in waiting]
-                # A wait for a lock may take long on a busy machine; sorted keys never deadlock (1213).
-                assert all(answer["answer"] == "written" or answer["number"] == 1205 for answer in answers)
-                waiting = [one for one, answer in zip(waiting, answers, strict=True) if answer["answer"] != "written"]
-    finally:
-        for child in children:
-            child.stdin.close()
-            child.process.wait(30)
-            child.stdout.close()
-    assert place.execute("SELECT session_id, task_id FROM translation_tasks ORDER BY 1, 2") == keys
+    store = Store()
+    answer = Writer(store, tmp_path / "letters", 1).write(tmp_path / "1.segment", MemoryError())  # type: ignore[arg-type]
+    assert isinstance(answer, Failed)
+    assert "not enough memory" in answer.message
+    assert (answer.error_class, answer.of_segment, store.closed) == (ErrorClass.STORAGE, True, True)

@@ -10,9 +10,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from flusher.answers import IDLE_PRIORITY, Alive, Failed
-from flusher.writers import WriterDied, Writers
+from flusher.writers import WriterDied, Writers, _Child
 from tests.support.service import wait_until
 
 # A child that answers with its own process id as the host, and does what the path of a segment says.
@@ -283,3 +284,22 @@ async def test_an_answer_of_the_real_kind_is_told_apart_by_its_tag() -> None:
     answer = await writers.ask({"ping": True})
     assert answer == Failed(answer.error_class, 1146, "no table")  # type: ignore[union-attr]
     await writers.terminate()
+
+
+def test_a_writer_that_died_before_it_was_asked_is_reported_as_dead() -> None:
+    """Its pipe is closed then, and uvloop's write() to a closed pipe is a RuntimeError."""
+
+    async def ask_the_dead() -> None:
+        writers = Writers(5.0, command=("true",))
+        child = _Child(0.0, ())
+        child.process = await writers._start(child.arguments)
+        assert child.process.stdin is not None
+        await child.process.wait()
+        while not child.process.stdin.is_closing():
+            await asyncio.sleep(0)
+        writers._choose = lambda: child  # type: ignore[method-assign] -- chosen before its end was seen
+        with pytest.raises(WriterDied):
+            await writers.ask({"ping": True})
+        assert writers.busy == 0
+
+    uvloop.run(asyncio.wait_for(ask_the_dead(), 60))
