@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from flusher import triggers
 from flusher.figures import Figures
@@ -28,31 +29,23 @@ _PROBE_BYTES = (64 * 1024, 16 * 1024 * 1024)
 """Least and most room that a probe asks for; writing more would hold up the loop."""
 
 
+@dataclass(eq=False)
 class Intake:
-    def __init__(
-        self,
-        journal: Journal,
-        syncer: Syncer,
-        scheduler: Scheduler,
-        figures: Figures,
-        *,
-        max_bytes: int,
-        clock: Callable[[], float] = time.monotonic,
-        wall_ns: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self.max_bytes = max_bytes
-        self._journal = journal
-        self._syncer = syncer
-        self._scheduler = scheduler
-        self._figures = figures
-        self._clock = clock
-        self._wall_ns = wall_ns
-        self._full_at: int | None = None
-        """`journal.removed` when a body was refused for want of room."""
-        self._not_written_bytes = 0
+    """`refusing`: why nothing is accepted; None while it is."""
+
+    journal: Journal
+    syncer: Syncer
+    scheduler: Scheduler
+    figures: Figures
+    max_bytes: int
+    clock: Callable[[], float] = time.monotonic
+    wall_ns: Callable[[], int] = time.time_ns
+
+    def __post_init__(self) -> None:
         self.acceptance = Acceptance.ACCEPTING
         self.refusing: Condition | None = None
-        """Why nothing is accepted; None while it is."""
+        self._full_at: int | None = None  # `journal.removed` when a body was refused for want of room
+        self._not_written_bytes = 0
 
     def accept(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> None:
         """Accepts or refuses each submit; `reply` gets the ack and reject frames, now or after the sync."""
@@ -61,19 +54,19 @@ class Intake:
             return
         entries = self._stamp(admitted)
         try:
-            segment = self._journal.writable()
+            segment = self.journal.writable()
             start = segment.size
-            self._journal.append(entries, self._clock())
+            self.journal.append(entries, self.clock())
         except JournalWriteFailed:
             self._not_written_bytes = sum(map(_entry_bytes, admitted))
             self._refuse(admitted, Reason.JOURNAL_NOT_WRITABLE, reply)
             return
         self._count(entries)
-        self._syncer.appended(segment, sum(entry.count for entry in entries), segment.size - start)
+        self.syncer.appended(segment, sum(entry.count for entry in entries), segment.size - start)
         answers = acks([submit.seq for submit in admitted], [entry.arrival for entry in entries])
         ack = b"".join(map(encode, answers))
-        if self._syncer.holds_acks():
-            self._syncer.wait(
+        if self.syncer.holds_acks():
+            self.syncer.wait(
                 Waiter(
                     segment,
                     start,
@@ -86,15 +79,15 @@ class Intake:
             reply(ack)
         for submit, entry in zip(admitted, entries, strict=True):
             if submit.want_commit:
-                self._scheduler.when_committed(segment.sequence, entry.arrival, reply)
-        self._scheduler.schedule()
+                self.scheduler.when_committed(segment.sequence, entry.arrival, reply)
+        self.scheduler.schedule()
 
     def _reserve(self, submits: Sequence[Submit], reply: Callable[[bytes], None]) -> Sequence[Submit]:
         """Returns: the submits that fit into the journal; the others are refused."""
-        if self._syncer.failed:
+        if self.syncer.failed:
             self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply)
             return ()
-        room = self.max_bytes - self._journal.bytes
+        room = self.max_bytes - self.journal.bytes
         needed = sum(map(_entry_bytes, submits))
         if needed <= room:
             return submits
@@ -107,10 +100,10 @@ class Intake:
                 admitted.append(submit)
             else:
                 refused.append(submit)
-        if admitted or self._journal.last_sequence():  # else nothing will leave, and a smaller body is welcome
-            self._full_at = self._journal.removed
+        if admitted or self.journal.last_sequence():  # else nothing will leave, and a smaller body is welcome
+            self._full_at = self.journal.removed
         self._refuse(refused, Reason.JOURNAL_FULL, reply)
-        self._scheduler.flush_soon()
+        self.scheduler.flush_soon()
         return admitted
 
     def _stamp(self, submits: Sequence[Submit]) -> list[Entry]:
@@ -118,7 +111,7 @@ class Intake:
 
         A replayed dead letter keeps its arrival, capped at the current one, even if its file was edited.
         """
-        arrival = max(self._wall_ns() // 1000, self._journal.last_arrival + 1)
+        arrival = max(self.wall_ns() // 1000, self.journal.last_arrival + 1)
         entries = []
         for submit in submits:
             if submit.arrival:
@@ -126,14 +119,14 @@ class Intake:
                 entries.append(Entry(submit.kind, submit.count, kept, submit.body, submit.rules))
             else:
                 entries.append(Entry(submit.kind, submit.count, arrival, submit.body, submit.rules))
-                self._journal.last_arrival = arrival
+                self.journal.last_arrival = arrival
                 arrival += 1
         return entries
 
     def _count(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._figures.records_in[entry.kind] += entry.count
-            self._figures.bytes_in += len(entry.body)
+            self.figures.records_in[entry.kind] += entry.count
+            self.figures.bytes_in += len(entry.body)
         if self.refusing is not None:
             self.look()
 
@@ -143,8 +136,8 @@ class Intake:
         """Their sync failed and they are cut off: counts them out and refuses them."""
         for entry in entries:
             segment.records[entry.kind] -= entry.count
-            self._figures.records_in[entry.kind] -= entry.count
-            self._figures.bytes_in -= len(entry.body)
+            self.figures.records_in[entry.kind] -= entry.count
+            self.figures.bytes_in -= len(entry.body)
         self._refuse(submits, Reason.JOURNAL_NOT_WRITABLE, reply)
 
     def _refuse(self, submits: Sequence[Submit], reason: Reason, reply: Callable[[bytes], None]) -> None:
@@ -152,19 +145,19 @@ class Intake:
         after_s = _NOT_WRITABLE_RETRY_AFTER_S
         if reason is Reason.JOURNAL_FULL:
             missing = sum(map(_entry_bytes, submits)) + SEGMENT_HEADER_BYTES
-            missing += max(0, self._journal.bytes - self.max_bytes)
-            after_s = triggers.retry_after(missing, self._figures.drain_rate.bytes_per_s(self._clock()))
+            missing += max(0, self.journal.bytes - self.max_bytes)
+            after_s = triggers.retry_after(missing, self.figures.drain_rate.bytes_per_s(self.clock()))
         reply(b"".join([encode(Reject(submit.seq, reason, after_s)) for submit in submits]))
 
     def probe(self) -> None:
         """Tries to write after a failed write: nobody may send while /ready says no."""
-        if self._journal.active is None or self._journal.fault is not None:
+        if self.journal.active is None or self.journal.fault is not None:
             try:
-                self._journal.writable()
-                self._journal.probe(min(max(_PROBE_BYTES[0], self._not_written_bytes), _PROBE_BYTES[1]))
+                self.journal.writable()
+                self.journal.probe(min(max(_PROBE_BYTES[0], self._not_written_bytes), _PROBE_BYTES[1]))
             except JournalWriteFailed:
                 pass  # `fault` says why
-        self._scheduler.schedule()
+        self.scheduler.schedule()
         self.look()
 
     def look(self) -> None:
@@ -179,13 +172,13 @@ class Intake:
         else:
             full = acceptance is Acceptance.FULL
             cause = Cause.JOURNAL_FULL if full else Cause.JOURNAL_NOT_WRITABLE
-            self.refusing = Condition(why, self._wall_ns() / 1e9, cause)
+            self.refusing = Condition(why, self.wall_ns() / 1e9, cause)
             log.error("refusing records (%s): %s", acceptance.value, why)
 
     def _judgement(self) -> tuple[Acceptance, str]:
-        journal = self._journal
-        if self._syncer.failed:
-            return Acceptance.NOT_WRITABLE, f"{self._syncer.last_error}; its records are being written to new pages"
+        journal = self.journal
+        if self.syncer.failed:
+            return Acceptance.NOT_WRITABLE, f"{self.syncer.last_error}; its records are being written to new pages"
         if journal.active is None or journal.fault is not None:
             return Acceptance.NOT_WRITABLE, f"the journal cannot be written: {journal.fault or 'no segment is open'}"
         if self._full_at == journal.removed or journal.bytes + ENTRY_HEADER_BYTES >= self.max_bytes:

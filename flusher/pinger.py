@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flusher.answers import Failed
 from flusher.figures import Figures
@@ -23,21 +24,15 @@ DEATHS = 3
 """Writers that die in a row before the state says so: one may have been killed."""
 
 
+@dataclass(eq=False)
 class Pinger:
-    def __init__(
-        self,
-        writers: Writers,
-        journal: Journal,
-        figures: Figures,
-        *,
-        answered: Callable[[], None],
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._writers = writers
-        self._journal = journal
-        self._figures = figures
-        self._answered = answered
-        self._wall = wall
+    writers: Writers
+    journal: Journal
+    figures: Figures
+    answered: Callable[[], None]
+    wall: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._deaths = 0
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -58,28 +53,28 @@ class Pinger:
         if self._stopped:
             return
         loop = asyncio.get_running_loop()
-        unknown = self._figures.database.state is DatabaseState.UNKNOWN
+        unknown = self.figures.database.state is DatabaseState.UNKNOWN
         loop.call_later(FIRST_PING_S if unknown else PING_S, self._tick)
-        self._writers.shrink(1 + self._journal.waiting // 4)
-        if not self._journal.waiting and self._task is None:
+        self.writers.shrink(1 + self.journal.waiting // 4)
+        if not self.journal.waiting and self._task is None:
             self._task = loop.create_task(self._ping())
 
     async def _ping(self) -> None:
         with logged("a ping"):
             try:
-                answer = await self._writers.ask({"ping": True})
+                answer = await self.writers.ask({"ping": True})
             except WriterDied as error:
-                self._figures.error(f"a writer died: {error}", self._wall())
+                self.figures.error(f"a writer died: {error}", self.wall())
                 self._deaths += 1
                 if self._deaths >= DEATHS:
-                    self._figures.database.not_asked(str(error), self._wall())
+                    self.figures.database.not_asked(str(error), self.wall())
             else:
                 self._deaths = 0
                 if isinstance(answer, Failed):
-                    self._figures.error(answer.message, self._wall())
-                    self._figures.database.failed(answer, self._wall(), writing=False)
+                    self.figures.error(answer.message, self.wall())
+                    self.figures.database.failed(answer, self.wall(), writing=False)
                 else:
-                    self._figures.database.answered(self._wall())
+                    self.figures.database.answered(self.wall())
             finally:
                 self._task = None
-            self._answered()
+            self.answered()

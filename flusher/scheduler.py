@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from flusher import segments, triggers
@@ -40,33 +41,22 @@ FAILED_AT_ONCE, FAILED_EACH_S = 100, 0.01
 """Each further failed segment keeps the active one open for so long: else callers of a commit make a segment each."""
 
 
+@dataclass(eq=False)
 class Scheduler:
-    def __init__(
-        self,
-        journal: Journal,
-        writers: Writers,
-        syncer: Syncer,
-        figures: Figures,
-        *,
-        policy: FlushPolicy,
-        writers_at_once: int,
-        pool_size: int,
-        random: Callable[[], float],
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._journal = journal
-        self._writers = writers
-        self._syncer = syncer
-        self._figures = figures
-        self.policy = policy
-        self._writers_at_once = writers_at_once
-        self._pool_size = pool_size
-        self._random = random
-        self._clock = clock
-        self._wall = wall
-        self._callers = Callers(journal, clock=clock)
-        self._pinger = Pinger(writers, journal, figures, answered=self.schedule, wall=wall)
+    journal: Journal
+    writers: Writers
+    syncer: Syncer
+    figures: Figures
+    policy: FlushPolicy
+    writers_at_once: int
+    pool_size: int
+    random: Callable[[], float]
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._callers = Callers(self.journal, clock=self.clock)
+        self._pinger = Pinger(self.writers, self.journal, self.figures, self.schedule, self.wall)
         self._under_way: set[asyncio.Task[None]] = set()
         self._writing_since: dict[int, float] = {}
         self._asked_upto = 0
@@ -95,14 +85,14 @@ class Scheduler:
 
     def flush(self, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
         """Writes everything accepted so far, then calls `done` once; after `timeout_s` in any case."""
-        self._callers.wait_for_flush(self._journal.last_sequence(), timeout_s, done)
+        self._callers.wait_for_flush(self.journal.last_sequence(), timeout_s, done)
         self._retry_now()
         self.flush_soon()
         self._callers.settle()
 
     def flush_soon(self) -> None:
         """Writes everything accepted so far; does not wait for it."""
-        self._asked_upto = max(self._asked_upto, self._journal.last_sequence())
+        self._asked_upto = max(self._asked_upto, self.journal.last_sequence())
         self.schedule()
 
     def when_committed(self, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
@@ -133,15 +123,15 @@ class Scheduler:
 
     def check_hanging(self) -> None:
         """Reports a database that has committed nothing for HANGING_S although writers try."""
-        if self._trying_since is not None and self._clock() - self._trying_since >= HANGING_S:
-            self._figures.database.held_up(self._last_failure, self._wall())
+        if self._trying_since is not None and self.clock() - self._trying_since >= HANGING_S:
+            self.figures.database.held_up(self._last_failure, self.wall())
 
     def schedule(self) -> None:
         """Seals and hands over everything that is due now."""
         if self._stopped:
             return
-        now = self._clock()
-        active = self._journal.active
+        now = self.clock()
+        active = self.journal.active
         due: FlushReason | None = None
         if active is not None and active.total:
             due = triggers.flush_reason(
@@ -152,60 +142,60 @@ class Scheduler:
                 draining=self._draining,
             )
             is_full = triggers.is_full(self.policy, records=active.total, size=active.size)
-            if is_full and self._journal.seal(due or FlushReason.SIZE):
+            if is_full and self.journal.seal(due or FlushReason.SIZE):
                 due = None
         while self._may_write(now):
-            segment = self._journal.next(now)
+            segment = self.journal.next(now)
             if segment is not None:
                 segment.busy = True
                 task = asyncio.get_running_loop().create_task(self._hand_over(segment))
                 self._under_way.add(task)
                 task.add_done_callback(partial(self._handed_over, segment))
-            elif due is not None and now >= self._open_until() and self._journal.seal(due):
+            elif due is not None and now >= self._open_until() and self.journal.seal(due):
                 due = None
             else:
                 break
         if self._draining:
             hopeless = self._attempts >= DRAIN_ATTEMPTS
-            self._drained.clear() if self._journal.last_sequence() and not hopeless else self._drained.set()
+            self._drained.clear() if self.journal.last_sequence() and not hopeless else self._drained.set()
         self._set_timer(now, due)
 
     def _may_write(self, now: float) -> bool:
         if now < self._paused_until:
             return False
         return len(self._under_way) + self._pinger.under_way < triggers.segments_at_once(
-            waiting=self._journal.waiting,
-            writers=self._writers_at_once,
-            pool_size=self._pool_size,
+            waiting=self.journal.waiting,
+            writers=self.writers_at_once,
+            pool_size=self.pool_size,
             each=COMMANDS_EACH,
             healthy=not self._attempts and not self._doubtful,
             held_up=self.longest_write_s(now) >= PATIENCE_S,
         )
 
     def _open_until(self) -> float:
-        active, failed = self._journal.active, self._journal.waiting - len(self._under_way)
+        active, failed = self.journal.active, self.journal.waiting - len(self._under_way)
         assert active is not None
         return active.opened_at + FAILED_EACH_S * (failed - FAILED_AT_ONCE) if failed > FAILED_AT_ONCE else 0.0
 
     def _retry_now(self) -> None:
         """Clears all back-off delays, because a caller waits."""
         self._paused_until = 0.0
-        for segment in self._journal:
+        for segment in self.journal:
             segment.not_before = 0.0
 
     def _set_timer(self, now: float, due: FlushReason | None) -> None:
         """Wakes schedule() when the next thing is due; a wake-up too many does no harm."""
         at = math.inf
-        active = self._journal.active
+        active = self.journal.active
         if active is not None and active.total and due is None:
             at = active.opened_at + self.policy.interval_s
         if now < self._paused_until:
-            if due is not None or self._journal.waiting:
+            if due is not None or self.journal.waiting:
                 at = min(at, self._paused_until)
-        elif self._journal.waiting > len(self._under_way):
+        elif self.journal.waiting > len(self._under_way):
             # next_at() reads the whole backlog: only while writers are free, so that appends stay cheap.
             if self._may_write(now):
-                at = min(at, self._journal.next_at())
+                at = min(at, self.journal.next_at())
                 if due is not None and self._open_until() > now:
                     at = min(at, self._open_until())
             elif self.longest_write_s(now) < PATIENCE_S:
@@ -233,14 +223,14 @@ class Scheduler:
     def _wake_after_fault(self) -> None:
         """After a fault of ours schedule() runs again."""
         if not self._stopped:
-            self._wake_after(self._clock() + WAKE_AGAIN_S, WAKE_AGAIN_S)
+            self._wake_after(self.clock() + WAKE_AGAIN_S, WAKE_AGAIN_S)
 
     async def _hand_over(self, segment: Segment) -> None:
-        started_at = self._writing_since[segment.sequence] = self._clock()
+        started_at = self._writing_since[segment.sequence] = self.clock()
         if self._trying_since is None:
             self._trying_since = started_at
         try:
-            answer = await self._writers.ask({"write": str(segment.path), "size": segment.size})
+            answer = await self.writers.ask({"write": str(segment.path), "size": segment.size})
             if isinstance(answer, Written):
                 await asyncio.get_running_loop().run_in_executor(
                     None, segments.remove, segment.path, answer.damaged_bytes > 0
@@ -257,7 +247,7 @@ class Scheduler:
             del self._writing_since[segment.sequence]
         self._under_way.discard(asyncio.current_task())
         if isinstance(answer, Written):
-            self._written(segment, answer, self._clock() - started_at)
+            self._written(segment, answer, self.clock() - started_at)
         else:
             assert isinstance(answer, Failed)
             if answer.of_segment and segments.has_vanished(segment.path):
@@ -276,15 +266,15 @@ class Scheduler:
                 self._failed(segment, Failed(ErrorClass.UNKNOWN, NO_DATABASE_ERROR, repr(task.exception())))
 
     def _written(self, segment: Segment, answer: Written, duration_s: float) -> None:
-        figures = self._figures
-        now = self._clock()
-        self._journal.forget(segment)
-        self._syncer.forget(segment)
+        figures = self.figures
+        now = self.clock()
+        self.journal.forget(segment)
+        self.syncer.forget(segment)
         if answer.records or answer.damaged_bytes:
-            figures.written(answer, segment.reason.value, duration_s, self._wall())
+            figures.written(answer, segment.reason.value, duration_s, self.wall())
             figures.drain_rate.freed(segment.size, duration_s, now)
         if answer.damaged_bytes:
-            self._journal.set_aside += 1
+            self.journal.set_aside += 1
             log.error(
                 "journal: %s had %d unreadable bytes; its %d readable records are written, the file is kept as %s",
                 segment.path.name,
@@ -293,10 +283,10 @@ class Scheduler:
                 segment.path.name + segments.BROKEN_SUFFIX,
             )
         if answer.dead_lettered:
-            figures.error(answer.last_error or "", self._wall())
+            figures.error(answer.last_error or "", self.wall())
             log.error("%d records went to the dead letters: %s", answer.dead_lettered, answer.last_error)
         if answer.statements:
-            figures.database.committed(self._wall())
+            figures.database.committed(self.wall())
             self._attempts = 0
             self._doubtful = False
             self._paused_until = 0.0
@@ -313,37 +303,37 @@ class Scheduler:
             " flusher, or else what was not written before is lost",
             *(segment.path, segment.total, segment.size),
         )
-        self._journal.forget(segment)
-        self._syncer.forget(segment)
+        self.journal.forget(segment)
+        self.syncer.forget(segment)
         if not self._under_way:
             self._trying_since = None
-        self._figures.vanished += 1
-        self._figures.damaged_bytes += segment.size
+        self.figures.vanished += 1
+        self.figures.damaged_bytes += segment.size
         self._callers.lost(segment.sequence, segment.total)
 
     def _failed(self, segment: Segment, answer: Failed) -> None:
         segment.busy = False
         segment.attempts += 1
-        now = self._clock()
-        self._figures.failed(answer, self._wall())
+        now = self.clock()
+        self.figures.failed(answer, self.wall())
         if answer.of_segment or answer.error_class in _OF_THE_SEGMENT:
-            since = self._wall() if segment.alarm is None else segment.alarm.since
+            since = self.wall() if segment.alarm is None else segment.alarm.since
             segment.alarm = Condition(answer.message, since, Cause.SEGMENT) if answer.alarming else None
             self._doubtful |= answer.of_segment
-            delay = triggers.retry_delay(answer.error_class, segment.attempts, self._random())
+            delay = triggers.retry_delay(answer.error_class, segment.attempts, self.random())
             segment.not_before = now + delay
         else:
             if now >= self._paused_until:  # else it was tried together with one that has failed already
                 self._attempts += 1
-                delay = triggers.retry_delay(answer.error_class, self._attempts, self._random())
+                delay = triggers.retry_delay(answer.error_class, self._attempts, self.random())
                 self._paused_until = now + delay
             delay = self._paused_until - now
-            self._figures.database.failed(answer, self._wall(), writing=True)
+            self.figures.database.failed(answer, self.wall(), writing=True)
         if answer.of_segment:
             self._trying_since = now if self._under_way else None
         else:
             self._last_failure = answer.message
-        self._journal.put_back(segment)
+        self.journal.put_back(segment)
         if self._logged[0] != answer.message or now - self._logged[1] > _LOG_AGAIN_S:
             self._logged = (answer.message, now)
             level = logging.ERROR if answer.alarming else logging.WARNING

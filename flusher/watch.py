@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flusher.dead_letters import FILE_NAME, Count
@@ -51,32 +52,23 @@ def reason(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}; {advice(error, Path(error.filename))}"
 
 
+@dataclass(eq=False)
 class Watch:
-    def __init__(
-        self,
-        state_directory: Path,
-        lock_fd: int,
-        *,
-        journal: Journal,
-        intake: Intake,
-        scheduler: Scheduler,
-        figures: Figures,
-        writers: Writers,
-        listen: Callable[[Path], Awaitable[None]],
-        stop: Callable[[], None],
-    ) -> None:
-        """Args: listen(path): makes the socket, anew if there was one."""
-        self._state_directory = state_directory
-        self._lock_fd = lock_fd
-        self._journal = journal
-        self._intake = intake
-        self._scheduler = scheduler
-        self._figures = figures
-        self._writers = writers
-        self._listen = listen
-        self._stop = stop
+    """Args: listen(path): makes the socket, anew if there was one."""
+
+    state_directory: Path
+    lock_fd: int
+    journal: Journal
+    intake: Intake
+    scheduler: Scheduler
+    figures: Figures
+    writers: Writers
+    listen: Callable[[Path], Awaitable[None]]
+    stop: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._socket: os.stat_result | None = None
-        self._letters = Count(state_directory / FILE_NAME)
+        self._letters = Count(self.state_directory / FILE_NAME)
         self._skipped = 0
         self._said: dict[str, str] = {}
 
@@ -104,34 +96,34 @@ class Watch:
                     log.error("%s: %s", what, why)
 
     async def _look_at_journal(self) -> None:
-        self._journal.check_active_file()
-        self._intake.probe()
-        self._scheduler.check_hanging()
-        self._journal.cut_again()
-        if self._journal.set_aside:
-            self._journal.set_aside = await asyncio.to_thread(count_broken, self._journal.directory)
+        self.journal.check_active_file()
+        self.intake.probe()
+        self.scheduler.check_hanging()
+        self.journal.cut_again()
+        if self.journal.set_aside:
+            self.journal.set_aside = await asyncio.to_thread(count_broken, self.journal.directory)
 
     async def _keep_lock(self) -> None:
-        path = self._state_directory / LOCK_NAME
-        if _is_same(path, os.fstat(self._lock_fd)):
+        path = self.state_directory / LOCK_NAME
+        if _is_same(path, os.fstat(self.lock_fd)):
             return
         try:
-            lock_fd = lock(self._state_directory, "flusher")
+            lock_fd = lock(self.state_directory, "flusher")
         except BlockingIOError:
             log.critical("%s was removed, and another flusher has taken it: stopping, so that there is one", path)
-            self._stop()
+            self.stop()
             return
-        os.close(self._lock_fd)
-        self._lock_fd = lock_fd
+        os.close(self.lock_fd)
+        self.lock_fd = lock_fd
         log.error("%s was removed or replaced by somebody; it is locked anew", path)
 
     async def _keep_socket(self) -> None:
         """Listens, where nobody finds us any more. Raises: OSError."""
-        path = self._state_directory / SOCKET_NAME
+        path = self.state_directory / SOCKET_NAME
         known = self._socket
         if known is not None and _is_same(path, known):
             return
-        await self._listen(socket_path(self._state_directory))
+        await self.listen(socket_path(self.state_directory))
         if known is not None:
             log.error("%s was removed or replaced by somebody; it is made anew", path)
         self._socket = path.stat()
@@ -139,13 +131,13 @@ class Watch:
     async def _count_letters(self) -> None:
         """Only while no writer is at work: what it has added, its answer would add once more."""
         self._skipped += 1
-        if self._writers.busy and self._skipped < _LOOKS_AT_LETTERS:
+        if self.writers.busy and self._skipped < _LOOKS_AT_LETTERS:
             return
         self._skipped = 0
-        before = self._figures.dead_lettered
+        before = self.figures.dead_lettered
         letters = await asyncio.to_thread(self._letters.look)
-        if before == self._figures.dead_lettered:
-            self._figures.dead_letters_waiting = letters
+        if before == self.figures.dead_lettered:
+            self.figures.dead_letters_waiting = letters
 
 
 def _is_same(path: Path, known: os.stat_result) -> bool:

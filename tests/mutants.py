@@ -52,9 +52,9 @@ BREAKS = (
         "1 ack => journaled",
         "acknowledge before the append",
         "flusher/intake.py",
-        "        try:\n            segment = self._journal.writable()",
+        "        try:\n            segment = self.journal.writable()",
         "        reply(b''.join(map(encode, acks([one.seq for one in admitted], [1] * len(admitted)))))\n"
-        "        try:\n            segment = self._journal.writable()",
+        "        try:\n            segment = self.journal.writable()",
     ),
     Break(
         "1 ack => journaled",
@@ -256,7 +256,7 @@ BREAKS = (
         "4 one merge rule",
         "the arrival follows a clock that steps back",
         "flusher/intake.py",
-        "max(self._wall_ns() // 1000, self._journal.last_arrival + 1)",
+        "max(self.wall_ns() // 1000, self.journal.last_arrival + 1)",
         "self._wall_ns() // 1000",
     ),
     Break(
