@@ -1,4 +1,4 @@
-"""`python -m bench`: measures, prints a table, writes every figure as JSON. Started by scripts/bench.sh."""
+"""`python -m bench`: measures, prints tables, writes every figure as JSON. Started by scripts/bench.sh."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bench import machine, open_loop, ratios, report
-from bench.bench import FAULTS, Bench, cells
+from bench.bench import FAULTS, Bench
 from bench.contenders import STATE
 from bench.counts import lifecycle, statements
 from bench.database import Database
 from bench.landing import landing
 from bench.latency import flushing, locked
-from bench.plan import CELLS_OF, CONTENDERS, FULL, MATRIX, NAMES, QUICK, Cell
+from bench.plan import CELLS_OF, FULL, NAMES, QUICK
 from bench.recovery import recovery
 from tests.support.mysql import SERVERS
 from tests.support.service import processes_of, wait_until
@@ -29,7 +29,7 @@ from tests.support.service import processes_of, wait_until
 PARTS: dict[str, tuple[set[str], Callable[[Bench], dict[str, Any]]]] = {
     "locked": ({"p99_locked_vs_idle"}, locked),
     "flushing": ({"p99_flushing_vs_idle"}, flushing),
-    "landing": ({"landing_vs_load_data", "landing_vs_seed_design", "rss_mb"}, landing),
+    "landing": ({"landing_vs_load_data", "rss_mb"}, landing),
     "statements": ({"statements_per_1000"}, statements),
     "lifecycle": ({"rows_per_record_lifecycle"}, lifecycle),
     "recovery": ({"recover_records_per_s"}, recovery),
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     os.environ["PERSISTENCE_STATE_DIR"] = str(directory)
     (directory / "db").mkdir()
     database = Database(directory / "db", SERVERS[options.database])
-    bench = Bench(QUICK if options.quick else FULL, database, directory, options.bench_python, options.peer)
+    bench = Bench(QUICK if options.quick else FULL, database, directory)
     raw: dict[str, Any] = {"plan": bench.plan.name, "machine": machine.description(directory)}
     database.start()
     raw["machine"]["database"] = database.version()
@@ -100,14 +100,7 @@ def end(directory: Path) -> None:
 
 
 def measure(bench: Bench, only: list[str]) -> dict[str, Any]:
-    plan = bench.plan
-    wanted: list[tuple[Cell, int, int]] = []
-    for key, its_cells in CELLS_OF.items():
-        if key in only:
-            wanted += [(cell, plan.rounds, plan.cell_s) for cell in its_cells]
-    if MATRIX in only:
-        wanted += [(cell, 1, plan.matrix_s) for cell in plan.matrix_cells(bench.peers)]
-    raw: dict[str, Any] = {"cells": cells(bench, wanted)}
+    raw: dict[str, Any] = {"cells": bench.cells([cell for key in CELLS_OF if key in only for cell in CELLS_OF[key]])}
     for part, (keys, measurement) in PARTS.items():
         if keys & set(only):
             raw[part] = guarded(measurement, bench)
@@ -125,45 +118,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.sh", description="Measures the service beside its limits.")
     parser.add_argument("--quick", action="store_true", help="under 60 s; too short to be judged")
     parser.add_argument("--json", metavar="FILE", type=Path, help="the figures of every round, and the ratios")
-    parser.add_argument(
-        "--peer",
-        metavar="NAME=URL",
-        action="append",
-        default=[],
-        help="measure a running service with the same API too",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="KEY,KEY",
-        help=f"measure only what these need: {', '.join((*NAMES, MATRIX))}",
-    )
+    parser.add_argument("--only", metavar="KEY,KEY", help=f"measure only what these need: {', '.join(NAMES)}")
     parser.add_argument("--database", choices=SERVERS, default="mariadb", help="the server that all write to")
-    parser.add_argument("--bench-python", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
-
-    def refuse(why: str) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: {why}\n")
-
-    names = (*NAMES, MATRIX)
-    options.only = options.only.split(",") if options.only else list(names)
+    options.only = options.only.split(",") if options.only else list(NAMES)
     for name in options.only:
-        if name not in names:
-            refuse(f"--only {name}: one of {', '.join(names)}")
-    peers = {}
-    for peer in options.peer:
-        name, _, url = peer.partition("=")
-        if not name or not url.startswith("http://"):
-            refuse(f"--peer {peer}: NAME=http://HOST:PORT is wanted")
-        if name in CONTENDERS:
-            refuse(f"--peer {peer}: {name} is a contender of the benchmark's own; give it another name")
-        peers[name] = url
-    options.peer = peers
+        if name not in NAMES:
+            parser.exit(2, f"{parser.prog}: --only {name}: one of {', '.join(NAMES)}\n")
     if options.json:
         try:
             _make_writable(options.json)
         except OSError as error:
-            refuse(f"--json {options.json}: {error.strerror}")
-    options.bench_python = str(Path(options.bench_python).absolute())
+            parser.exit(2, f"{parser.prog}: --json {options.json}: {error.strerror}\n")
     return options
 
 

@@ -1,4 +1,4 @@
-"""What every measurement needs: the plan, the database, the tasks, the contenders; and one round of a cell."""
+"""What every measurement needs: the plan, the database, the tasks, the contenders; and rounds of cells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -16,10 +16,10 @@ from typing import Any
 import MySQLdb
 
 from bench import tasks, wrk
-from bench.contenders import Ceiling, Contender, Ours, Peer, SeedDesign, post
+from bench.contenders import Ceiling, Contender, Ours, post
 from bench.database import Database
 from bench.machine import ALL, LOAD, PINS, SERVICE
-from bench.plan import ALWAYS, ASGI, FALCON, OURS, SEED, TWO_WORKERS, Cell, Plan
+from bench.plan import ALWAYS, ASGI, FALCON, TWO_WORKERS, Cell, Plan
 
 FAULTS = (
     AssertionError,
@@ -35,6 +35,7 @@ FAULTS = (
 WARM_UP_RECORDS = 2000
 WARM_UP_REQUESTS = (5, 200)
 """At least, at most."""
+SETTINGS: dict[str, dict[str, object]] = {ALWAYS: {"JOURNAL_FSYNC": "always"}, TWO_WORKERS: {"SERVICE_WORKERS": 2}}
 
 
 @dataclass
@@ -65,9 +66,6 @@ class Bench:
     database: Database
     directory: Path
     """Everything that is written lies in it, so that it goes with it."""
-    seed_python: str
-    """An interpreter that has the seed design's packages."""
-    peers: dict[str, str]
     tasks: list[dict[str, Any]] = field(default_factory=tasks.pool)
     rss_mb: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The most that each kind of our processes held in any cell, and in which."""
@@ -78,18 +76,9 @@ class Bench:
 
     def contender(self, name: str, **settings: object) -> Contender:
         """A new one, not started."""
-        made: dict[str, Callable[[], Contender]] = {
-            ASGI: lambda: Ceiling("asgi"),
-            FALCON: lambda: Ceiling("falcon"),
-            SEED: lambda: SeedDesign(self.database, self.seed_python),
-            OURS: lambda: self._ours(OURS, **settings),
-            ALWAYS: lambda: self._ours(ALWAYS, JOURNAL_FSYNC="always"),
-            TWO_WORKERS: lambda: self._ours(TWO_WORKERS, SERVICE_WORKERS=2),
-        }
-        return made[name]() if name in made else Peer(name, self.peers[name])
-
-    def _ours(self, name: str, **settings: object) -> Ours:
-        return Ours(self.database, self.directory, name, **settings)
+        if name in (ASGI, FALCON):
+            return Ceiling(name)
+        return Ours(self.database, self.directory, name, **{**SETTINGS.get(name, {}), **settings})
 
     @contextmanager
     def running(self, name: str, where: str, *, pinned: bool, batch: int, **settings: object) -> Iterator[Trial]:
@@ -101,8 +90,7 @@ class Bench:
         contender = self.contender(name, **settings)
         try:
             self.database.move_to(LOAD if pinned else ALL)
-            if not contender.keeps_nothing:
-                self.database.empty()
+            self.database.empty()
             os.sync()  # what the one before has left to be written to the disk is not this one's burden
             contender.start(SERVICE if pinned else ALL)
             least, most = WARM_UP_REQUESTS
@@ -147,47 +135,24 @@ class Bench:
             cores=LOAD if cell.pinned else ALL,
         )
 
+    def cells(self, wanted: Sequence[Cell]) -> list[dict[str, Any]]:
+        """Measures cells in groups; in a group the contenders take turns, so that a noisy minute hits all alike."""
+        rounds: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in wanted}
+        for group in dict.fromkeys(cell.group for cell in rounds):
+            members = [cell for cell in rounds if cell.group == group]
+            say(f"{members[0].load}: {', '.join(cell.contender for cell in members)}")
+            for _ in range(self.plan.rounds):
+                for cell in members:
+                    rounds[cell].append(self.round(cell, self.plan.cell_s))
+        return [
+            {
+                "contender": cell.contender,
+                "load": cell.load if PINS else f"{cell.load} (there is one core)",
+                "rounds": of_cell,
+            }
+            for cell, of_cell in rounds.items()
+        ]
+
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
-
-
-def pinned(cell: Cell) -> str:
-    return "" if cell.pinned and PINS else " unpinned"
-
-
-def name_of(cell: Cell) -> str:
-    how = ", latencies" if cell.latencies else ""
-    return f"batch {cell.batch}, {cell.connections} connections{pinned(cell)}{how}"
-
-
-def cells(bench: Bench, wanted: Sequence[tuple[Cell, int, int]]) -> list[dict[str, Any]]:
-    """Measures cells in groups; in a group the contenders take turns, so that a noisy minute hits all alike.
-
-    Args:
-        wanted: cell, rounds, seconds.
-    """
-    most: dict[Cell, tuple[int, int]] = {}
-    for cell, rounds, seconds in wanted:
-        most[cell] = max(most.get(cell, (0, 0)), (rounds, seconds))
-    rounds_of: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in most}
-    for group in dict.fromkeys(cell.group for cell in most):
-        members = [cell for cell in most if cell.group == group]
-        say(f"{name_of(members[0])}: {', '.join(cell.contender for cell in members)}")
-        for number in range(max(most[cell][0] for cell in members)):
-            for cell in members:
-                rounds, seconds = most[cell]
-                if number < rounds:
-                    rounds_of[cell].append(bench.round(cell, seconds))
-    return [
-        {
-            "contender": cell.contender,
-            "batch": cell.batch,
-            "connections": cell.connections,
-            "asked_pinned": cell.pinned,
-            "pinned": cell.pinned and PINS and cell.contender not in bench.peers,
-            "latencies": cell.latencies,
-            "rounds": rounds,
-        }
-        for cell, rounds in rounds_of.items()
-    ]

@@ -1,6 +1,6 @@
 """How fast the same server stack answers when it does nothing: a bare ASGI callable, and the same in Falcon.
 
-`python -m bench.ceilings asgi|falcon PORT`, with the uvicorn, event loop and HTTP parser of the service.
+`python -m bench.ceilings ceiling-asgi|ceiling-falcon PORT`, with the server, event loop and parser of the service.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def in_falcon() -> falcon.asgi.App:
 
 
 def main() -> None:
-    kind, port = sys.argv[1:]
+    name, port = sys.argv[1:]
     uvicorn.run(
-        bare if kind == "asgi" else in_falcon(),
+        bare if name == "ceiling-asgi" else in_falcon(),
         host="127.0.0.1",
         port=int(port),
         loop="uvloop",

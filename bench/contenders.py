@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bench.database import Database
 from bench.machine import on_cores, peak_rss_mb
@@ -29,8 +27,6 @@ class Contender:
     """`name` in tables. start() returns when it answers; `rss_mb` is filled by stop()."""
 
     name = ""
-    keeps_nothing = False
-    """Nothing to empty between cells, and so it need not be started again."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -99,43 +95,28 @@ class Ours(Contender):
         shutil.rmtree(service.directory)
 
 
-class Process(Contender):
-    """One process that is started with its port and stopped by a signal."""
+class Ceiling(Contender):
+    """Args: name: ceiling-asgi or ceiling-falcon."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         self._process: subprocess.Popen[bytes] | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as this object
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def environ(self) -> dict[str, str]:
-        return dict(os.environ)
-
-    directory = ROOT
-
     def start(self, cores: Sequence[int]) -> None:
+        command = [sys.executable, "-m", "bench.ceilings", self.name, str(self.port)]
         with on_cores(cores):
             self._process = subprocess.Popen(
-                self.command(),
-                cwd=self.directory,
-                env=self.environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output
             )
         wait_until(self._answers, 20, f"{self.name} answers")
 
     def stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        peak = peak_rss_mb(process.pid)
-        if peak is not None:
-            self.rss_mb[self.name] = peak
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        if process is not None:
+            process.kill()
+            process.wait(10)
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -143,66 +124,10 @@ class Process(Contender):
             self._output.seek(0)
             raise AssertionError(f"{self.name} ended: {self._output.read().decode(errors='replace')[-2000:]}")
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-            connection.request("GET", "/ready")
-            connection.getresponse().read()
-            connection.close()
+            with socket.create_connection(self.address, timeout=5):
+                return True
         except OSError:
             return False
-        return True
-
-
-class Ceiling(Process):
-    keeps_nothing = True
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.name = f"ceiling-{kind}"
-        self._kind = kind
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "bench.ceilings", self._kind, str(self.port)]
-
-
-class SeedDesign(Process):
-    """With uvicorn's defaults, as its users run it."""
-
-    name = "seed-design"
-    directory = Path(__file__).with_name("seed")
-
-    def __init__(self, database: Database, python: str) -> None:
-        super().__init__()
-        self._database = database
-        self._python = python
-
-    def command(self) -> list[str]:
-        return [self._python, "-m", "uvicorn", "app:app", "--host", "127.0.0.1", "--port", str(self.port)]
-
-    def environ(self) -> dict[str, str]:
-        return {**os.environ, "DB_SOCKET": self._database.mariadb.socket, "DB_DATABASE": self._database.name}
-
-
-class Peer(Contender):
-    """A service of somebody else's that speaks the same API and runs already; it stays as it is."""
-
-    keeps_nothing = True
-
-    def __init__(self, name: str, url: str) -> None:
-        super().__init__()
-        parts = urlsplit(url)
-        self.name = name
-        self.path = parts.path.rstrip("/") + TASKS.path
-        self._address = (parts.hostname or name, parts.port or 80)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self._address
-
-    def start(self, cores: Sequence[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def post(contender: Contender, bodies: Sequence[bytes]) -> list[str]:

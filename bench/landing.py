@@ -11,11 +11,11 @@ from bench.bench import Bench, say
 from bench.contenders import Ours
 from bench.machine import LOAD, SERVICE
 from bench.open_loop import Running, job
-from bench.plan import LOAD_DATA, OURS, SEED, STATEMENTS
+from bench.plan import LOAD_DATA, OURS, STATEMENTS
 
 BATCH = 100
 FLUSH_ROWS = 1000
-"""buffer.max_buffer_size of the service, and of the seed design."""
+"""buffer.max_buffer_size of the service."""
 CONNECTIONS = 64
 HIGHEST_SHARE = 1.1
 """Of LOAD DATA's rate: nobody is taken to keep up more."""
@@ -26,7 +26,7 @@ UNDER_WAY = 2 * FLUSH_ROWS
 
 def landing(bench: Bench) -> dict[str, Any]:
     """In each round the highest rate that our service keeps up, then LOAD DATA for as long, in batches as large as the
-    service made, on the same machine in the same minute. The seed design has one round."""
+    service made, on the same machine in the same minute."""
     plan = bench.plan
     found: dict[str, list[dict[str, Any]]] = {
         what: [_limit(bench, what, FLUSH_ROWS)] for what in (STATEMENTS, LOAD_DATA)
@@ -37,20 +37,14 @@ def landing(bench: Bench) -> dict[str, Any]:
     limit = first["rows_per_s"]
     found |= {OURS: [], LOAD_DATA: []}
     for _ in range(plan.landing_rounds):
-        best = _kept_up(bench, OURS, limit)
+        best = highest_kept_up(
+            lambda rate: _land(bench, rate, plan.landing_s), limit, plan.first_share, plan.landing_steps
+        )
         found[OURS].append(best)
         rows = max(FLUSH_ROWS, round(best.get("rows_per_flush") or 0))
         found[LOAD_DATA].append(_limit(bench, LOAD_DATA, rows))
         limit = found[LOAD_DATA][-1].get("rows_per_s", limit)
-    found[SEED] = [_kept_up(bench, SEED, limit / 2)]
     return found
-
-
-def _kept_up(bench: Bench, name: str, limit: float) -> dict[str, Any]:
-    plan = bench.plan
-    return highest_kept_up(
-        lambda rate: _land(bench, name, rate, plan.landing_s), limit, plan.first_share, plan.landing_steps
-    )
 
 
 def highest_kept_up(
@@ -96,11 +90,11 @@ def _limit(bench: Bench, what: str, rows: int) -> dict[str, Any]:
     )
 
 
-def _land(bench: Bench, name: str, records_per_s: float, seconds: float) -> dict[str, Any]:
+def _land(bench: Bench, records_per_s: float, seconds: float) -> dict[str, Any]:
     """Sends at a fixed rate and counts what is committed at the moment when the time is over."""
-    say(f"landing: {name}, {records_per_s:.0f} records/s offered, {seconds:g} s")
+    say(f"landing: {records_per_s:.0f} records/s offered, {seconds:g} s")
     database = bench.database
-    with bench.running(name, "landing", pinned=True, batch=BATCH) as trial:
+    with bench.running(OURS, "landing", pinned=True, batch=BATCH) as trial:
         contender = trial.contender
         wanted = job(
             contender.address,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 OURS, ALWAYS, TWO_WORKERS = "ours", "ours-always", "ours-2-workers"
-ASGI, FALCON, SEED = "ceiling-asgi", "ceiling-falcon", "seed-design"
-CONTENDERS = (OURS, ALWAYS, TWO_WORKERS, ASGI, FALCON, SEED)
+ASGI, FALCON = "ceiling-asgi", "ceiling-falcon"
 LOAD_DATA, STATEMENTS = "limit-load-data", "limit-statements"
 PROCESSES = ("ingest worker", "flusher", "writer")
 
@@ -24,13 +22,11 @@ class Key:
 
 KEYS = (
     Key("rps_vs_ceiling_falcon", "requests/s, batch 1, 16 connections, of ceiling-falcon's", at_least=1.0),
-    Key("rps_vs_seed_design", "the same, of seed-design's", at_least=6),
     Key("p50_vs_ceiling_asgi", "p50, batch 1, 1 connection, of ceiling-asgi's", at_most=2.0),
     Key("records_vs_ceiling_falcon", "records/s, batch 100, 16 connections, of ceiling-falcon's", at_least=0.5),
     Key("p99_locked_vs_idle", "p99, batch 10, 16 connections, table locked, of not locked", at_most=1.2),
     Key("p99_flushing_vs_idle", "p99, batch 100, half the highest rate, of the same without database", at_most=2.0),
     Key("landing_vs_load_data", "rows/s that land at the highest rate kept up, of LOAD DATA's", at_least=0.85),
-    Key("landing_vs_seed_design", "the same, of seed-design's", at_least=2.0),
     Key("statements_per_1000", "statements for 1000 distinct records", at_most=2),
     Key("rows_per_record_lifecycle", "rows written by records of 10,000 tasks with 3 states each", at_most=0.4),
     Key("workers2_vs_1", "requests/s with 2 ingest workers, of 1's, unpinned"),
@@ -43,8 +39,6 @@ KEYS = (
     Key("always_vs_interval", "requests/s, fsync always of interval's, batch 1, 64 connections", at_least=0.7),
 )
 NAMES = tuple(key.name for key in KEYS)
-MATRIX = "matrix"
-"""Beside the keys, a name for --only: more batch sizes and contenders, of which no ratio is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +56,23 @@ class Cell:
         """Cells that are compared with each other."""
         return self.batch, self.connections, self.pinned, self.latencies
 
+    @property
+    def load(self) -> str:
+        what = "p50 / p99 in µs" if self.latencies else "requests/s"
+        return f"{what}, batch {self.batch}, {self.connections} connections, {'' if self.pinned else 'not '}pinned"
 
-def _cells(contenders: Iterable[str], batch: int, connections: int, **how: bool) -> tuple[Cell, ...]:
-    return tuple(Cell(name, batch, connections, **how) for name in contenders)
 
-
-CELLS_OF: dict[str, tuple[Cell, ...]] = {
-    "rps_vs_ceiling_falcon": _cells((FALCON, OURS), 1, 16),
-    "rps_vs_seed_design": _cells((SEED, OURS), 1, 16),
-    "p50_vs_ceiling_asgi": _cells((ASGI, OURS), 1, 1, pinned=False, latencies=True),
-    "records_vs_ceiling_falcon": _cells((FALCON, OURS), 100, 16),
-    "workers2_vs_1": _cells((OURS, TWO_WORKERS), 1, 16, pinned=False),
-    "always_vs_interval": _cells((OURS, ALWAYS), 1, 64),
+CELLS_OF: dict[str, tuple[Cell, Cell]] = {
+    "rps_vs_ceiling_falcon": (Cell(OURS, 1, 16), Cell(FALCON, 1, 16)),
+    "p50_vs_ceiling_asgi": (
+        Cell(OURS, 1, 1, pinned=False, latencies=True),
+        Cell(ASGI, 1, 1, pinned=False, latencies=True),
+    ),
+    "records_vs_ceiling_falcon": (Cell(OURS, 100, 16), Cell(FALCON, 100, 16)),
+    "workers2_vs_1": (Cell(TWO_WORKERS, 1, 16, pinned=False), Cell(OURS, 1, 16, pinned=False)),
+    "always_vs_interval": (Cell(ALWAYS, 1, 64), Cell(OURS, 1, 64)),
 }
-"""The keys that are ratios of cells. All others have a measurement of their own."""
+"""The keys that are ratios of cells, of the first by the second. All others have a measurement of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +82,6 @@ class Plan:
     name: str
     cell_s: int
     rounds: int
-    matrix: tuple[tuple[int, int, bool], ...]
-    """Batch size, connections, whether latencies are measured; of every contender."""
-    matrix_s: int
     lock_s: int
     lock_rounds: int
     flushing_s: float
@@ -100,29 +94,11 @@ class Plan:
     lifecycle_tasks: int
     recover_records: int
 
-    def matrix_cells(self, peers: Iterable[str]) -> list[Cell]:
-        return [
-            cell
-            for batch, connections, latencies in self.matrix
-            for cell in _cells(
-                (ASGI, FALCON, SEED, OURS, *(() if latencies else (ALWAYS,)), *peers),
-                batch,
-                connections,
-                pinned=not latencies,
-                latencies=latencies,
-            )
-        ]
-
 
 FULL = Plan(
     name="full",
     cell_s=3,
     rounds=4,
-    matrix=(
-        *((batch, 16, False) for batch in (1, 10, 100, 1000)),
-        *((batch, connections, True) for batch, connections in ((1, 1), (1, 16), (10, 16), (100, 16))),
-    ),
-    matrix_s=1,
     lock_s=10,
     lock_rounds=2,
     flushing_s=6,
@@ -130,7 +106,7 @@ FULL = Plan(
     landing_s=8,
     landing_steps=5,
     first_share=0.85,
-    landing_rounds=3,
+    landing_rounds=4,
     lifecycle_tasks=10_000,
     recover_records=1_000_000,
 )
@@ -138,8 +114,6 @@ QUICK = Plan(
     name="quick",
     cell_s=1,
     rounds=1,
-    matrix=((1000, 16, False),),
-    matrix_s=1,
     lock_s=1,
     lock_rounds=1,
     flushing_s=1,

@@ -176,12 +176,6 @@ find_python() { # Debian's own first: it is built for speed (PGO, LTO), most oth
     return 1
 }
 
-BENCH_PYTHON=$PERSISTENCE_STATE_DIR/bench-venv/bin/python
-
-need_bench_python() { # for the seed design and for plots
-    need_venv bench bench/seed/requirements.txt
-}
-
 need_frames() { # need_frames NAME: pandas for the client's tests; where there are no wheels for this Python, it says so
     need_venv "$1" "tests/client/frames/$1.txt" --only-binary :all:
 }

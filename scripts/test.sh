@@ -11,7 +11,6 @@ command -v systemd-analyze >/dev/null || need_packages systemd # it checks the u
 # The cluster's tests are skipped, with the reason, where it cannot be installed.
 (need_galera) || step "no Galera cluster can be installed here"
 need_python dev
-need_bench_python
 need_frames pandas-2.1
 need_frames newest
 .venv/bin/ruff format --check .

@@ -15,8 +15,9 @@ import MySQLdb
 import pytest
 
 from bench.__main__ import end, guarded, main
+from bench.bench import Bench
 from bench.contenders import STATE, Ours
-from bench.plan import FALCON, NAMES, OURS, SEED
+from bench.plan import FALCON, NAMES, OURS, QUICK, Cell
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, alive
 
@@ -56,7 +57,7 @@ def test_a_quick_run_measures_everything_without_an_error(short_path: Path) -> N
     assert all(f"**{name}**" in text for name in NAMES)
     rounds = [one for cell in raw["cells"] for one in cell["rounds"]]
     assert all(one["requests"] > 0 for one in rounds)
-    assert {FALCON, OURS, SEED} <= {cell["contender"] for cell in raw["cells"]}
+    assert {FALCON, OURS} <= {cell["contender"] for cell in raw["cells"]}
     # Counted, not timed: these hold on any machine at any load.
     assert raw["statements"]["rows"] == 1000
     assert raw["lifecycle"]["records"] == 4500
@@ -112,28 +113,22 @@ def test_what_lost_its_parent_ends_with_the_directory_it_was_started_for(short_p
     other.wait(10)
 
 
-def test_a_contender_that_fails_makes_its_cells_invalid_and_the_exit_status_not_0(short_path: Path) -> None:
-    file = short_path / "figures.json"
-    peer = "--peer=broken=http://127.0.0.1:1"
+def test_a_contender_that_fails_makes_its_cells_invalid_and_the_run_goes_on(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = SimpleNamespace(move_to=lambda _: None, empty=lambda: None)
+    bench = Bench(QUICK, database, short_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(Ours, "start", lambda *_: (_ for _ in ()).throw(OSError("it ended")))
 
-    status, text = run(short_path, "--quick", "--only=matrix", peer, "--json", str(file))
+    (cell,) = bench.cells([Cell(OURS, 1, 16)])
 
-    assert status == 1, text
-    raw = json.loads(file.read_bytes())
-    broken = [cell for cell in raw["cells"] if cell["contender"] == "broken"]
-    assert broken
-    assert all(one["problems"] for cell in broken for one in cell["rounds"])
-    assert raw["problems"]
-    assert "NOT VALID" in text
+    assert cell["rounds"] == [{"problems": ["OSError('it ended')"]}]
 
 
 @pytest.mark.parametrize(
     "options",
     [
         ["--only", "rps"],
-        ["--peer", "x"],
-        ["--peer", "x=ftp://127.0.0.1"],
-        ["--peer", "seed-design=http://127.0.0.1:1"],
         ["--json", "/nonexistent/figures.json"],
         ["--json", "/"],
     ],
@@ -149,7 +144,7 @@ def test_a_wrong_option_ends_it_at_once_with_one_line(short_path: Path, options:
 def test_without_wrk_it_ends_with_one_line_and_leaves_no_directory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench", "--bench-python", sys.executable])
+    monkeypatch.setattr(sys, "argv", ["bench"])
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("tempfile.mkdtemp", pytest.fail)
 
