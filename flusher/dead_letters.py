@@ -2,11 +2,10 @@
 
     letter := {"time", "kind", "key", "error_code", "error", "column", "arrival", "record", "rules"}
 
-`key` is a list, ["session_id", "task_id"] for a task; version 1 wrote a text. `record` is what was received, `rules`
-what it means (records.Rules; version 1 wrote none), `arrival` when (µs since 1970 UTC): a replay keeps both, so that
-the record means the same and the merge rule protects rows that are newer. Several writers append and a replay removes:
-each holds the lock beside the file, writes whole lines and syncs before it returns, since the segment, or the letter,
-goes right after. All functions block.
+`key` is a list, ["session_id", "task_id"] for a task; version 1 wrote a text. `record` is as received; `rules` say how
+to read it (records.Rules; version 1 wrote none); `arrival` is in µs since 1970 UTC. A replay keeps both, so the record
+means the same and newer rows win. Writers append and a replay removes: each holds the lock beside the file, writes
+whole lines and syncs before it returns, because the segment or letter is removed right after. All functions block.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FILE_NAME = "dead_letters.jsonl"
 
 
 class DeadLettersFull(Exception):
-    """The file is at its cap: the batch is kept in the journal until an operator makes room."""
+    """The file is at its cap; the batch stays in the journal until an operator makes room."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -51,7 +50,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
-    """Adds letters, all or none, synced. Raises: DeadLettersFull, OSError."""
+    """Adds all letters or none, synced. Raises: DeadLettersFull, OSError."""
     data = b"".join(orjson.dumps(msgspec.to_builtins(letter)) + b"\n" for letter in letters)
     with _locked(path):
         created = not path.exists()
@@ -78,10 +77,9 @@ def append(path: Path, letters: Sequence[DeadLetter], max_bytes: int) -> None:
 
 
 def read(path: Path, start: int = 0) -> Iterator[tuple[bytes, DeadLetter]]:
-    """The letters with their lines, oldest first, from that byte on.
+    """The letters with their lines, oldest first, from byte `start` on.
 
-    A line cut off by a crash is passed over, its records are still in the journal, since the segment goes only after
-    the sync; so is one that the disk has spoilt.
+    Skips damaged lines, and a line cut off by a crash: its records are still in the journal.
     """
     try:
         file = path.open("rb")
@@ -103,7 +101,7 @@ def _decoded(line: bytes) -> DeadLetter | None:
 
 
 def remove(path: Path, lines: Collection[bytes]) -> None:
-    """Takes out letters that were replayed, by their lines; the others, and new ones, stay. Raises: OSError."""
+    """Removes replayed letters by their lines. Raises: OSError."""
     gone = set(lines)
     copy = path.with_suffix(".new")
     with _locked(path):
@@ -123,7 +121,7 @@ def remove(path: Path, lines: Collection[bytes]) -> None:
 
 
 class Count:
-    """How many letters the file holds. Kept: only what has come since the last look is read."""
+    """Counts the letters in the file; reads only the bytes added since the last look."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -161,7 +159,7 @@ class Count:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """A lock file of its own: a lock on the letters would be lost when remove() replaces the file."""
+    """Locks a file beside the letters, because remove() replaces the letters' own."""
     fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What a database says of itself, as data: the store asks the questions here, tables.py and `ctl db check` judge."""
+"""The server's description of our tables and session, as data; tables.py and `ctl db check` judge it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SESSION = {
     "sql_mode": "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION",
     "time_zone": "+00:00",
 }
-"""What every session of ours is set to, or values would be cut, rounded or moved."""
+"""Settings of our sessions: without them the server cuts, rounds or shifts values."""
 FORBIDDEN_MODES = {"NO_BACKSLASH_ESCAPES", "ANSI_QUOTES"}
-"""Of sql_mode: they change what our literals mean."""
+"""Parts of sql_mode that change the meaning of our literals."""
 SETTINGS = (*SESSION, "max_allowed_packet", "read_only", "wait_timeout")
 # Plain SELECTs without GROUP_CONCAT, CARDINALITY or a sum: no setting of the session and no cached statistics change
 # what they answer. Of triggers only those show that the user may see (TRIGGER).
@@ -32,8 +32,8 @@ _JSON = (
     "SELECT TABLE_NAME, LOWER(CONSTRAINT_NAME) FROM information_schema.CHECK_CONSTRAINTS"  # noqa: S608
     f" WHERE CONSTRAINT_SCHEMA = DATABASE() AND TABLE_NAME IN ({_NAMES}) AND CHECK_CLAUSE LIKE 'json_valid(%'"
 )
-"""On MariaDB, whose JSON is a LONGTEXT with a check of the column's name. Whether it is the column's or the table's is
-not asked: a version that is too old, and must be told so, does not know it."""
+"""MariaDB's JSON is a LONGTEXT with a check of the column's name. The check's level is not selected: servers that are
+too old do not know it."""
 _INDEXES = (
     "SELECT TABLE_NAME, INDEX_NAME, NON_UNIQUE = 0, LOWER(COLUMN_NAME), SUB_PART"  # noqa: S608
     f" FROM information_schema.STATISTICS WHERE {_OURS} ORDER BY INDEX_NAME, SEQ_IN_INDEX"
@@ -112,7 +112,7 @@ class Facts:
 
 
 def gather(select: Callable[[str], list[tuple[Any, ...]]], host: str, flavour: Flavour, version: str) -> Facts:
-    """Args: select: runs one question and gives its rows. Blocks, and raises, as that does."""
+    """Args: select: runs a statement and returns its rows. Blocks and raises as that does."""
     (settings,) = select(f"SELECT CURRENT_USER(), {', '.join(f'@@{name}' for name in SETTINGS)}")
     json = set(select(_JSON)) if flavour is Flavour.MARIADB else set()
     columns = [

@@ -17,21 +17,21 @@ class ErrorClass(str, Enum):
     """What to do with the batch. In every case the transaction is rolled back first."""
 
     RETRY = "retry"
-    """Nobody's fault (deadlock, lock wait): again, soon."""
+    """Deadlock, lock wait: retry soon."""
     RECONNECT = "reconnect"
-    """The connection is gone or useless: a new one, then again."""
+    """The connection is lost or useless: reconnect, retry."""
     READ_ONLY = "read_only"
-    """This host does not take writes (now): the next host."""
+    """This host accepts no writes: try the next host."""
     TOO_BIG = "too_big"
-    """Over a limit of size or memory of the server: halve it. A single row waits until the limit is raised."""
+    """Over a size or memory limit of the server: halve it. A single row waits until the limit is raised."""
     DATA = "data"
-    """A row is refused for what is in it: find it, write the others."""
+    """A row is refused for its content: find it, write the others."""
     SCHEMA = "schema"
     """Table, rights or settings are wrong: write nothing, keep everything, tell the operator."""
     STORAGE = "storage"
-    """The server's own disk or files fail: again, slowly, and tell the operator."""
+    """The server's disk or files fail: retry slowly, tell the operator."""
     UNKNOWN = "unknown"
-    """Never seen: again, slowly, and tell the operator. Never a dead letter."""
+    """Never seen before: retry slowly, tell the operator. Never a dead letter."""
 
 
 class Flavour(str, Enum):
@@ -89,11 +89,11 @@ CLASS_OF: dict[tuple[Flavour, int], ErrorClass] = {
 }
 
 ALARMING = {ErrorClass.SCHEMA, ErrorClass.STORAGE, ErrorClass.UNKNOWN, ErrorClass.READ_ONLY}
-"""Classes that do not pass by themselves: an operator is told at once."""
+"""Faults that last until an operator acts."""
 OF_THE_SESSION = {1969, 3024}
-"""Limits that a session takes over from the server when it begins: a new one may have another."""
+"""Limits that a session copies from the server when it starts: a new session may have another."""
 LOGIN_REFUSED = {1045, 1698}
-"""Each is counted by a server that locks an account after some: asked rarely."""
+"""A server may lock the account after some of these: retried rarely."""
 NAMES_ONLY = {1048, 1264, 1265, 1406, 3819, 4025}
 """Of class DATA: their messages name a column or a constraint, and no value."""
 ALARMING_NUMBERS = {1129}

@@ -1,4 +1,4 @@
-"""The tables: made where they are missing, changed where they are of an earlier version, never otherwise.
+"""Creates missing tables, and alters those of earlier versions.
 
 `python -m flusher.schema [--wait SECONDS]` makes what is missing and says whether the tables are ours.
 """
@@ -20,10 +20,10 @@ from shared.settings import Database
 
 NO_DATABASE = 1049
 ALGORITHMS = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE", "")
-"""Of an ALTER TABLE, the lightest first; the last copies the table where it must, and holds writes up meanwhile."""
+"""Of ALTER TABLE, the lightest first; the last may copy the table and block writes."""
 NOT_BY_THIS_ALGORITHM = {1845, 1846, 4092}
 DONE_ALREADY = {1060, 1061, 1068, 1091}
-"""A statement whose client was killed may go on in the server, and be done before the next try of it."""
+"""The server may finish a statement of a killed client before it is tried again."""
 REMEDIES = {
     1062: "two rows have the same session_id and task_id: delete one",
     1205: "a transaction holds the table: try again when it has ended",
@@ -36,7 +36,7 @@ def open_store(database: Database) -> Store:
 
 
 def create(store: Store, database: str) -> Facts:
-    """Makes the database and the tables that are missing, with no right to CREATE where none is. Blocks.
+    """Creates the missing database and tables; needs no CREATE right if none is missing. Blocks.
 
     Returns: what is there now. Raises: StoreError.
     """
@@ -50,7 +50,7 @@ def create(store: Store, database: str) -> Facts:
 
 
 def look(store: Store) -> Facts | None:
-    """None: the database is not there. Blocks. Raises: StoreError."""
+    """Returns: None if the database does not exist. Blocks. Raises: StoreError."""
     try:
         return store.describe()
     except StoreError as error:
@@ -60,7 +60,7 @@ def look(store: Store) -> Facts | None:
 
 
 def missing(facts: Facts | None, database: str) -> list[str]:
-    """The statements of sql/schema.sql for what is not there."""
+    """The statements of sql/schema.sql that create it."""
     made = schema_statements(FILE.read_text(encoding="utf-8"), database)
     if facts is None:
         return made
@@ -69,7 +69,7 @@ def missing(facts: Facts | None, database: str) -> list[str]:
 
 
 def keyless(store: Store, facts: Facts) -> dict[str, int]:
-    """How many rows of a table have no value in a column of its key, and so no place in it. Raises: StoreError."""
+    """Counts, by table, the rows with NULL in a column of our key. Raises: StoreError."""
     found: dict[str, int] = {}
     for kind in KINDS:
         table = facts.tables.get(kind.table)
@@ -82,7 +82,7 @@ def keyless(store: Store, facts: Facts) -> dict[str, int]:
 
 
 def alter(store: Store, statement: str) -> None:
-    """An ALTER TABLE by the lightest algorithm that the server has for it, whole or not at all. Blocks.
+    """Runs an ALTER TABLE with the lightest algorithm that the server offers. Blocks.
 
     Raises: StoreError.
     """
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def refusal(store: Store, database: Database, error: StoreError) -> str:
-    """As whom and where something was refused, why, and what to do. For a terminal: it may name a key."""
+    """The user, the host, the error and the remedy. For a terminal: it may contain a key."""
     remedy = REMEDIES.get(error.number) or tables.remedy_of(
         error.number, error.error_class, database.database, f"{database.user}@%", tables.ALL_RIGHTS
     )

@@ -1,4 +1,4 @@
-"""What the node can do, in one place: health, readiness, metrics, dashboard and ctl show this and nothing of their own.
+"""The state of the node: the one source of health, readiness, metrics, dashboard and ctl.
 
     database    unknown -> up                       the first answer
                 any     -> down, not_writable       a write or a ping failed, or no write has succeeded for HANGING_S
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 HANGING_S = 15.0
-"""Without a commit although writers try: waits for locks end after 10 s."""
+"""Without a commit although writers try; waits for locks end after 10 s."""
 BACKLOG_DEGRADED_PERCENT = 50.0
 NO_DATABASE_ERROR = -1
-"""The number of a failure that says nothing of the database: a writer has died or cannot be started."""
+"""The number of a failure outside the database: a writer died or cannot be started."""
 _REFUSED_CONNECTION = {1040, 1047, 1129, 1203, 1226}
-"""The server answered, and takes no connection or no write of ours now."""
+"""The server answered, and accepts no connection or no write now."""
 _RIGHTS = {1044, 1045, 1130, 1131, 1142, 1143, 1227, 1370, 1524, 1698, 1820, 1862, 2059, 2061, 3118, 3159, 3879, 4151}
 """Of class SCHEMA: the login, or a right."""
 
@@ -73,7 +73,7 @@ def cause_of(answer: Failed) -> Cause:
 
 
 class Condition(NamedTuple):
-    """Why something is not as it should be, and since when."""
+    """A fault: why, since when, of what kind."""
 
     reason: str
     since: float
@@ -91,7 +91,7 @@ _ADVICE = {
     DatabaseState.DOWN: "start it, or correct database.host; ./scripts/ctl.sh db check tries each",
     DatabaseState.NOT_WRITABLE: "./scripts/ctl.sh db check shows the remedy",
 }
-"""What to do, where the error does not say so itself. All goes on by itself afterwards."""
+"""The operator's step, if the error names none; the service then recovers by itself."""
 OVERLOADED = "the database takes less than arrives; SHOW FULL PROCESSLIST shows what holds it up"
 
 
@@ -103,7 +103,7 @@ class Acceptance(str, Enum):
 
 @dataclass(slots=True)
 class Database:
-    """`alarming`: nothing gets better before somebody acts."""
+    """`alarming`: it lasts until an operator acts."""
 
     since: float
     state: DatabaseState = DatabaseState.UNKNOWN
@@ -122,7 +122,7 @@ class Database:
         self._up(wall)
 
     def answered(self, wall: float) -> None:
-        """A ping succeeded. It does not end what a write has found: a locked table answers every ping."""
+        """A ping succeeded. It does not end a fault that a write found: a locked table answers every ping."""
         if self.bad and self._needs_commit:
             return
         if self.bad:
@@ -130,7 +130,7 @@ class Database:
         self._up(wall)
 
     def failed(self, answer: Failed, wall: float, *, writing: bool) -> None:
-        """A write, or a ping, failed for a reason that lies in the database and holds for every segment."""
+        """A write or a ping failed for a reason that concerns every segment."""
         if answer.number == NO_DATABASE_ERROR:
             return
         down = answer.error_class is ErrorClass.RECONNECT and answer.number not in _REFUSED_CONNECTION
@@ -147,7 +147,7 @@ class Database:
             self._bad(DatabaseState.NOT_WRITABLE, reason, Cause.LOCKED, wall - HANGING_S, writing=True)
 
     def not_asked(self, why: str, wall: float) -> None:
-        """Writer after writer dies before it can ask."""
+        """Writer after writer dies before it reaches the database."""
         if not self.bad:
             reason = f"no writer can work: {why}; the log says more"
             self._bad(DatabaseState.NOT_WRITABLE, reason, Cause.WRITER, wall, writing=False)
@@ -170,7 +170,7 @@ class Database:
 def verdict(
     acceptance: Condition | None, database: Database, segment: Condition | None, backlog: Condition | None
 ) -> tuple[str, Condition | None]:
-    """Args: each None where nothing is wrong with it. Returns: healthy, degraded or unhealthy, and why."""
+    """Args: None for no fault. Returns: healthy, degraded or unhealthy, and why."""
     of_database = None
     if database.reason is not None and database.cause is not None:
         of_database = Condition(database.reason, database.since, database.cause)

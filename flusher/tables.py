@@ -1,8 +1,8 @@
-"""What is wrong with our tables, and the clauses that mend it. Pure: sql/schema.sql and facts in, faults out.
+"""The faults of our tables, and the clauses that fix them. Pure: sql/schema.sql and facts in, faults out.
 
-A writer writes nothing while a fault stands that is not harmless (invariant 8); `ctl db check` shows them, `ctl db
-upgrade` mends them. What differs from sql/schema.sql but does its work passes: a wider column, a further index, a
-further column that fills itself.
+A writer writes nothing while there is a fault that is not harmless (invariant 8); `ctl db check` shows faults, `ctl db
+upgrade` fixes them. Harmless differences are no faults: a wider column, a further index, a further column with a
+default.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ COLLATIONS = {Flavour.MYSQL: "utf8mb4_0900_bin", Flavour.MARIADB: "utf8mb4_nopad
 """They compare byte by byte and keep trailing spaces; utf8mb4_bin does not (PAD SPACE)."""
 RIGHTS = "SELECT, INSERT, UPDATE"
 ALL_RIGHTS = f"{RIGHTS}, CREATE, ALTER, INDEX, DROP"
-"""What `ctl db init` and `ctl db upgrade` need."""
+"""For `ctl db init` and `ctl db upgrade`."""
 COMMENT = "persistence-service tables, version "
 _ADDED = {"created_at", "extra", "metadata"}
-"""Columns that tables of ours may lack, whatever their version. One that lacks another is another program's."""
+"""Our tables of earlier versions may lack these columns. A table that lacks others is another program's."""
 _INTEGERS = ("int", "bigint")
 _TEXTS = ("mediumtext", "longtext")
 _TEXT_BYTES = {"text": 65535, "mediumtext": 2**24 - 1, "longtext": 2**32 - 1}
@@ -49,8 +49,8 @@ class Step(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`clause` of an ALTER TABLE mends it; where there is none, `remedy` says what a person does. A harmless one
-    costs time or clarity, never a value."""
+    """`clause` of an ALTER TABLE fixes it; without one, `remedy` names the operator's step. A harmless fault costs time
+    or clarity, never a value."""
 
     table: str
     what: str
@@ -82,7 +82,7 @@ class Expected:
 
 @cache
 def expected_tables() -> dict[str, Expected]:
-    """sql/schema.sql, which has one column a line."""
+    """Parses sql/schema.sql, which has one column a line."""
     tables: dict[str, Expected] = {}
     table = Expected()
     for line in FILE.read_text(encoding="utf-8").splitlines():
@@ -98,7 +98,7 @@ def expected_tables() -> dict[str, Expected]:
 
 
 def faults(facts: Facts) -> list[Fault]:
-    """All that is wrong, in the order in which it can be mended."""
+    """All faults, in the order in which they can be fixed."""
     found = [*_faults_of_session(facts)]
     for kind in KINDS:
         expected = expected_tables()[kind.table]
@@ -119,7 +119,7 @@ def faults(facts: Facts) -> list[Fault]:
 
 
 def summary(found: Sequence[Fault]) -> str:
-    """Whose tables they are and the worst of the faults, in a sentence for those who see one line."""
+    """One sentence: whose tables they are, and the worst fault."""
     first = min(found, key=lambda fault: (not fault.foreign, fault.harmless, fault.step is not Step.KEY))
     more = sum(not fault.harmless for fault in found) - 1
     older = any(fault.clause.startswith("COMMENT") for fault in found) and not first.foreign
@@ -130,12 +130,12 @@ def summary(found: Sequence[Fault]) -> str:
 
 
 def statement(fault: Fault, database: str) -> str:
-    """What mends this one alone, to run or to do."""
+    """The statement or step that fixes one fault."""
     return f"ALTER TABLE {quoted(database)}.{fault.table} {fault.clause};" if fault.clause else fault.remedy
 
 
 def statements(found: Sequence[Fault], database: str) -> list[str]:
-    """What mends all that a statement can: foreign keys go first, then each table is changed at once, copied once."""
+    """The statements that fix all faults that have a clause: foreign keys first, then one for each table."""
     clauses: dict[tuple[bool, str], list[str]] = {}
     for fault in found:
         if fault.clause:
@@ -157,7 +157,7 @@ def _faults_of_session(facts: Facts) -> Iterator[Fault]:
 
 
 def _lacking(table: Table, expected: Expected) -> list[str]:
-    """The columns without which a table was never ours."""
+    """The missing columns that show that a table was never ours."""
     if table.comment.startswith(COMMENT):
         return []
     return [name for name in expected.columns if name not in table.columns and name not in _ADDED]
@@ -282,7 +282,7 @@ def _parts(column_type: str) -> tuple[str, tuple[int, ...]]:
 
 
 def remedy_of(number: int, error_class: ErrorClass, database: str, user: str, rights: str = RIGHTS) -> str | None:
-    """What a person does about an error of the database; `user` as in CURRENT_USER()."""
+    """The operator's step for an error of the database. Args: user: as in CURRENT_USER()."""
     name, _at, host = user.rpartition("@")
     account = f"{literal(name)}@{literal(host)}"
     grant = f"GRANT {rights} ON {quoted(database)}.* TO {account};"

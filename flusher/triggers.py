@@ -1,4 +1,4 @@
-"""When to flush, to retry, to let a caller try again: pure functions of what they are given."""
+"""When to flush, when to retry, how many writers: pure functions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class FlushReason(str, Enum):
     SIZE = "size"
     AGE = "age"
     MANUAL = "manual"
-    """Somebody waits for it: POST /flush, or a batch with ?ack=committed."""
+    """A caller waits: POST /flush, or a batch with ?ack=committed."""
     DRAIN = "drain"
     RECOVERY = "recovery"
 
 
 @dataclass(frozen=True, slots=True)
 class FlushPolicy:
-    """`max_records` and `interval_s` trigger a flush; the segment caps bound what one writer reads at once."""
+    """`max_records` and `interval_s` trigger a flush; the segment caps bound what one writer reads."""
 
     max_records: int
     interval_s: float
@@ -58,16 +58,14 @@ _DELAYS_S = {
     ErrorClass.STORAGE: (1.0, 10.0),
     ErrorClass.UNKNOWN: (1.0, 10.0),
 }
-"""First and longest delay. The longest bounds how long a cured fault goes unnoticed."""
+"""First and longest delay. The longest bounds how long the end of a fault goes unnoticed."""
 
 
 def retry_delay(error_class: ErrorClass, attempt: int, random: float) -> float:
     """Seconds to wait before attempt `attempt` (1 is the first repetition): capped exponential, full jitter.
 
-    Args:
-        random: uniform in 0..1.
-    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. A tenth of the delay is kept as a floor,
-        so that a fault never becomes a busy loop.
+    Args: random: uniform in 0..1. A tenth of the delay is the floor, so that a fault never becomes a busy loop.
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     first, longest = _DELAYS_S[error_class]
     ceiling = min(longest, first * 2.0 ** min(attempt - 1, 30))
@@ -75,17 +73,18 @@ def retry_delay(error_class: ErrorClass, attempt: int, random: float) -> float:
 
 
 def retry_after(missing_bytes: int, drained_bytes_per_s: float, *, longest_s: float = 60.0) -> float:
-    """Whole seconds until `missing_bytes` of the journal should be free, at the rate at which it drains."""
+    """Whole seconds until `missing_bytes` of the journal are free at the current drain rate."""
     if drained_bytes_per_s <= 0:
         return longest_s
     return float(min(longest_s, max(1, math.ceil(missing_bytes / drained_bytes_per_s))))
 
 
 def segments_at_once(*, waiting: int, writers: int, pool_size: int, each: int, healthy: bool, held_up: bool) -> int:
-    """How many segments may be with writers at once: `each` for one writer, and for another, up to `writers`, for every
-    four segments that wait while the database takes what it is given. One writer more, up to `pool_size`, where a
-    write is held up: by a locked row, for instance, which is not to stop all others. Against a database that is away
-    one segment is enough to notice that it is back."""
+    """How many segments may be at writers at once, `each` at one writer.
+
+    One writer, and one more, up to `writers`, for every four waiting segments. While a write is held up one more, up to
+    `pool_size`, so that one locked row does not block the rest. While the database is down a single segment probes it.
+    """
     if not healthy:
         return 1
     return each * min(pool_size, min(writers, 1 + waiting // 4) + held_up)

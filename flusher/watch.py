@@ -1,8 +1,6 @@
-"""What the flusher holds in the state directory, and once a second a look whether it still does.
+"""Once a second: checks the lock, the socket, the journal's files, the dead letters, the disk and a hanging database.
 
-Rules: belongs to the loop's thread. A look that fails is said once, until it fails otherwise, and keeps no other from
-being taken. What nobody would tell us of is noticed here: files that somebody has removed or replaced, a disk that
-takes writes again, a database that hangs, letters that a replay has taken out.
+Rules: belongs to the loop's thread. A check that fails is logged once per reason, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0
 LOCK_NAME = "flusher.lock"
 _LOOKS_AT_LETTERS = 10
-"""After so many in vain, letters are counted while writers are at work, too: an answer may then count some again, until
-the next look."""
+"""Dead letters are counted only while no writer is busy, whose answer would count its letters again; after so many
+skipped looks in any case."""
 
 
 def socket_path(state_directory: Path) -> Path:
-    """Where ingest finds us: in a directory that is closed to other users. Raises: SystemExit, OSError."""
+    """The socket's path, in a directory that is closed to other users. Raises: SystemExit, OSError."""
     path = state_directory / SOCKET_NAME
     if len(os.fsencode(path)) > 107:
         sys.exit(f"flusher: {path}: a socket's path may have 107 bytes (unix(7)); shorten PERSISTENCE_STATE_DIR")
@@ -46,7 +44,7 @@ def socket_path(state_directory: Path) -> Path:
 
 
 def reason(error: OSError) -> str:
-    """The file, what is wrong with it, and what to do."""
+    """The file, its fault, and the operator's step."""
     if error.filename is None:
         return str(error.strerror)
     return f"{error.filename}: {error.strerror}; {advice(error, Path(error.filename))}"
@@ -118,7 +116,7 @@ class Watch:
         log.error("%s was removed or replaced by somebody; it is locked anew", path)
 
     async def _keep_socket(self) -> None:
-        """Listens, where nobody finds us any more. Raises: OSError."""
+        """Listens again if the socket's name was removed or replaced. Raises: OSError."""
         path = self.state_directory / SOCKET_NAME
         known = self._socket
         if known is not None and _is_same(path, known):
@@ -129,7 +127,6 @@ class Watch:
         self._socket = path.stat()
 
     async def _count_letters(self) -> None:
-        """Only while no writer is at work: what it has added, its answer would add once more."""
         self._skipped += 1
         if self.writers.busy and self._skipped < _LOOKS_AT_LETTERS:
             return
