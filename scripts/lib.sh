@@ -9,8 +9,16 @@ case $PERSISTENCE_STATE_DIR in /*) ;; *) PERSISTENCE_STATE_DIR=$ROOT/$PERSISTENC
 PYTHON=$ROOT/.venv/bin/python
 STEP_AT=$(date +%s%N)
 # Without these bash forgets a signal that comes while a program ends that has not died of it.
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+take_signals() {
+    trap 'ended_by INT 130' INT
+    trap 'ended_by TERM 143' TERM HUP
+}
+
+ended_by() { # ended_by SIGNAL STATUS
+    echo "${0##*/}: ended by SIG$1; run it again, and it goes on where it was" >&2
+    exit "$2"
+}
+take_signals
 
 die() {
     printf '%s\n' "${0##*/}: $*" >&2
@@ -39,11 +47,10 @@ long() { # long COMMAND...: runs it in a process group of its own, which ends wi
     "$@" &
     child=$!
     set +m
-    trap 'trap "" INT TERM HUP; kill -TERM -- -$child 2>/dev/null; wait $child 2>/dev/null; exit 130' INT TERM HUP
+    trap 'trap "" INT TERM HUP; kill -TERM -- -$child 2>/dev/null; wait $child 2>/dev/null; ended_by INT 130' INT TERM HUP
     local status=0
     wait $child || status=$?
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
+    take_signals
     return $status
 }
 

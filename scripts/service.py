@@ -84,6 +84,11 @@ class Start:
         self._make_tables()
         self._start_programs()
 
+    def interrupted(self) -> None:
+        self._steps.begins("interrupted: what has been started is ended")
+        self.undo()
+        self._steps.done("stopped")
+
     def undo(self) -> None:
         """Ends whatever has been started."""
         if self._helper is not None:
@@ -99,7 +104,9 @@ class Start:
             while self._supervisord.poll() is None:
                 pause(60)
         except Stopped:
+            self._steps.begins("stopping: ingest drains, the flusher writes what waits, the database ends last")
             stop_supervisord(self._state, self._supervisord.pid)
+            self._steps.done("stopped")
 
     def _check_paths(self) -> None:
         sockets = [self._state / SOCKET_NAME, self._state / f"supervisor.sock.{2**22}"]  # made under that name first
@@ -295,7 +302,7 @@ def start(state: Path, *, detach: bool) -> None:
         starting.run()
         pause(0)
     except Stopped:
-        starting.undo()
+        starting.interrupted()
         return
     except (Failed, OSError) as error:
         starting.undo()

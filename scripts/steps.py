@@ -27,6 +27,7 @@ class Steps:
         self._at = time.monotonic()
 
     def begins(self, text: str) -> None:
+        self._at = time.monotonic()
         print(f"           {text}", flush=True)
 
     def done(self, text: str) -> None:

@@ -31,20 +31,29 @@ def said(copy: Copy, text: str) -> bool:
     return text in copy.directory.with_suffix(".out").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(number: signal.Signals, make_copy: Make) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("number", "every_s"), [(signal.SIGINT, 0.1), (signal.SIGTERM, 0.5)])
+def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(
+    number: signal.Signals, every_s: float, make_copy: Make
+) -> None:
     """From the first instruction over the installation of the database, its start and the tables to the programs."""
     copy = make_copy()
-    for moment_s in (0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0):
+    moment_s, ready = 0.0, False
+    while not ready:
         run = copy.start_in_foreground()
         time.sleep(moment_s)
+        ready, began = said(copy, "ready at"), said(copy, "making a private MariaDB")
         if number == signal.SIGINT:
             os.killpg(run.pid, number)  # as a terminal does
         else:
             run.send_signal(number)
+        sent_at = time.monotonic()
         # The shell's own first moments end by the signal itself. One that is lost ends nothing for a minute.
         assert run.wait(30) in (0, -number, 128 + number), moment_s
+        assert time.monotonic() - sent_at < 10, moment_s
         wait_until(lambda: processes_of(copy.directory) == {}, 5, f"nothing is left of {moment_s} s")
+        assert not began or said(copy, "ms  stopped"), moment_s
+        moment_s += every_s
     copy.start()
     copy.stop()
 
