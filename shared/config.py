@@ -219,12 +219,14 @@ def names_database(loaded: Loaded) -> bool:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """A warning for each variable with a prefix of ours that we do not know. A container may have set it for others."""
+    """A warning for each variable that we do not know and that has a prefix of ours, or nearly one of our names. A
+    container may have set it for others."""
     known = VARIABLES | NOT_KEYS
     warnings = []
-    for name in sorted(environ):
-        if name.startswith(PREFIXES) and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+    for name in sorted(environ.keys() - known):
+        ours = name.startswith(PREFIXES)
+        near = difflib.get_close_matches(name, known, 1, 0.6 if ours else 0.9)
+        if ours or near:
             warnings.append(f"{name} is no variable of this service{f'; did you mean {near[0]}?' if near else ''}")
     return warnings
 

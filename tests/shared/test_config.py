@@ -390,6 +390,10 @@ def test_everything_that_is_wrong_is_named_at_once_with_the_nearest_known_key(tm
 def test_a_misspelt_variable_is_warned_of_with_the_nearest_name_and_no_other_programs_is() -> None:
     known = dict.fromkeys([*ENVIRONMENT, "DB_NAME", "MYSQL_HOST", "PERSISTENCE_STATE_DIR", "PERSISTENCE_URL"], "")
     assert unknown_variables({**known, "MYSQL_ROOT_PASSWORD": "", "HOME": "", "PORT": ""}) == []
+    assert unknown_variables({"MYSQL_PASWORD": "", "PERSISTANCE_STATE_DIR": ""}) == [
+        "MYSQL_PASWORD is no variable of this service; did you mean MYSQL_PASSWORD?",
+        "PERSISTANCE_STATE_DIR is no variable of this service; did you mean PERSISTENCE_STATE_DIR?",
+    ]
     found = unknown_variables({"SERVICE_PROT": "", "BUFFER_MAX_BUFFER_SIZE": "", "DB_1": ""})
     assert [line.partition("; did you mean ")[::2] for line in found] == [
         ("BUFFER_MAX_BUFFER_SIZE is no variable of this service", "BUFFER_MAX_SIZE?"),
