@@ -108,7 +108,7 @@ def test_any_split_order_and_repetition_over_flushes_and_crashes_ends_in_the_row
     numbers = itertools.count()
 
     @settings(
-        max_examples=15,
+        max_examples=8,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],  # shrinking would take minutes

@@ -7,11 +7,9 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-import pytest
-
 from tests.ingest.test_metrics import samples
 from tests.support.mariadb import MariaDB
-from tests.support.service import FLUSH, SESSIONS, TASKS, Service, session, task, wait_until
+from tests.support.service import SESSIONS, TASKS, Service, session, task, wait_until
 
 StartService = Callable[..., Service]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -77,36 +75,3 @@ def test_counters_do_not_fall_when_workers_die_and_are_replaced(
     # Files don't pile up: those that have ended are in one.
     files = {path.name.partition("-")[0] for path in (service.directory / "run" / "metrics").iterdir()}
     assert files <= {"ended", *map(str, service.workers())}
-
-
-def test_open_connections_of_clients_and_to_the_database_are_counted(
-    start_service: StartService, own_mariadb: MariaDB
-) -> None:
-    service = start_service(own_mariadb, own_mariadb.create_database())
-    kept = [service.connect() for _ in range(5)]
-    for connection in kept:
-        assert service.request("GET", "/", connection=connection).status == 200
-    wait_until(lambda: metrics(service)["persistence_http_connections", ()] >= 5)
-    for connection in kept:
-        connection.close()
-    wait_until(lambda: metrics(service)["persistence_http_connections", ()] <= 1)
-    wait_until(lambda: metrics(service)["persistence_database_connections", ()] == 1)
-    own_mariadb.stop()
-    assert service.post(TASKS, {"tasks": [task()]}).status == 202
-    assert service.flush(0.5).status == 503
-    wait_until(lambda: metrics(service)["persistence_database_up", ()] == 0, what="the try has failed")
-    found = metrics(service)
-    assert found["persistence_database_connections", ()] == 0
-    assert found["persistence_writers", ()] == 1
-
-
-@pytest.mark.parametrize("token", ["", "s3cret"])
-def test_with_a_token_only_those_who_bring_it_see_the_metrics(
-    start_service: StartService, mariadb: MariaDB, database: str, token: str
-) -> None:
-    service = start_service(mariadb, database, SERVICE_AUTH_TOKEN=token)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    assert service.get("/metrics").status == (401 if token else 200)
-    assert service.request("POST", FLUSH, headers=headers).status == 200
-    answer = service.request("GET", "/metrics", headers=headers)
-    assert samples(answer.body)["persistence_flusher_up", ()] == 1

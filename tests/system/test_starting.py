@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tests.support.supervised import Supervised
 
 pytestmark = pytest.mark.timeout(200)
 Make = Callable[..., Copy]
+Fault = Callable[[Copy], tuple[str, ...]]
 
 
 def said(copy: Copy, text: str) -> bool:
@@ -87,8 +89,7 @@ def test_run_sh_killed_at_each_of_its_steps_and_run_again(make_copy: Make) -> No
     wait_until(copy.is_ready)
     assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
     one_line(copy.script("run.sh", "--detach"), "already running", "./scripts/stop.sh stops it")
-    copy.stop()
-    copy.start()
+    assert copy.script("flush.sh").returncode == 0
     assert copy.ids() == {"t1"}
     copy.stop()
 
@@ -118,15 +119,14 @@ def test_stop_sh_ends_a_start(step: str, make_copy: Make) -> None:
 
 def test_children_of_a_killed_supervisord_leave_and_the_next_start_waits_for_them(make_copy: Make) -> None:
     copy = make_copy()
-    for number in range(2):
-        copy.start()
-        assert copy.post(TASKS, {"tasks": [task(f"t{number}")]}).status == 202
-        os.kill(int((copy.directory / "supervisord.pid").read_text()), signal.SIGKILL)
-    copy.stop()  # waits for those that are still leaving
+    copy.start()
+    assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
+    os.kill(int((copy.directory / "supervisord.pid").read_text()), signal.SIGKILL)
     copy.start()
     assert copy.script("flush.sh").returncode == 0
-    assert copy.ids() == {"t0", "t1"}
-    copy.stop()
+    assert copy.ids() == {"t1"}
+    os.kill(int((copy.directory / "supervisord.pid").read_text()), signal.SIGKILL)
+    copy.stop()  # waits for those that are still leaving
 
 
 def test_a_supervisord_started_again_takes_over_from_one_that_was_killed(
@@ -263,26 +263,100 @@ def a_name_of_two_lines(copy: Copy) -> tuple[str, ...]:
     return "PERSISTENCE_STATE_DIR", "control characters"
 
 
+HELD: list[socket.socket] = []
+
+
+def a_port_in_use(copy: Copy) -> tuple[str, ...]:
+    HELD.append(socket.create_server(("127.0.0.1", copy.port)))
+    return str(copy.port), "in use", "SERVICE_PORT"
+
+
+def an_address_of_another(copy: Copy) -> tuple[str, ...]:
+    copy.environ["SERVICE_HOST"] = "192.0.2.1"
+    return "service.host = 192.0.2.1", "assign"
+
+
+def no_address(copy: Copy) -> tuple[str, ...]:
+    copy.environ["SERVICE_HOST"] = ".local"
+    return ("service.host = .local",)
+
+
+def a_directory_that_others_use(copy: Copy) -> tuple[str, ...]:
+    (copy.directory / "somebody's").mkdir(parents=True)
+    copy.directory.chmod(0o755)
+    return f"PERSISTENCE_STATE_DIR = {copy.directory}", "open to others"
+
+
+def a_file_for_a_directory(copy: Copy) -> tuple[str, ...]:
+    copy.directory.write_text("no directory")
+    return "PERSISTENCE_STATE_DIR", str(copy.directory)
+
+
+def a_log_in_a_file(copy: Copy) -> tuple[str, ...]:
+    file = copy.directory.with_suffix(".file")
+    file.touch()
+    copy.environ["LOGGING_FILE"] = str(file / "log")
+    return "logging.file", str(file / "log")
+
+
+def configured_by(text: str | None, *words: str) -> Fault:
+    def configuration(copy: Copy) -> tuple[str, ...]:
+        file = copy.directory.with_suffix(".yaml")
+        if text is not None:
+            file.write_text(text)
+        copy.environ["PERSISTENCE_CONFIG"] = str(file)
+        return str(file), *words
+
+    return configuration
+
+
+def a_variable_out_of_range(copy: Copy) -> tuple[str, ...]:
+    copy.environ["BUFFER_MAX_SIZE"] = "0"
+    return "buffer.max_buffer_size", "0", "BUFFER_MAX_SIZE"
+
+
+def a_wrong_password(copy: Copy) -> tuple[str, ...]:
+    copy.environ |= {"DB_USER": "nobody-here", "DB_PASSWORD": "wr0ng-secret"}
+    return "database", "nobody-here", "1045", copy.environ["DB_SOCKET"]
+
+
+def no_database(copy: Copy) -> tuple[str, ...]:
+    copy.environ["DB_SOCKET"] = "/nowhere/mysqld.sock"
+    return "database", "/nowhere/mysqld.sock"
+
+
 @needs_root
 @pytest.mark.parametrize(
     "fault",
     [
         *(a_file_for_a_journal, somebodys_directory, somebodys_link, somebodys_link_for_a_log, a_full_disk),
-        *(a_read_only_disk, a_long_name, a_name_of_two_lines),
+        *(a_read_only_disk, a_long_name, a_name_of_two_lines, a_port_in_use, an_address_of_another, no_address),
+        *(a_directory_that_others_use, a_file_for_a_directory, a_log_in_a_file, a_variable_out_of_range),
+        configured_by("service:\n  prot: 8001\n", "prot", "port"),
+        configured_by("service: [", "YAML"),
+        configured_by(None, "no such file"),
+        *(a_wrong_password, no_database),
     ],
 )
 def test_a_start_that_fails_says_in_one_line_why_and_what_to_do(
-    fault: Callable[[Copy], tuple[str, ...]], make_copy: Make, mariadb: MariaDB, database: str
+    fault: Fault, make_copy: Make, mariadb: MariaDB, database: str
 ) -> None:
     copy = make_copy(mariadb, DB_DATABASE=database)
     words = fault(copy)
     try:
         done = copy.script("run.sh", "--detach")
         one_line(done, *words)
+        assert "wr0ng-secret" not in done.stderr
         assert processes_of(copy.directory) == {}
+        assert not (copy.directory / "supervisord.conf").is_file()
     finally:
         if copy.directory.is_mount():
             subprocess.run(["umount", str(copy.directory)], check=True)
+        while HELD:
+            HELD.pop().close()
+    if fault is a_directory_that_others_use:
+        assert [path.name for path in copy.directory.iterdir()] == ["somebody's"]
+        assert copy.directory.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("name", ["ingest", "flusher"])
