@@ -37,11 +37,6 @@ def paths_of(journal: Journal) -> list[Path]:
 # Arrivals
 
 
-def test_a_first_start_makes_the_directory_and_knows_no_arrival(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "a" / "journal")
-    assert (list(journal), journal.last_arrival, journal.bytes) == ([], 0, 0)
-
-
 def test_arrivals_go_on_after_the_last_entry_of_the_newest_segment(tmp_path: Path) -> None:
     left_over(tmp_path, 0, [ARRIVAL + 100])
     left_over(tmp_path, ARRIVAL + 100, [ARRIVAL + 101, ARRIVAL + 102])

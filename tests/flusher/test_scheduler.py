@@ -9,7 +9,6 @@ import pytest
 
 from flusher import pinger, scheduler, segments
 from flusher.answers import Answer
-from flusher.callers import FlushResult
 from flusher.mysql_errors import ErrorClass
 from flusher.state import DatabaseState
 from flusher.syncer import Fsync
@@ -265,22 +264,6 @@ async def test_a_segment_of_which_writer_after_writer_dies_is_at_fault(node: Nod
     assert node.alarm is None
 
 
-async def test_a_manual_flush_does_not_wait_for_the_time_of_the_next_retry(node: Node) -> None:
-    node.writers.answer = lambda path: failed(ErrorClass.SCHEMA)
-    node.submit(b"body")
-    await node.ask_flush(0.01)
-    node.writers.answer = written
-
-    assert (await node.ask_flush()).pending == 0
-
-
-async def test_a_flush_with_nothing_to_write_answers_at_once(node: Node) -> None:
-    flushed = node.ask_flush()
-
-    assert flushed.done()
-    assert flushed.result() == FlushResult()
-
-
 async def test_a_flush_that_cannot_finish_answers_at_its_timeout_with_what_is_pending(
     node: Node, tmp_path: Path
 ) -> None:
@@ -447,13 +430,6 @@ async def test_drain_writes_what_is_left_and_keeps_what_it_could_not(node: Node,
     node.writers.answer = written
     await node.scheduler.drain(10.0)
     assert bodies_in(tmp_path) == []
-
-
-async def test_records_accepted_while_draining_are_written_at_once(node: Node) -> None:
-    node.scheduler.start_draining()
-    node.submit(b"late")
-    await node.until(lambda: node.figures.flushes == {"drain": 1})
-    assert node.writers.written_bodies == [b"late"]
 
 
 async def test_a_drain_does_not_wait_for_a_database_that_is_away(node: Node, tmp_path: Path) -> None:

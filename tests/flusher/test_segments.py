@@ -17,7 +17,6 @@ from flusher.segments import (
     SEGMENT_HEADER_BYTES,
     Contents,
     Entry,
-    Summary,
     entry_header,
     parse,
     summarize,
@@ -53,15 +52,6 @@ def check_every_byte_is_accounted_for(contents: Contents) -> None:
     entries = sum(ENTRY_HEADER_BYTES + len(entry.rules) + len(entry.body) for entry in contents.entries)
     header = 0 if contents.version is None else SEGMENT_HEADER_BYTES
     assert header + entries + contents.damaged_bytes == contents.size
-
-
-def test_appended_entries_are_read_back_in_order(tmp_path: Path) -> None:
-    contents = segments.read(filled(tmp_path))
-
-    assert contents.entries == ENTRIES
-    assert contents.damage == []
-    assert contents.floor == FLOOR
-    assert contents.version == 2
 
 
 def test_the_bytes_on_the_disk_are_those_of_the_grammar(tmp_path: Path) -> None:
@@ -202,25 +192,6 @@ def test_zeroed_pages_cost_only_the_entries_they_touch(start: int, length: int) 
     assert parse(data).entries == untouched
 
 
-@pytest.mark.parametrize("size", [1, SEGMENT_HEADER_BYTES, ENTRY_HEADER_BYTES, 4096])
-def test_a_page_of_zeros_holds_no_entry(size: int) -> None:
-    contents = parse(bytes(size))
-
-    assert contents.entries == []
-    assert contents.damaged_bytes == size
-
-
-def test_entries_behind_garbage_of_any_length_are_found_again() -> None:
-    for length in range(1, 64):
-        garbage = b"\xff\xa7" * 2 + b"\x00" * length
-        data = segment_header() + entry_bytes(ENTRIES[0]) + garbage + entry_bytes(ENTRIES[1])
-
-        contents = parse(data)
-
-        assert contents.entries == ENTRIES[:2]
-        assert contents.damaged_bytes == len(garbage)
-
-
 def test_a_length_that_reaches_beyond_the_following_entries_does_not_hide_them() -> None:
     head = bytearray(entry_bytes(ENTRIES[0]))
     struct.pack_into("<I", head, 16, len(ENTRIES[0].body) + ENTRY_HEADER_BYTES + len(ENTRIES[1].body))
@@ -228,26 +199,6 @@ def test_a_length_that_reaches_beyond_the_following_entries_does_not_hide_them()
     contents = parse(segment_header() + bytes(head) + entry_bytes(ENTRIES[1]) + entry_bytes(ENTRIES[2]))
 
     assert contents.entries == ENTRIES[1:3]
-
-
-def test_an_empty_file_holds_nothing_and_no_damage() -> None:
-    contents = parse(b"")
-
-    assert (contents.entries, contents.damage, contents.version, contents.size) == ([], [], None, 0)
-
-
-def test_a_segment_without_entries_is_undamaged() -> None:
-    contents = parse(segment_header())
-
-    assert (contents.entries, contents.damage, contents.version) == ([], [], 2)
-
-
-def test_entries_are_rescued_although_the_whole_header_is_gone() -> None:
-    contents = parse(b"".join(map(entry_bytes, ENTRIES)))
-
-    assert contents.entries == ENTRIES
-    assert contents.version is None
-    assert contents.damage == []
 
 
 def test_a_segment_of_another_version_is_left_whole_for_a_version_that_reads_it() -> None:
@@ -357,10 +308,6 @@ def test_summarize_counts_by_the_headers_alone(tmp_path: Path) -> None:
 
     assert found.records == {1: 1001, 2: 4}
     assert found.first_arrival == FLOOR + 1
-
-
-def test_summarize_of_an_empty_segment_counts_nothing(tmp_path: Path) -> None:
-    assert summarize(filled(tmp_path, [])) == Summary({}, 0)
 
 
 def test_summarize_fails_on_no_cut_and_on_no_changed_byte(tmp_path: Path) -> None:

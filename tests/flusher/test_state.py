@@ -238,10 +238,3 @@ async def test_writers_that_die_one_after_another_are_told_although_nothing_is_t
     assert node.figures.database.reason == "no writer can work: killed; the log says more"
     node.writers.dies = False
     await node.until(lambda: node.figures.database.state is UP)
-
-
-async def test_a_ping_that_is_answered_after_a_failed_one_makes_the_database_up(node: Node) -> None:
-    node.writers.ping = failed(ErrorClass.RECONNECT, 2002)
-    await node.until(lambda: node.figures.database.state is DOWN)
-    node.writers.ping = Alive("host", "10.11")
-    await node.until(lambda: node.figures.database.state is UP)

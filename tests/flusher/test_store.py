@@ -19,6 +19,7 @@ from flusher.store import Store, StoreError, TablesNotOurs, schema_statements
 from shared.bodies import MAX_OBJECT_BYTES
 from shared.records import KINDS, SESSIONS, TASKS, UTC, Kind, Record, Session, Task, utc
 from tests.support.mariadb import MariaDB
+from tests.support.writer import refused
 
 NOON = datetime(2026, 1, 1, 12)
 INT_MAX = 2147483647
@@ -234,48 +235,6 @@ def test_a_moment_with_an_offset_is_stored_in_utc(store: Store, mariadb: MariaDB
     )
 
 
-json_values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(2**63), 2**64 - 1),
-        st.floats(allow_nan=False, allow_infinity=False),
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner),
-    ),
-    max_leaves=8,
-)
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=36)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    key=texts,
-    text=texts,
-    document=st.dictionaries(texts, json_values, max_size=4),
-    moment=st.datetimes(datetime(1000, 1, 1)),
-)
-def test_every_record_that_passes_validation_comes_back_as_sent(
-    store: Store,
-    mariadb: MariaDB,
-    database: str,
-    *,
-    key: str,
-    text: str,
-    document: dict[str, Any],
-    moment: datetime,
-) -> None:
-    mariadb.execute("DELETE FROM translation_sessions", (), database)
-    sent = session(key, filename=text, file_path=text, game_info=document, updated_at=moment)
-
-    store.write(rows_of(sent))
-
-    assert stored(mariadb, database, SESSIONS) == {key: sent}
-
-
 hostile = st.text(
     st.sampled_from("',\\\"()[]`;-#%_/*\0\n\r\t\b\f\x01\x1a\x7f anu01Z\u0301\u2028\u4f60\U0001f642"),
     min_size=1,
@@ -378,10 +337,9 @@ def test_created_at_says_when_the_row_was_first_written(store: Store, mariadb: M
 def test_a_failed_transaction_leaves_nothing_of_either_table(store: Store, mariadb: MariaDB, database: str) -> None:
     mariadb.execute("ALTER TABLE translation_tasks ADD CONSTRAINT poison CHECK (source_text <> 'secret')", (), database)
 
-    with pytest.raises(StoreError) as caught:
+    with refused(ErrorClass.DATA, mariadb.check_failed) as caught:
         store.write(rows_of(session(), task("a"), task("b", source_text="secret")))
 
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, mariadb.check_failed)
     assert "poison" in caught.value.detail
     assert "secret" not in caught.value.public
     assert stored(mariadb, database, SESSIONS) == {}
@@ -447,18 +405,15 @@ def test_a_table_that_goes_missing_is_the_operators_business(store: Store, maria
     store.ping()
     mariadb.execute("DROP TABLE translation_tasks", (), database)
 
-    with pytest.raises(StoreError) as caught:
+    with refused(ErrorClass.SCHEMA, 1146):
         store.write(rows_of(session(), task()))
 
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.SCHEMA, 1146)
     assert stored(mariadb, database, SESSIONS) == {}
 
 
 def test_a_missing_database_is_the_operators_business(mariadb: MariaDB) -> None:
-    with pytest.raises(StoreError) as caught:
+    with refused(ErrorClass.SCHEMA, 1049):
         Store(mariadb.server("no_such_database")).ping()
-
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.SCHEMA, 1049)
 
 
 @pytest.fixture
@@ -491,18 +446,15 @@ def test_a_right_that_was_taken_away_is_the_operators_business(
     mariadb.execute(f"REVOKE UPDATE ON `{database}`.* FROM limited@localhost")
     store.close()
 
-    with pytest.raises(StoreError) as caught:
+    with refused(ErrorClass.SCHEMA, 1142):
         store.write(rows_of(task()))
 
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.SCHEMA, 1142)
     store.close()
 
 
 def test_a_refused_login_is_the_operators_business(mariadb: MariaDB, database: str, limited_user: str) -> None:
-    with pytest.raises(StoreError) as caught:
+    with refused(ErrorClass.SCHEMA, 1045):
         store_of(mariadb, database, limited_user, "wrong").ping()
-
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.SCHEMA, 1045)
 
 
 def test_a_read_only_server_is_told_from_a_broken_one(mariadb: MariaDB, database: str, limited_user: str) -> None:

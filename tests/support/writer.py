@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from flusher import dead_letters
 from flusher.answers import Failed, Written
 from flusher.dead_letters import DeadLetter
+from flusher.mysql_errors import ErrorClass
 from flusher.segments import Entry
-from flusher.store import Store
+from flusher.store import Store, StoreError
 from flusher.writer import Writer, prepared
 from tests.support.mariadb import MariaDB
 from tests.support.segments import filled
@@ -63,3 +67,11 @@ def is_written(answer: Written | Failed) -> Written:
 def is_failed(answer: Written | Failed) -> Failed:
     assert isinstance(answer, Failed), answer
     return answer
+
+
+@contextmanager
+def refused(error_class: ErrorClass, number: int) -> Iterator[pytest.ExceptionInfo[StoreError]]:
+    """The block ends with a StoreError of that class and number."""
+    with pytest.raises(StoreError) as caught:
+        yield caught
+    assert (caught.value.error_class, caught.value.number) == (error_class, number)
