@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bench import open_loop, tasks, wrk
+from bench import tasks, wrk
 from bench.latency import late
 from bench.machine import ALL
 from bench.open_loop import Running, job, judged
@@ -152,21 +150,6 @@ def test_an_answer_that_is_no_success_is_a_problem(
     assert problem in measured["problems"]  # type: ignore[operator]
 
 
-def test_a_connection_that_is_cut_is_a_problem(pool_file: Path) -> None:
-    with serving(lambda count: b"" if count == 5 else ACCEPTED) as server:
-        measured = run_wrk(server, pool_file, latencies=False)
-
-    assert any("errors: read" in str(one) for one in measured["problems"])  # type: ignore[attr-defined]
-
-
-def test_nobody_there_is_a_problem(pool_file: Path) -> None:
-    with serving(lambda _: ACCEPTED) as server:
-        pass
-    measured = run_wrk(server, pool_file, latencies=False)
-
-    assert measured["problems"]
-
-
 def test_figures_of_wrk_are_read() -> None:
     text = (
         '{"duration_us":2000000,"requests":1000,"bytes":5,"errors":{"connect":0,"read":0,"write":0,"timeout":0,'
@@ -259,76 +242,6 @@ def test_the_open_loop_takes_only_a_whole_answer_for_one(answer: bytes) -> None:
 
     assert measured["problems"] == ["1 requests without an answer"]
     assert measured["statuses"] == {"202": 19}
-
-
-def test_no_request_follows_one_that_was_answered_before_it_was_sent_whole() -> None:
-    """It would be taken for the rest of the other's body."""
-    streams: list[bytes] = []
-
-    class Hasty(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            stream = self.request.recv(65536)
-            if stream:
-                self.request.sendall(ACCEPTED)
-                time.sleep(0.1)
-            while data := self.request.recv(1 << 20):
-                stream += data
-            streams.append(stream)
-
-    class Threads(socketserver.ThreadingTCPServer):
-        request_queue_size = 64
-
-    body = open_loop.PLACE.encode() + bytes(8 << 20)
-    request = f"POST / HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    with Threads(("127.0.0.1", 0), Hasty) as listener:
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        host, port = listener.server_address
-        arguments = [
-            str(host),
-            str(port),
-            "100",
-            "0.5",
-            str(time.monotonic()),
-            "20",
-            "32",
-            "1",
-            "1",
-            "ab",
-            open_loop.PLACE,
-        ]
-        done = subprocess.run(
-            [open_loop.program(), *arguments],
-            input=len(request).to_bytes(4, sys.byteorder) + request,
-            capture_output=True,
-            check=True,
-            timeout=30,
-        )
-        listener.shutdown()
-        thread.join()
-
-    assert orjson.loads(done.stdout)["statuses"] == {"202": 50}
-    assert sum(stream.count(b"POST ") for stream in streams) == 50
-    assert all(stream.startswith(b"POST ") for stream in streams if stream)
-    assert all(stream.count(b"POST ") == 1 for stream in streams if len(stream) < len(request))
-    assert any(0 < len(stream) < len(request) for stream in streams)
-
-
-@pytest.mark.parametrize(
-    ("requests", "said"),
-    [
-        (b"", "there is no request"),
-        (b"\x01", "cut short"),
-        ((9).to_bytes(4, sys.byteorder) + b"POST", "cut short"),
-        ((4).to_bytes(4, sys.byteorder) + b"POST", "no place for its number"),
-    ],
-)
-def test_the_open_loop_says_what_is_wrong_with_its_requests(requests: bytes, said: str) -> None:
-    arguments = ["127.0.0.1", "1", "1", "1", "0", "1", "1", "1", "1", "ab", open_loop.PLACE]
-    done = subprocess.run([open_loop.program(), *arguments], input=requests, capture_output=True, timeout=30)
-
-    assert done.returncode == 1
-    assert said in done.stderr.decode()
 
 
 def test_a_sender_that_got_no_answer_at_all_is_invalid() -> None:
