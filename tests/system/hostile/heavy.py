@@ -1,28 +1,19 @@
-"""`python -m tests.system.hostile.heavy [NAME...]`: requests that cost the service much, by four connections each, and
-what a good client at 100 requests/s notices. Exit status 1 where its p99 is over 100 ms or a request of it fails."""
+"""Requests that cost the service much, by four connections each, and a good client beside them."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
 import socket
-import sys
-import tempfile
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
-from tests.support.mariadb import MariaDB
 from tests.support.service import FLUSH, SESSIONS, STATS, TASKS, Service, session, task
-from tests.system.hostile.good import GoodClient, worker_of
+from tests.system.hostile.beside import GoodClient, Series, cpu_seconds, worker_of
 
 CONNECTIONS = 4
 PACE_S = 0.01
-MOST_P99_S = 0.1
-SECONDS = 10.0
 MOST_BYTES = 10 * 1024 * 1024
 """service.max_body_bytes."""
 
@@ -101,13 +92,12 @@ def attack(port: int, request: bytes, until: float, most: int, answers: list[byt
 
 
 class Beside:
-    """A good client beside CONNECTIONS attackers, until all of these have ended: `answers` of the attack, `failures`
-    and latencies of the good client, and the CPU seconds of the worker."""
+    """A good client beside CONNECTIONS attackers, until all of these have ended: `answers` of the attack, what the
+    `good` client saw, and the CPU seconds of the worker."""
 
     def __init__(self, service: Service, request: bytes, *, seconds: float, most: int) -> None:
         self.answers: list[bytes] = []
-        self.failures: list[bytes] = []
-        self.taken_s: list[float] = []
+        self.good = Series()
         worker = worker_of(service)
         until = time.monotonic() + seconds
         arguments = (service.port, request, until, most, self.answers)
@@ -116,56 +106,5 @@ class Beside:
         with closing(GoodClient(service.port)) as good:
             for thread in threads:
                 thread.start()
-            due_at = time.monotonic()
-            while any(thread.is_alive() for thread in threads):
-                line, taken_s = good.post(keep=True)
-                self.taken_s.append(taken_s)
-                if line != b"HTTP/1.1 202 Accepted":
-                    self.failures.append(line)
-                due_at += PACE_S
-                time.sleep(max(0.0, due_at - time.monotonic()))
+            good.pace(PACE_S, lambda: any(thread.is_alive() for thread in threads), lambda _: True, self.good)
         self.cpu_s = cpu_seconds(worker) - cpu_s
-
-    def p99_s(self) -> float:
-        return sorted(self.taken_s)[int(0.99 * (len(self.taken_s) - 1))]
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def main() -> None:
-    directory = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
-    mariadb = MariaDB(directory / "db")
-    mariadb.directory.mkdir()
-    service = None
-    wrong = 0
-    try:
-        mariadb.install()
-        mariadb.start()
-        (directory / "state").mkdir()
-        service = Service(directory / "state", mariadb, mariadb.create_database())
-        service.start()
-        for name in sys.argv[1:] or ATTACKS:
-            beside = Beside(service, ATTACKS[name], seconds=SECONDS, most=1_000_000)
-            p99_s, count = beside.p99_s(), len(beside.answers)
-            wrong += p99_s > MOST_P99_S or bool(beside.failures)
-            print(
-                f"{name:24}{len(ATTACKS[name]):>9} bytes {count:6} answers {sorted(set(beside.answers))}"
-                f" {1000 * beside.cpu_s / max(1, count):8.2f} ms CPU each; good: {len(beside.taken_s)} requests, p99"
-                f" {1000 * p99_s:.1f} ms, longest {1000 * max(beside.taken_s):.1f} ms, {len(beside.failures)} failed",
-                flush=True,
-            )
-        service.stop()
-    finally:
-        if service is not None:
-            service.kill()
-        if mariadb.process is not None:
-            mariadb.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-    sys.exit(wrong > 0)
-
-
-if __name__ == "__main__":
-    main()
