@@ -25,16 +25,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts import cluster as trial
-from scripts.galera import NODES
-from scripts.galera import host as database_host
+from scripts import cluster
+from scripts.servers import DATABASE, Servers
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service
+from tests.system.chaos import databases
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 BATCH = 100
 LOOK_S = 0.25
 SENDERS = 2
+COUNTERS = ("Bytes_received", "Innodb_os_log_written", "wsrep_replicated_bytes")
 
 
 def body(first: int, count: int, version: int) -> bytes:
@@ -84,61 +85,43 @@ def send(service: Service, bodies: Sequence[bytes]) -> None:
         thread.join()
 
 
-class Place:
-    """The database at hand: its processes, its counters, a fresh schema."""
-
-    def __init__(self, pids: dict[str, int], query: Any, data: Path, counters: Sequence[str]) -> None:
-        self.pids = pids
-        self.data = data
-        self._query = query
-        self._counters = counters
-
-    def counts(self) -> dict[str, int]:
-        names = ", ".join(f"'{name}'" for name in self._counters)
-        found = self._query(f"SHOW GLOBAL STATUS WHERE variable_name IN ({names})")
-        return {name: int(value) for name, value in found}
+@contextmanager
+def database(engine: str) -> Iterator[Servers]:
+    made = databases.made(engine)
+    try:
+        if engine in databases.CLUSTERS:
+            made.network.join()
+        else:
+            made.query(1, "SET GLOBAL innodb_flush_log_at_trx_commit=1")
+        yield made
+    finally:
+        cluster.down(made)
 
 
 @contextmanager
-def single() -> Iterator[tuple[Place, dict[str, str], MariaDB]]:
-    directory = Path(tempfile.mkdtemp(prefix="db-", dir="/tmp"))
-    server = MariaDB(directory, "--innodb-flush-log-at-trx-commit=1")
-    server.install()
-    server.start()
+def service_on(servers: Servers) -> Iterator[Service]:
+    directory = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
+    nowhere = MariaDB(directory / "none")
+    service = Service(directory, nowhere, DATABASE, **{"DB_SOCKET": "", **servers.service_environ()})
     try:
-        name = server.create_database()
-        assert server.process is not None
-        counters = ("Bytes_received", "Innodb_os_log_written")
-        place = Place({"database": server.process.pid}, server.execute, directory / "data" / name, counters)
-        yield place, {"DB_DATABASE": name}, server
+        service.start()
+        yield service
+        service.stop()
     finally:
-        server.stop()
+        service.kill()
         shutil.rmtree(directory)
 
 
-@contextmanager
-def galera() -> Iterator[tuple[Place, dict[str, str], Any]]:
-    directory, cluster = trial.up()
-    try:
-        cluster.network.join()
-
-        def query(statement: str) -> Any:
-            db = cluster.connect(1)
-            try:
-                db.query(statement)
-                return db.store_result().fetch_row(0)
-            finally:
-                db.close()
-
-        pids = {f"database node {number}": cluster.pid(number) for number in NODES}
-        counters = ("Bytes_received", "Innodb_os_log_written", "wsrep_replicated_bytes")
-        place = Place(pids, query, directory / "db" / database_host(1) / "data" / "ai_terminal", counters)
-        yield place, trial.environment(cluster) | {"DB_SOCKET": ""}, None
-    finally:
-        trial.down(directory)
+def counts(servers: Servers) -> dict[str, int]:
+    """What the first server has counted, and the bytes of its tables."""
+    names = ", ".join(f"'{name}'" for name in COUNTERS)
+    found = servers.query(1, f"SHOW GLOBAL STATUS WHERE variable_name IN ({names})")
+    tables = servers.node(1) / "data" / DATABASE
+    size = sum(path.stat().st_size for path in tables.iterdir())
+    return {**{name: int(value) for name, value in found}, "table growth": size}
 
 
-def cost(place: Place, service: Service, what: str, bodies: Sequence[bytes], records: int) -> dict[str, Any]:
+def cost(servers: Servers, service: Service, what: str, bodies: Sequence[bytes], records: int) -> dict[str, Any]:
     """Sends the bodies, waits until all is written. Returns: µs of CPU and bytes a record."""
     assert service.ingest is not None
     assert service.flusher is not None
@@ -150,10 +133,10 @@ def cost(place: Place, service: Service, what: str, bodies: Sequence[bytes], rec
             "ingest": cpu_s(ingest.pid, ended_children=True) + sum(map(cpu_s, service.workers())),
             "flusher": own,
             "writer": cpu_s(flusher.pid, ended_children=True) - own + sum(map(cpu_s, service.writers())),
-            **{name: cpu_s(pid) for name, pid in place.pids.items()},
+            **{f"database node {number}": cpu_s(servers.pid(number)) for number in servers.numbers},
         }
 
-    before, counts_before, disk_before = cpu(), place.counts(), size(place.data)
+    cpu_before, counts_before = cpu(), counts(servers)
     started_at = time.monotonic()
     send(service, bodies)
     accepted_s = time.monotonic() - started_at
@@ -161,27 +144,22 @@ def cost(place: Place, service: Service, what: str, bodies: Sequence[bytes], rec
     if answer.status != 200:
         raise RuntimeError(repr(answer))
     written_s = time.monotonic() - started_at
-    after, counts = cpu(), place.counts()
+    cpu_after, counts_after = cpu(), counts(servers)
     return {
         "what": what,
         "records": records,
         "accepted in s": round(accepted_s, 2),
         "written in s": round(written_s, 2),
-        "cpu us": {name: round(1e6 * (after[name] - before[name]) / records, 2) for name in after},
+        "cpu us": {name: round(1e6 * (cpu_after[name] - cpu_before[name]) / records, 2) for name in cpu_after},
         "bytes": {
             "body": round(sum(map(len, bodies)) / records),
-            **{name: round((counts[name] - counts_before[name]) / records) for name in counts},
-            "table growth": round((size(place.data) - disk_before) / records),
+            **{name: round((counts_after[name] - counts_before[name]) / records) for name in counts_after},
         },
     }
 
 
-def size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.iterdir())
-
-
-def costs(records: int, *, on_cluster: bool) -> list[dict[str, Any]]:
-    with galera() if on_cluster else single() as (place, settings, server), service_on(server, settings) as service:
+def costs(records: int, engine: str) -> list[dict[str, Any]]:
+    with database(engine) as servers, service_on(servers) as service:
         many = [
             (what, [body(first, BATCH, version) for first in range(0, records, BATCH)], records)
             for version, what in enumerate(("new, 100 a request", "later state, 100 a request"))
@@ -190,7 +168,7 @@ def costs(records: int, *, on_cluster: bool) -> list[dict[str, Any]]:
         ones = [body(records + number, 1, 0) for number in range(few)]
         send(service, [body(10 * records + number, 1, 0) for number in range(2000)])  # warm
         service.flush()
-        return [cost(place, service, *one) for one in (*many, ("new, 1 a request", ones, few))]
+        return [cost(servers, service, *one) for one in (*many, ("new, 1 a request", ones, few))]
 
 
 def outage(rate: float, locked_s: float, away_s: float, between_s: float) -> dict[str, Any]:
@@ -198,7 +176,7 @@ def outage(rate: float, locked_s: float, away_s: float, between_s: float) -> dic
 
     Returns: from when to when it took nothing, and samples (seconds, records waiting, age of the oldest).
     """
-    with single() as (_, settings, server), service_on(server, settings) as service:
+    with database("mariadb") as servers, service_on(servers) as service:
         samples: list[tuple[float, int, float]] = []
         stopped = threading.Event()
         began_at = time.monotonic()
@@ -228,34 +206,23 @@ def outage(rate: float, locked_s: float, away_s: float, between_s: float) -> dic
         for thread in threads:
             thread.start()
         time.sleep(between_s)
-        with server.locked(settings["DB_DATABASE"]):
-            locked_at = now()
-            time.sleep(locked_s)
+        lock = servers.connect(1)
+        lock.query("LOCK TABLES translation_tasks WRITE")
+        locked_at = now()
+        time.sleep(locked_s)
+        lock.close()
         locked = (locked_at, now())
         time.sleep(between_s)
-        server.stop(signal.SIGKILL)
+        servers.signal(1, signal.SIGKILL)
         gone_at = now()
         time.sleep(away_s)
-        server.start()
+        servers.start(1)
         away = (gone_at, now())
         time.sleep(between_s)
         stopped.set()
         for thread in threads:
             thread.join()
         return {"rate": rate, "locked": locked, "away": away, "samples": samples}
-
-
-@contextmanager
-def service_on(server: MariaDB | None, settings: dict[str, str]) -> Iterator[Service]:
-    directory = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
-    service = Service(directory, server or MariaDB(directory), "ai_terminal", **settings)
-    try:
-        service.start()
-        yield service
-        service.stop()
-    finally:
-        service.kill()
-        shutil.rmtree(directory)
 
 
 def main() -> None:
@@ -271,7 +238,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: Any
     if options.command == "cost":
-        found = costs(options.records, on_cluster=options.galera)
+        found = costs(options.records, "galera" if options.galera else "mariadb")
     else:
         found = outage(options.rate, 8.0, 15.0, 8.0)
     print(json.dumps(found, ensure_ascii=False))

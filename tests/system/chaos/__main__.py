@@ -165,7 +165,7 @@ class Run:
             "broken": [*self.broken, *faults.broken],
         }
         if of_nodes is not None:
-            report["nodes"] = {**of_nodes, "fail_overs": faults.fail_overs}
+            report["nodes"] = {**of_nodes, "fail_overs": faults.fail_overs, "most_fail_over_s": options.fail_over}
         report["problems"] = reports.problems(report)
         return report
 
@@ -227,6 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=800, help="records a second (800)")
     parser.add_argument("--clients", type=int, default=6, help="clients (6)")
     parser.add_argument("--fsync", choices=("always", "interval", "never"), help="journal.fsync (by the seed)")
+    parser.add_argument("--fail-over", type=float, default=2, help="seconds, until nodes write to a new primary (2)")
     parser.add_argument("--keep", action="store_true", help="keeps all directories, as a bad verdict does")
     options = parser.parse_args()
     alone = options.nodes == 1
