@@ -23,7 +23,7 @@ import orjson
 from flusher import dead_letters
 from flusher.dead_letters import DeadLetter
 from shared.records import KINDS
-from shared.wire import Ack, Flush, Flushed, Inbox, Message, ProtocolError, Reject, Submit, encode
+from shared.wire import Ack, Answer, FlushRequest, Inbox, Message, ProtocolError, Reject, Submit, encode
 
 TIMEOUT_S = 30.0
 ROUNDS = (1, 9, 100)
@@ -129,10 +129,10 @@ class _Connection:
         return {ack.seq + at for ack in acks for at in range(ack.count)}, refused[0] if refused else None
 
     def flush(self, timeout_s: float) -> dict[str, Any]:
-        (answer,) = self._ask([encode(Flush(0, timeout_s))])
-        if not isinstance(answer, Flushed):
+        (answer,) = self._ask([encode(FlushRequest(0, timeout_s))])
+        if not isinstance(answer, Answer):
             raise NotReplayed(f"the flusher answers a flush with {type(answer).__name__}")
-        result: dict[str, Any] = orjson.loads(answer.result)
+        result: dict[str, Any] = orjson.loads(answer.json)
         return result
 
     def _ask(self, frames: list[bytes]) -> list[Message]:

@@ -20,8 +20,7 @@ from flusher.placement import Placement
 from flusher.scheduler import Scheduler
 from shared.process import peer_of
 from shared.records import KIND_OF_CODE, KINDS
-from shared.wire import Flush as FlushMessage
-from shared.wire import Flushed, Inbox, Message, ProtocolError, Stats, StatsIs, Submit, encode
+from shared.wire import Answer, FlushRequest, Inbox, Message, ProtocolError, StatsRequest, Submit, encode
 
 log = logging.getLogger(__name__)
 
@@ -142,16 +141,16 @@ class FlusherProtocol(asyncio.BufferedProtocol):
             if submits:
                 self._intake.accept(submits, self._reply)
                 submits = []
-            if isinstance(message, FlushMessage):
+            if isinstance(message, FlushRequest):
                 self._start_flush(message)
-            elif isinstance(message, Stats):
-                self._reply(encode(StatsIs(message.seq, orjson.dumps(self._stats()))))
+            elif isinstance(message, StatsRequest):
+                self._reply(encode(Answer(message.seq, orjson.dumps(self._stats()))))
             else:
                 raise ProtocolError(f"{type(message).__name__} is not for the flusher")
         if submits:
             self._intake.accept(submits, self._reply)
 
-    def _start_flush(self, message: FlushMessage) -> None:
+    def _start_flush(self, message: FlushRequest) -> None:
         def done(result: FlushResult) -> None:
             answer = {f"{kind.name}_written": result.rows.get(kind.name, 0) for kind in KINDS}
             answer |= {
@@ -160,7 +159,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
                 "duration_ms": result.duration_ms,  # type: ignore[dict-item]
                 "pending": result.pending,
             }
-            self._reply(encode(Flushed(message.seq, orjson.dumps(answer))))
+            self._reply(encode(Answer(message.seq, orjson.dumps(answer))))
 
         self._scheduler.flush(message.timeout_s, done)
 

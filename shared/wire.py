@@ -8,10 +8,9 @@ The stream is a sequence of frames, little-endian:
     ack       (2, to ingest)   := count:u32 arrival:u64
     reject    (3, to ingest)   := reason:u8 retry_after_ms:u32
     flush     (4, to flusher)  := timeout_ms:u32
-    flushed   (5, to ingest)   := JSON
-    stats     (6, to flusher)  := (empty)
-    stats_is  (7, to ingest)   := JSON
-    committed (8, to ingest)   := first:u64 last:u64 dead*        dead := arrival:u64 count:u32
+    stats     (5, to flusher)  := (empty)
+    answer    (6, to ingest)   := JSON                 -- to a flush or to stats
+    committed (7, to ingest)   := first:u64 last:u64 dead*        dead := arrival:u64 count:u32
 
 `seq` numbers the requests of a connection; every answer repeats it. `arrival` counts µs since 1970 UTC. In a submit it
 is 0, except for a replayed dead letter, which keeps its first arrival. `rules` decide what the body means
@@ -36,7 +35,7 @@ from typing import TypeAlias
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 SOCKET_NAME = "run/flusher.sock"
 """Under PERSISTENCE_STATE_DIR."""
 WANT_COMMIT = 1
@@ -66,10 +65,9 @@ class FrameType(IntEnum):
     ACK = 2
     REJECT = 3
     FLUSH = 4
-    FLUSHED = 5
-    STATS = 6
-    STATS_IS = 7
-    COMMITTED = 8
+    STATS = 5
+    ANSWER = 6
+    COMMITTED = 7
 
 
 class Reason(IntEnum):
@@ -105,23 +103,18 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float
 
 
-class Flush(msgspec.Struct, frozen=True, gc=False):
+class FlushRequest(msgspec.Struct, frozen=True, gc=False):
     seq: int
     timeout_s: float
 
 
-class Flushed(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-    result: bytes
-
-
-class Stats(msgspec.Struct, frozen=True, gc=False):
+class StatsRequest(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
-class StatsIs(msgspec.Struct, frozen=True, gc=False):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     seq: int
-    stats: bytes
+    json: bytes
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -132,7 +125,7 @@ class Committed(msgspec.Struct, frozen=True):
     dead: dict[int, int] = {}
 
 
-Message: TypeAlias = Submit | Ack | Reject | Flush | Flushed | Stats | StatsIs | Committed
+Message: TypeAlias = Submit | Ack | Reject | FlushRequest | StatsRequest | Answer | Committed
 
 
 def encode_submit_header(
@@ -159,14 +152,12 @@ def encode(message: Message) -> bytes:  # noqa: PLR0911 -- one a type
     if isinstance(message, Reject):
         retry_after_ms = min(round(message.retry_after_s * 1000), _MAX_U32)
         return _frame(_REJECT, FrameType.REJECT, message.seq, message.reason, retry_after_ms)
-    if isinstance(message, Flush):
+    if isinstance(message, FlushRequest):
         return _frame(_FLUSH, FrameType.FLUSH, message.seq, min(round(message.timeout_s * 1000), _MAX_U32))
-    if isinstance(message, Flushed):
-        return _frame(_HEADER, FrameType.FLUSHED, message.seq, tail=message.result)
-    if isinstance(message, Stats):
+    if isinstance(message, StatsRequest):
         return _frame(_HEADER, FrameType.STATS, message.seq)
-    if isinstance(message, StatsIs):
-        return _frame(_HEADER, FrameType.STATS_IS, message.seq, tail=message.stats)
+    if isinstance(message, Answer):
+        return _frame(_HEADER, FrameType.ANSWER, message.seq, tail=message.json)
     dead = b"".join([_DEAD.pack(arrival, count) for arrival, count in message.dead.items()])
     return _frame(_COMMITTED, FrameType.COMMITTED, 0, message.first, message.last, tail=dead)
 
@@ -200,7 +191,7 @@ def _decode_submit(data: memoryview, at: int, end: int) -> Submit:
     return Submit(seq, kind, count, data[body_at:end], arrival, flags & WANT_COMMIT == WANT_COMMIT, rules)
 
 
-def _decode(type_: int, seq: int, frame: memoryview) -> Message:  # noqa: PLR0911 -- one a type
+def _decode(type_: int, seq: int, frame: memoryview) -> Message:
     """Every frame but a submit. Raises: struct.error where its length is wrong, ValueError."""
     if type_ == FrameType.ACK:
         *_, count, arrival = _ACK.unpack(frame)
@@ -211,14 +202,12 @@ def _decode(type_: int, seq: int, frame: memoryview) -> Message:  # noqa: PLR091
         *_, reason, retry_after_ms = _REJECT.unpack(frame)
         return Reject(seq, Reason(reason), retry_after_ms / 1000)
     if type_ == FrameType.FLUSH:
-        return Flush(seq, _FLUSH.unpack(frame)[-1] / 1000)
-    if type_ == FrameType.FLUSHED:
-        return Flushed(seq, bytes(frame[HEADER_BYTES:]))
+        return FlushRequest(seq, _FLUSH.unpack(frame)[-1] / 1000)
     if type_ == FrameType.STATS:
         _HEADER.unpack(frame)
-        return Stats(seq)
-    if type_ == FrameType.STATS_IS:
-        return StatsIs(seq, bytes(frame[HEADER_BYTES:]))
+        return StatsRequest(seq)
+    if type_ == FrameType.ANSWER:
+        return Answer(seq, bytes(frame[HEADER_BYTES:]))
     if type_ == FrameType.COMMITTED:
         *_, first, last = _COMMITTED.unpack_from(frame)
         return Committed(first, last, dict(_DEAD.iter_unpack(frame[_COMMITTED.size :])))

@@ -272,10 +272,9 @@ BREAKS = {
         Break(
             "no window to the flusher",
             "ingest/forwarder.py",
-            "        if self._in_flight_bytes + size > self._window_bytes and self._in_flight_bytes:\n"
-            "            await",
+            "        if self._is_full(len(body)):\n            await",
             "        if False:\n            await",
-            ("tests/ingest",),
+            ("tests/ingest/test_forwarder.py",),
         ),
         Break(
             "a peer that has left is not forgotten",

@@ -18,14 +18,13 @@ from flusher.server import MUCH_BYTES, FlusherProtocol, Peers
 from shared.process import peer_of
 from shared.wire import (
     Ack,
+    Answer,
     Committed,
-    Flush,
-    Flushed,
+    FlushRequest,
     Inbox,
     Message,
     Reject,
-    Stats,
-    StatsIs,
+    StatsRequest,
     Submit,
     encode,
 )
@@ -152,12 +151,12 @@ async def test_a_flush_covers_the_submits_sent_before_it_on_the_same_connection(
     served: Served, short_path: Path
 ) -> None:
     peer = served.peer
-    peer.send(submit(1), submit(2), Flush(3, WAIT_S))
+    peer.send(submit(1), submit(2), FlushRequest(3, WAIT_S))
     assert isinstance(await peer.next(), Ack)
     flushed = await peer.next()
 
-    assert isinstance(flushed, Flushed)
-    answer = orjson.loads(flushed.result)
+    assert isinstance(flushed, Answer)
+    answer = orjson.loads(flushed.json)
     assert (flushed.seq, answer["tasks_written"], answer["sessions_written"]) == (3, 2, 0)
     assert (answer["pending"], answer["coalesced"], answer["dead_lettered"]) == (0, 0, 0)
     assert bodies_in(short_path / "journal") == []
@@ -166,19 +165,19 @@ async def test_a_flush_covers_the_submits_sent_before_it_on_the_same_connection(
 async def test_a_flush_that_cannot_finish_says_what_is_pending(served: Served) -> None:
     peer = served.peer
     served.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT)
-    peer.send(submit(1), Flush(2, 0.02))
+    peer.send(submit(1), FlushRequest(2, 0.02))
     assert isinstance(await peer.next(), Ack)
     flushed = await peer.next()
 
-    assert isinstance(flushed, Flushed)
-    assert orjson.loads(flushed.result)["pending"] == 1
+    assert isinstance(flushed, Answer)
+    assert orjson.loads(flushed.json)["pending"] == 1
 
 
 async def test_stats_come_as_json(served: Served) -> None:
     peer = served.peer
-    peer.send(Stats(5))
+    peer.send(StatsRequest(5))
 
-    assert await peer.next() == StatsIs(5, b'{"state":"fine"}')
+    assert await peer.next() == Answer(5, b'{"state":"fine"}')
 
 
 async def test_a_rejected_submit_is_told_when_to_come_back(served: Served) -> None:
@@ -255,9 +254,9 @@ async def test_an_answer_to_a_peer_that_has_left_harms_nobody(served: Served) ->
     other = await served.connect()
     peer.send(Submit(1, 2, 1, b"body", 0, want_commit=True))
     await peer.close()
-    other.send(submit(1), Flush(2, WAIT_S))
+    other.send(submit(1), FlushRequest(2, WAIT_S))
     assert isinstance(await other.next(), Ack)
-    assert isinstance(await other.next(), Flushed)
+    assert isinstance(await other.next(), Answer)
     await other.close()
 
 

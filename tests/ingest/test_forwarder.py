@@ -10,26 +10,18 @@ from typing import TypeVar
 
 import pytest
 
-from ingest.forwarder import (
-    ATTENDED_BYTES,
-    ATTENDED_TURNS,
-    SOCKET_BYTES,
-    UNATTENDED,
-    FlusherUnavailable,
-    Forwarder,
-    Rejected,
-)
+from ingest.forwarder import SOCKET_BYTES, FlusherUnavailable, Forwarder, Rejected
+from ingest.outbox import SPIN_BYTES, SPIN_PAUSE_REQUESTS, SPIN_TURNS, Outbox
 from shared.wire import (
     Ack,
+    Answer,
     Committed,
-    Flush,
-    Flushed,
+    FlushRequest,
     Inbox,
     Message,
     Reason,
     Reject,
-    Stats,
-    StatsIs,
+    StatsRequest,
     Submit,
     encode,
 )
@@ -136,8 +128,8 @@ async def barrier(flusher: FakeFlusher, forwarder: Forwarder) -> None:
     """Everything that was sent before has been received; what was not sent by now is being held back."""
     stats = soon(forwarder.stats(LONG_S))
     message = await flusher.next()
-    assert isinstance(message, Stats), f"{message} was not held back"
-    flusher.send(StatsIs(message.seq, b"{}"))
+    assert isinstance(message, StatsRequest), f"{message} was not held back"
+    flusher.send(Answer(message.seq, b"{}"))
     await result(stats)
 
 
@@ -188,17 +180,17 @@ def test_frames_are_pipelined_and_answers_find_their_asker_in_any_order(short_pa
     run(short_path, test)
 
 
-def test_a_lone_request_is_attended_to_for_some_turns_and_after_one_in_vain_the_next_ones_are_not(
+def test_the_loop_spins_for_a_lone_request_and_pauses_after_spinning_in_vain(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[int] = []
-    attend = Forwarder._attend
+    spin = Outbox._spin
 
-    def counted(forwarder: Forwarder, left: int) -> None:
+    def counted(outbox: Outbox, left: int) -> None:
         turns.append(left)
-        attend(forwarder, left)
+        spin(outbox, left)
 
-    monkeypatch.setattr(Forwarder, "_attend", counted)
+    monkeypatch.setattr(Outbox, "_spin", counted)
 
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         async def ask() -> None:
@@ -213,22 +205,22 @@ def test_a_lone_request_is_attended_to_for_some_turns_and_after_one_in_vain_the_
             await asyncio.sleep(0)
         flusher.send(Ack(frame.seq, 1))
         await result(in_vain)
-        assert turns == list(range(ATTENDED_TURNS, -1, -1))
+        assert turns == list(range(SPIN_TURNS, -1, -1))
 
         turns.clear()
-        for _ in range(UNATTENDED):
+        for _ in range(SPIN_PAUSE_REQUESTS):
             await ask()
         assert not turns
         await ask()
-        assert turns[0] == ATTENDED_TURNS
+        assert turns[0] == SPIN_TURNS
         assert turns[-1] > 0
 
     run(short_path, test)
 
 
-def test_requests_that_are_not_alone_are_not_attended_to(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_does_not_spin_for_several_requests(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[int] = []
-    monkeypatch.setattr(Forwarder, "_attend", lambda _, left: turns.append(left))
+    monkeypatch.setattr(Outbox, "_spin", lambda _, left: turns.append(left))
 
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = [soon(forwarder.submit(2, 1, b"a")) for _ in range(2)]
@@ -240,18 +232,18 @@ def test_requests_that_are_not_alone_are_not_attended_to(short_path: Path, monke
     run(short_path, test)
 
 
-@pytest.mark.parametrize(("size", "attended"), [(ATTENDED_BYTES - 64, True), (ATTENDED_BYTES + 1, False)])
-def test_a_lone_request_is_attended_to_unless_it_is_large(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, attended: bool
+@pytest.mark.parametrize(("size", "spins"), [(SPIN_BYTES - 64, True), (SPIN_BYTES + 1, False)])
+def test_the_loop_does_not_spin_for_a_large_request(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, spins: bool
 ) -> None:
     turns: list[int] = []
-    monkeypatch.setattr(Forwarder, "_attend", lambda _, left: turns.append(left))
+    monkeypatch.setattr(Outbox, "_spin", lambda _, left: turns.append(left))
 
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = soon(forwarder.submit(2, 1, bytes(size)))
         flusher.send(Ack((await flusher.submit()).seq, 1))
         await result(submitted)
-        assert turns == [ATTENDED_TURNS] * attended
+        assert turns == [SPIN_TURNS] * spins
 
     run(short_path, test)
 
@@ -444,7 +436,7 @@ def test_a_message_that_only_the_flusher_may_get_ends_the_connection(short_path:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         submitted = soon(forwarder.submit(2, 1, b"a"))
         frame = await flusher.submit()
-        flusher.send(Flush(frame.seq, 1.0))
+        flusher.send(FlushRequest(frame.seq, 1.0))
         await flusher.connected()
         flusher.send(Ack((await flusher.submit()).seq, 5))
         await result(submitted)
@@ -515,12 +507,12 @@ def test_flush_and_stats_return_the_flushers_own_bytes(short_path: Path) -> None
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         flushed = soon(forwarder.flush(2.5))
         frame = await flusher.next()
-        assert isinstance(frame, Flush)
+        assert isinstance(frame, FlushRequest)
         assert frame.timeout_s == 2.5
         stats = soon(forwarder.stats())
         asked = await flusher.next()
-        assert isinstance(asked, Stats)
-        flusher.send(StatsIs(asked.seq, b'{"a":1}'), Flushed(frame.seq, b'{"pending":0}'))
+        assert isinstance(asked, StatsRequest)
+        flusher.send(Answer(asked.seq, b'{"a":1}'), Answer(frame.seq, b'{"pending":0}'))
         assert await result(stats) == b'{"a":1}'
         assert await result(flushed) == b'{"pending":0}'
 
@@ -535,8 +527,8 @@ def test_a_flush_follows_the_submits_that_came_before_it(short_path: Path) -> No
             soon(forwarder.flush(1)),
         ]
         frames = [await flusher.next() for _ in asked]
-        assert [type(frame) for frame in frames] == [Submit, Submit, Flush]
-        flusher.send(Ack(frames[0].seq, 1), Ack(frames[1].seq, 2), Flushed(frames[2].seq, b"{}"))
+        assert [type(frame) for frame in frames] == [Submit, Submit, FlushRequest]
+        flusher.send(Ack(frames[0].seq, 1), Ack(frames[1].seq, 2), Answer(frames[2].seq, b"{}"))
         await result(asyncio.gather(*asked))
 
     run(short_path, test)
@@ -546,7 +538,7 @@ def test_stats_have_a_deadline(short_path: Path) -> None:
     async def test(flusher: FakeFlusher, forwarder: Forwarder) -> None:
         with pytest.raises(FlusherUnavailable):
             await result(forwarder.stats(0.1))
-        assert isinstance(await flusher.next(), Stats)
+        assert isinstance(await flusher.next(), StatsRequest)
 
     run(short_path, test)
 

@@ -13,16 +13,15 @@ from shared.wire import (
     MAX_ACKED,
     SUBMIT_BYTES,
     Ack,
+    Answer,
     Committed,
-    Flush,
-    Flushed,
+    FlushRequest,
     Inbox,
     Message,
     ProtocolError,
     Reason,
     Reject,
-    Stats,
-    StatsIs,
+    StatsRequest,
     Submit,
     acks,
     encode,
@@ -35,25 +34,25 @@ U64 = 0xFFFFFFFFFFFFFFFF
 
 # One of each, and the bytes that the grammar gives it.
 FRAMES: list[tuple[Message, str]] = [
-    (Submit(1, 2, 3, b"{}"), "11000000 03 01 01000000  02 00 00 03000000 0000000000000000  7b7d"),
+    (Submit(1, 2, 3, b"{}"), "11000000 04 01 01000000  02 00 00 03000000 0000000000000000  7b7d"),
     (
         Submit(U32, 255, U32, b"x", arrival=U64, want_commit=True, rules=b"\1+08:00"),
-        "17000000 03 01 ffffffff  ff 01 07 ffffffff ffffffffffffffff  012b30383a3030  78",
+        "17000000 04 01 ffffffff  ff 01 07 ffffffff ffffffffffffffff  012b30383a3030  78",
     ),
-    (Submit(1, 1, 0, b""), "0f000000 03 01 01000000  01 00 00 00000000 0000000000000000"),
-    (Ack(7, 0x0102030405060708), "0c000000 03 02 07000000  01000000 0807060504030201"),
-    (Ack(7, 1, 65536), "0c000000 03 02 07000000  00000100 0100000000000000"),
-    (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 03 03 08000000  01 dc050000"),
-    (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 03 03 08000000  02 00000000"),
-    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 03 03 08000000  01 60ea0000"),
-    (Flush(9, 10.0), "04000000 03 04 09000000  10270000"),
-    (Flushed(10, b'{"a":1}'), "07000000 03 05 0a000000  7b2261223a317d"),
-    (Stats(11), "00000000 03 06 0b000000"),
-    (StatsIs(12, b"{}"), "02000000 03 07 0c000000  7b7d"),
-    (Committed(1, U64), "10000000 03 08 00000000  0100000000000000 ffffffffffffffff"),
+    (Submit(1, 1, 0, b""), "0f000000 04 01 01000000  01 00 00 00000000 0000000000000000"),
+    (Ack(7, 0x0102030405060708), "0c000000 04 02 07000000  01000000 0807060504030201"),
+    (Ack(7, 1, 65536), "0c000000 04 02 07000000  00000100 0100000000000000"),
+    (Reject(8, Reason.JOURNAL_FULL, 1.5), "05000000 04 03 08000000  01 dc050000"),
+    (Reject(8, Reason.JOURNAL_NOT_WRITABLE, 0.0), "05000000 04 03 08000000  02 00000000"),
+    (Reject(8, Reason.JOURNAL_FULL, 60.0), "05000000 04 03 08000000  01 60ea0000"),
+    (FlushRequest(9, 10.0), "04000000 04 04 09000000  10270000"),
+    (Answer(10, b'{"a":1}'), "07000000 04 06 0a000000  7b2261223a317d"),
+    (StatsRequest(11), "00000000 04 05 0b000000"),
+    (Answer(12, b"{}"), "02000000 04 06 0c000000  7b7d"),
+    (Committed(1, U64), "10000000 04 07 00000000  0100000000000000 ffffffffffffffff"),
     (
         Committed(1, 9, {7: 3}),
-        "1c000000 03 08 00000000  0100000000000000 0900000000000000  0700000000000000 03000000",
+        "1c000000 04 07 00000000  0100000000000000 0900000000000000  0700000000000000 03000000",
     ),
 ]
 STREAM = b"".join(encode(message) for message, _ in FRAMES)
@@ -76,10 +75,10 @@ messages = st.one_of(
     ),
     st.builds(Ack, u32, st.integers(0, U64), st.integers(1, MAX_ACKED)),
     st.builds(Reject, u32, st.sampled_from(Reason), seconds),
-    st.builds(Flush, u32, seconds),
-    st.builds(Flushed, u32, st.binary(max_size=40)),
-    st.builds(Stats, u32),
-    st.builds(StatsIs, u32, st.binary(max_size=40)),
+    st.builds(FlushRequest, u32, seconds),
+    st.builds(Answer, u32, st.binary(max_size=40)),
+    st.builds(StatsRequest, u32),
+    st.builds(Answer, u32, st.binary(max_size=40)),
     st.builds(Committed, u64, u64, st.dictionaries(u64, u32, max_size=3)),
 )
 
@@ -88,7 +87,7 @@ def read_all(inbox: Inbox, pieces: Iterable[bytes]) -> list[Message]:
     return [message for piece in pieces for message in read(inbox, piece)]
 
 
-def header(length: int, version: int = wire.VERSION, kind: int = 6, seq: int = 1) -> bytes:
+def header(length: int, version: int = wire.VERSION, kind: int = 5, seq: int = 1) -> bytes:
     return length.to_bytes(4, "little") + bytes([version, kind]) + seq.to_bytes(4, "little")
 
 
@@ -164,7 +163,7 @@ def test_bodies_in_an_inbox_are_views_that_are_good_until_there_is_room_again() 
 
 
 def test_times_over_what_a_frame_holds_become_the_longest() -> None:
-    assert read(Inbox(), encode(Flush(1, 1e9))) == [Flush(1, U32 / 1000)]
+    assert read(Inbox(), encode(FlushRequest(1, 1e9))) == [FlushRequest(1, U32 / 1000)]
     assert read(Inbox(), encode(Reject(1, Reason.JOURNAL_FULL, 1e9))) == [Reject(1, Reason.JOURNAL_FULL, U32 / 1000)]
 
 
@@ -182,22 +181,22 @@ def test_rules_that_reach_beyond_their_frame_are_a_protocol_error() -> None:
         read(Inbox(), bytes(frame))
 
 
-@pytest.mark.parametrize("kind", [0, 9, 255])
+@pytest.mark.parametrize("kind", [0, 8, 255])
 def test_another_type_is_a_protocol_error(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"type {kind} "):
         read(Inbox(), header(0, kind=kind))
 
 
 def test_a_frame_at_the_cap_passes_and_one_over_it_is_refused_at_its_header() -> None:
-    assert read(Inbox(100), header(100, kind=7) + b"x" * 100) == [StatsIs(1, b"x" * 100)]
+    assert read(Inbox(100), header(100, kind=6) + b"x" * 100) == [Answer(1, b"x" * 100)]
     with pytest.raises(ProtocolError, match="a frame of 101 bytes, 100 are allowed"):
-        read(Inbox(100), header(101, kind=7))
+        read(Inbox(100), header(101, kind=6))
     with pytest.raises(ProtocolError, match="4294967295"):
-        read(Inbox(), header(U32, kind=7))
+        read(Inbox(), header(U32, kind=6))
 
 
 def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:
-    frame = header(101, kind=7)
+    frame = header(101, kind=6)
     for at in range(1, len(frame)):
         inbox = Inbox(100)
         assert read(inbox, frame[:at]) == []
@@ -212,8 +211,8 @@ def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:
         (2, [0, 7, 9]),
         (3, [0, 4, 6]),
         (4, [0, 3, 5]),
-        (6, [1]),
-        (8, [0, 2]),
+        (5, [1]),
+        (7, [0, 2]),
     ],
 )
 def test_a_payload_of_the_wrong_length_is_a_protocol_error(kind: int, lengths: list[int]) -> None:

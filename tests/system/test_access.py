@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import pytest
 
-from shared.wire import Stats, encode
+from shared.wire import StatsRequest, encode
 from tests.support.certificates import Authority
 from tests.support.ctl import ctl
 from tests.support.mariadb import MariaDB
@@ -206,4 +206,4 @@ def test_no_other_user_reaches_the_flusher_or_its_files(
 
 
 def stats_frame() -> bytes:
-    return encode(Stats(1))
+    return encode(StatsRequest(1))
