@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: uvicorn's, with limits, deadlines and a fast path for batches.
 
-uvicorn's class makes connections, collects headers, and runs ASGI cycles. This one decides what is parsed and when:
+uvicorn's class makes connections, collects headers and runs ASGI cycles. This one decides what is parsed and when:
 
 - Requests are answered one after the other. Bytes behind a request wait unparsed until it is answered, and reading
   pauses meanwhile.
@@ -8,16 +8,7 @@ uvicorn's class makes connections, collects headers, and runs ASGI cycles. This 
 - A request that cannot be parsed, is over a limit or comes too slowly gets an error from here, its connection's last
   answer. Then the connection lingers: closing it with unread bytes would reset it under the answer.
 
-Rules: belongs to the loop's thread. A connection is in one phase, and may stay in it for so long:
-
-    FIRST    a new one, until its first byte              15 s
-    IDLE     between two requests                         75 s
-    HEADER   a part of a header has come                  10 s
-    BODY     the header is complete, the body is not      30 s
-    ANSWER   the request is complete, its answer is not   no deadline here: an ack has its own
-    LINGER   the last answer is sent; input is discarded   2 s
-
-One sweep a second checks all deadlines (ingest/deadlines.py); a timer for each request costs as much as parsing it.
+Rules: belongs to the loop's thread. A connection is always in one phase (ingest/deadlines.py).
 """
 
 from __future__ import annotations
@@ -26,7 +17,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from enum import Enum
 from typing import Any, ClassVar
 
 import httptools
@@ -37,45 +27,21 @@ from uvicorn.server import ServerState
 from ingest.access import OPEN_PATHS
 from ingest.batches import BatchRoute
 from ingest.cycle import NO_ROUTE, Cycle
-from ingest.deadlines import Clock, bound_unread
-from ingest.framing import (
-    MAX_HEADERS,
-    MAX_URL_BYTES,
-    Chunks,
-    end_of_header,
-    header_too_large,
-    not_http,
-    url_too_long,
-)
-from ingest.responses import ErrorResponse, Scope, encode_response
+from ingest.deadlines import LAST_REQUEST_S, UNREAD_S, Clock, Phase, bound_unread, limit_s
+from ingest.framing import MAX_HEADERS, MAX_URL_BYTES, Chunks, end_of_header, header_too_large, url_too_long
+from ingest.headers import body_length, check_target, invalid_http
+from ingest.responses import ErrorResponse, encode_response
 
 log = logging.getLogger(__name__)
 
 MAX_IGNORED_BYTES = 64 * 1024
 """Of a body that comes after the answer to its request, as of a GET with a body."""
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+"""After the last answer."""
 UNREAD_BYTES = 16 * 1024
 """Of one connection's answers; beyond, no further request of it is begun until its client has read them."""
-UNREAD_S = 30.0
-"""How long an answer may wait for its client to read it."""
 MAX_SURPLUS = 64
 """Connections over the limit that may still ask one of the open paths; those beyond are closed at once."""
-SURPLUS_S = 2.0
-DISCARD_BYTES = 64 * 1024 * 1024
-LAST_REQUEST_S = 0.5
-"""How long a connection without a request stays when the worker stops: one may be on its way."""
-
-_OPEN_PATHS = frozenset(path.encode() for path in OPEN_PATHS)
-_ENCODED = b"/api/v1/persistence/sessions/"
-"""Paths below it hold ids, percent-encoded; no other path may have a percent sign."""
-
-
-class Phase(Enum):
-    FIRST = 15.0
-    IDLE = 75.0
-    HEADER = 10.0
-    BODY = 30.0
-    ANSWER = float("inf")
-    LINGER = 2.0
 
 
 class Connection(HttpToolsProtocol):
@@ -101,8 +67,7 @@ class Connection(HttpToolsProtocol):
         max_surplus: int = MAX_SURPLUS,
         batches: Mapping[bytes, BatchRoute],
         observe: Callable[[str, int, float], None],
-        reject: Callable[[Mapping[str, int]], None] = lambda _records: None,
-        clock: Callable[[], float] = time.perf_counter,
+        reject: Callable[[Mapping[str, int]], None],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.parser = httptools.HttpRequestParser(self)  # a strict one: uvicorn's is lenient
@@ -110,7 +75,6 @@ class Connection(HttpToolsProtocol):
         self._batches = batches
         self._observe = observe
         self._reject = reject
-        self._clock = clock
         self.phase = Phase.FIRST
         self.since = Clock.now
         self._held = b""
@@ -118,27 +82,27 @@ class Connection(HttpToolsProtocol):
         self._left = 0
         """Bytes to come of a body with a length."""
         self._chunks: Chunks | None = None
-        self._started_at = 0.0
-        self._keep_alive = True
         self._batch: BatchRoute | None = None
         """Of the current request, if it takes the fast path; otherwise `cycle` answers it."""
-        self._batch_bytes = 0
+        self._batch_bytes = self._batch_count = 0
         self._batch_parts: list[bytes] = []
-        self._batch_count = 0
-        self._stalled_at = 0.0
         self._discarded = 0
         """Bytes thrown away: of one body, and after the last answer."""
+        self._started_at = self._stalled_at = 0.0
+        self._keep_alive = True
         self._is_surplus = self._client_ended = self._stopping = False
 
     # The transport's side
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.write, self.is_closing = transport.write, transport.is_closing
         transport.set_write_buffer_limits(UNREAD_BYTES)
         surplus = len(self.connections) - self._max_connections
         self._is_surplus = surplus > 0
         if surplus > self._max_surplus:
-            self._refuse(_too_many_connections(), unread=False)
+            self._refuse(_too_many_connections())
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         batch, self._batch = self._batch, None
@@ -146,10 +110,10 @@ class Connection(HttpToolsProtocol):
             if self.phase is Phase.BODY:
                 batch.release(self._batch_bytes)
             else:
-                self._observe(batch.path, 0, self._clock() - self._started_at)
+                self._observed(batch.path, 0)
         elif self.cycle is not None and not self.cycle.response_complete:
             self.cycle.cancel()
-            self._observe(self.cycle.route, 0, self._clock() - self._started_at)
+            self._observed(self.cycle.route, 0)
         self.unread.pop(self, None)
         self.phase, self._held = Phase.LINGER, b""
         super().connection_lost(exc)
@@ -157,7 +121,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.phase is Phase.LINGER:
             self._discarded += len(data)
-            if self._discarded > DISCARD_BYTES:
+            if self._discarded > MAX_DISCARDED_BYTES:
                 self.transport.abort()
             return
         self._held = self._held + data if self._held else data
@@ -215,7 +179,7 @@ class Connection(HttpToolsProtocol):
         if self.phase is Phase.BODY:
             self._refuse(ErrorResponse(400, "BODY_CUT_SHORT", "the connection ended before the body did"))
         elif self.phase is Phase.HEADER:
-            self._refuse(not_http())
+            self._refuse(invalid_http())
         elif self.phase is Phase.ANSWER:
             if not self._held:
                 self._make_last()
@@ -245,7 +209,7 @@ class Connection(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._started_at = self._clock()
+        self._started_at = time.perf_counter()
 
     def on_headers_complete(self) -> None:
         parser, headers = self.parser, self.headers
@@ -254,69 +218,35 @@ class Connection(HttpToolsProtocol):
             self._check_header()
         is_1_1 = parser.get_http_version() == "1.1"
         self._keep_alive = is_1_1 and parser.should_keep_alive() and not (self._stopping or self._is_surplus)
-        if (
-            batch is not None
-            and is_1_1
-            and not self.expect_100_continue
-            and parser.get_method() == b"POST"
-            and (size := batch.admits(headers, self.client))
-        ):
+        size = 0
+        if batch is not None and is_1_1 and not self.expect_100_continue and parser.get_method() == b"POST":
+            size = batch.admits(headers, self.client)
+        if size:
             self._batch, self._batch_bytes, self._batch_parts = batch, size, []
             self._left, self._chunks = size, None
         else:
-            length = _body_length(headers)
+            length = body_length(headers)
             self._left, self._chunks = length or 0, Chunks() if length is None else None
             self._start_cycle()
         self._enter(Phase.BODY)
 
     def _check_header(self) -> None:
         """Raises: ErrorResponse."""
-        path = self.url.partition(b"?")[0]
         if len(self.url) > MAX_URL_BYTES:
             raise url_too_long()
         if len(self.headers) > MAX_HEADERS:
             raise header_too_large()
-        if path[:1] != b"/" or b"#" in self.url or (b"%" in path and not path.startswith(_ENCODED)):
-            detail = "the target must be a plain path; only an id in it may have percent signs"
-            raise ErrorResponse(400, "INVALID_HTTP", detail)
-        if self.parser.should_upgrade() and _body_length(self.headers) != 0:
+        check_target(self.url)
+        if self.parser.should_upgrade() and body_length(self.headers) != 0:
             # The parser would take the body for the next request.
-            detail = "a request with Upgrade must not have a body: send HTTP/1.1 as it is"
-            raise ErrorResponse(400, "INVALID_HTTP", detail)
-        if self._is_surplus and path not in _OPEN_PATHS:
+            raise invalid_http("a request with Upgrade must not have a body: send HTTP/1.1 as it is")
+        if self._is_surplus and self.url.partition(b"?")[0].decode() not in OPEN_PATHS:
             raise _too_many_connections()
 
     def _start_cycle(self, record_count: int | None = None) -> None:
         """The slow path. Args: record_count: of a body that the fast path has counted."""
-        path, _, query = self.url.partition(b"?")
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": self.parser.get_http_version(),
-            "scheme": self.scheme,
-            "root_path": "",
-            "method": self.parser.get_method().decode(),
-            "path": path.decode("ascii"),
-            "raw_path": path,
-            "query_string": query,
-            "headers": self.headers,
-            "server": self.server,
-            "client": self.client,
-            "state": self.app_state,
-        }
-        if record_count is not None:
-            scope["record_count"] = record_count
         self._discarded = 0
-        self.cycle = Cycle(
-            scope,
-            self,
-            self.flow,
-            fields=self.server_state.default_headers,
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=self._keep_alive,
-            on_response=self.on_response_complete,
-            failed=lambda: self._refuse(ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")),
-        )
+        self.cycle = Cycle(self, self, self._keep_alive, record_count, failed=lambda: self._refuse(_our_fault()))
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
@@ -326,7 +256,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._discarded += len(body)
             if self._discarded > MAX_IGNORED_BYTES:
-                raise not_http()
+                raise invalid_http()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -362,7 +292,7 @@ class Connection(HttpToolsProtocol):
 
     def _finish(self, route: str, status: int) -> None:
         self.server_state.total_requests += 1
-        self._observe(route, status, self._clock() - self._started_at)
+        self._observed(route, status)
         if not self._keep_alive:
             self.close()
             return
@@ -371,69 +301,63 @@ class Connection(HttpToolsProtocol):
         if self._held or self.flow.read_paused:
             self._go_on()
 
+    def _observed(self, route: str, status: int) -> None:
+        self._observe(route, status, time.perf_counter() - self._started_at)
+
     def _go_on(self) -> None:
         self.flow.resume_reading()
         if self._held:
             self._parse_held()
 
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
-
     def abort(self) -> None:
         self.unread.pop(self, None)
         self.transport.abort()
 
-    def is_closing(self) -> bool:
-        return self.transport.is_closing()
-
-    def close(self, *, unread: bool = False) -> None:
-        """Ends the connection after its last answer. Where a part of the request is unread, the client gets time to
-        read the answer."""
-        if self.phase is Phase.LINGER:
+    def close(self) -> None:
+        """Ends the connection after its last answer. Unless all of the request was read, the client gets time to read
+        the answer."""
+        phase = self.phase
+        if phase is Phase.LINGER:
             return
-        unread = unread or self.phase is Phase.BODY
         self._enter(Phase.LINGER)
         self._held, self._discarded = b"", 0
-        if self._client_ended or not unread:
+        if self._client_ended or phase is Phase.ANSWER:
             self.transport.close()
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
 
-    def _refuse(self, error: ErrorResponse, *, unread: bool = True) -> None:
+    def _refuse(self, error: ErrorResponse) -> None:
         """Answers the current request instead of the application, unless its answer has begun, and closes."""
         batch, self._batch = self._batch, None
         begun = False
         if batch is not None:
             if self.phase is Phase.BODY:
                 batch.release(self._batch_bytes)
-            self._observe(batch.path, error.status, self._clock() - self._started_at)
+            self._observed(batch.path, error.status)
         elif self.cycle is not None and self.phase in (Phase.BODY, Phase.ANSWER):
             cycle = self.cycle
             begun = cycle.response_started
             if not cycle.response_complete:
                 cycle.response_complete = cycle.disconnected = True  # the application finds its client gone
                 cycle.message_event.set()
-                self._observe(cycle.route, cycle.status or error.status, self._clock() - self._started_at)
+                self._observed(cycle.route, cycle.status or error.status)
         else:
             self._observe(NO_ROUTE, error.status, 0.0)
         if not begun:
             self.transport.write(encode_response(error.status, error.fields, error.body, keep_alive=False))
             self._reject(error.records)
-        self.close(unread=unread)
+        self.close()
 
     # The server's side
 
     def shutdown(self) -> None:
         """The current request, or one that may be on its way, is the last. uvicorn closes a connection without a
         request at once, and so resets those that were accepted and not read yet."""
-        if self._stopping:
-            return
-        self._stopping = True
-        if self.phase is Phase.ANSWER or (self.phase is Phase.BODY and self._batch is None):
+        if not self._stopping:
+            self._stopping = True
             self._make_last()
-        else:
             self.loop.call_later(LAST_REQUEST_S, self._close_unused)
 
     def _make_last(self) -> None:
@@ -447,15 +371,14 @@ class Connection(HttpToolsProtocol):
 
     def check_deadline(self, now: float) -> None:
         waited_s = now - self.since
-        phase = self.phase
         if self.flow.write_paused or self.transport.is_closing():
             # Its client does not read.
             if now - max(self.since, self._stalled_at) > UNREAD_S:
                 self.transport.abort()
-        elif waited_s <= (SURPLUS_S if self._is_surplus and phase in (Phase.FIRST, Phase.HEADER) else phase.value):
-            if phase is Phase.IDLE and waited_s > UNREAD_S and self.transport.get_write_buffer_size():
+        elif waited_s <= limit_s(self.phase, is_surplus=self._is_surplus):
+            if self.phase is Phase.IDLE and waited_s > UNREAD_S and self.transport.get_write_buffer_size():
                 self.transport.abort()
-        elif phase in (Phase.HEADER, Phase.BODY):
+        elif self.phase in (Phase.HEADER, Phase.BODY):
             self._refuse(ErrorResponse(408, "REQUEST_TOO_SLOW", "the request did not come in time"))
         else:
             self.since = now
@@ -466,27 +389,20 @@ class Connection(HttpToolsProtocol):
         self.since = Clock.now
 
 
-def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """None if the body is chunked. The parser lets only digits through, and not both fields."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-        if name == b"transfer-encoding":
-            return None
-    return 0
-
-
 def _too_many_connections() -> ErrorResponse:
     detail = "too many connections (service.max_connections)"
     return ErrorResponse(503, "TOO_MANY_CONNECTIONS", detail, headers={"Retry-After": "1"})
 
 
+def _our_fault() -> ErrorResponse:
+    return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
+
+
 def _error_response(error: httptools.HttpParserError) -> ErrorResponse:
     """The client's own mistake or, where one of our callbacks has failed, ours, which is logged."""
     if not isinstance(error, httptools.HttpParserCallbackError):
-        return not_http()
-    cause = error.__context__
-    if isinstance(cause, ErrorResponse):
-        return cause
-    log.error("a request could not be taken", exc_info=cause)
-    return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
+        return invalid_http()
+    if isinstance(error.__context__, ErrorResponse):
+        return error.__context__
+    log.error("a request could not be taken", exc_info=error.__context__)
+    return _our_fault()

@@ -1,4 +1,4 @@
-"""One request on the slow path: uvicorn's ASGI receive() and send(), with errors as JSON, request ids and HTTP/1.0."""
+"""One request on the slow path: uvicorn's ASGI cycle, with errors as JSON, request ids and HTTP/1.0."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ingest.responses import App, CutOff, Message, Scope
+from ingest.responses import App, CutOff, Message
 
 log = logging.getLogger(__name__)
 NO_ROUTE = "none"
@@ -18,40 +17,54 @@ NO_ROUTE = "none"
 
 
 class Cycle(RequestResponseCycle):
-    """Args: transport: write(), close() and is_closing() of the connection; failed(): told when the application ends
-    without a complete answer, which is logged."""
+    """Of the request that `connection` has just read. Args: transport: write(), close() and is_closing();
+    record_count: of a body that the fast path has counted; failed(): told when the application ends without a complete
+    answer, which is logged."""
 
     scope: Any
 
     def __init__(
         self,
-        scope: Scope,
+        connection: HttpToolsProtocol,
         transport: Any,
-        flow: FlowControl,
-        *,
-        fields: list[tuple[bytes, bytes]],
-        expect_100_continue: bool,
         keep_alive: bool,
-        on_response: Callable[[], None],
+        record_count: int | None,
+        *,
         failed: Callable[[], None],
     ) -> None:
+        path, _, query = connection.url.partition(b"?")
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": connection.asgi_version, "spec_version": "2.3"},
+            "http_version": connection.parser.get_http_version(),
+            "scheme": connection.scheme,
+            "root_path": "",
+            "method": connection.parser.get_method().decode(),
+            "path": path.decode("ascii"),  # not decoded: the read side decodes ids
+            "raw_path": path,
+            "query_string": query,
+            "headers": connection.headers,
+            "server": connection.server,
+            "client": connection.client,
+            "record_count": record_count,
+        }
         super().__init__(
-            scope=scope,  # type: ignore[arg-type]
+            scope=scope,
             transport=transport,
-            flow=flow,
+            flow=connection.flow,
             logger=log,
             access_logger=log,
             access_log=False,
-            default_headers=fields,
+            default_headers=connection.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=expect_100_continue,
+            expect_100_continue=connection.expect_100_continue,
             keep_alive=keep_alive,
-            on_response=on_response,
+            on_response=connection.on_response_complete,
         )
+        self.status = 0
         self._failed = failed
         self._task: asyncio.Task[Any] | None = None
         self._ends_with_connection = False
-        self.status = 0
 
     @property
     def route(self) -> str:

@@ -1,10 +1,21 @@
-"""The sweep over all connections of a worker: their deadlines, and the memory that they hold together."""
+"""The phases of connections, and the sweep over all connections of a worker: deadlines, and the memory held together.
+
+    FIRST    a new one, until its first byte              15 s
+    IDLE     between two requests                         75 s
+    HEADER   a part of a header has come                  10 s
+    BODY     the header is complete, the body is not      30 s
+    ANSWER   the request is complete, its answer is not   no deadline here: an ack has its own
+    LINGER   the last answer is sent, input is discarded   2 s
+
+One sweep a second checks all deadlines; a timer for each request costs as much as parsing it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from enum import Enum
 from typing import Any, Protocol
 
 from shared.timers import logged
@@ -13,9 +24,28 @@ log = logging.getLogger(__name__)
 
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Of all connections together: answers that wait for their clients, and requests that wait behind others."""
+UNREAD_S = 30.0
+"""How long an answer may wait for its client to read it."""
+SURPLUS_S = 2.0
+"""How long a connection over the limit may take to ask."""
+LAST_REQUEST_S = 0.5
+"""How long a connection without a request stays when the worker stops: one may be on its way."""
 SWEEP_S = 1.0
 SLICE = 20
 MAX_SLICES = 50
+
+
+class Phase(Enum):
+    FIRST = 15.0
+    IDLE = 75.0
+    HEADER = 10.0
+    BODY = 30.0
+    ANSWER = float("inf")
+    LINGER = 2.0
+
+
+def limit_s(phase: Phase, *, is_surplus: bool) -> float:
+    return SURPLUS_S if is_surplus and phase in (Phase.FIRST, Phase.HEADER) else phase.value
 
 
 class Clock:

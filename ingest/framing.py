@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from ingest.headers import invalid_http
 from ingest.responses import ErrorResponse
 
 MAX_URL_BYTES = 8 * 1024
@@ -22,10 +23,6 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[^\r\n]*)?)\r\n")
 _CAPITALS = range(ord("A"), ord("Z") + 1)
 
 
-def not_http() -> ErrorResponse:
-    return ErrorResponse(400, "INVALID_HTTP", "this is no valid HTTP request")
-
-
 def url_too_long() -> ErrorResponse:
     return ErrorResponse(414, "URL_TOO_LONG", f"a URL may have {MAX_URL_BYTES} bytes")
 
@@ -36,12 +33,8 @@ def header_too_large() -> ErrorResponse:
 
 
 def too_many_chunks() -> ErrorResponse:
-    return ErrorResponse(
-        400,
-        "TOO_MANY_CHUNKS",
-        f"a body may come in {MAX_CHUNKS} chunks and one more for each KiB, with {MAX_EXTENSION_BYTES} bytes of"
-        " extensions: send larger chunks",
-    )
+    limits = f"{MAX_CHUNKS} chunks and one more for each KiB, with {MAX_EXTENSION_BYTES} bytes of extensions"
+    return ErrorResponse(400, "TOO_MANY_CHUNKS", f"a body may come in {limits}: send larger chunks")
 
 
 def end_of_header(data: bytes, start: int) -> int:
@@ -53,20 +46,20 @@ def end_of_header(data: bytes, start: int) -> int:
     if len(data) - begin < 2 and data[begin:] in (b"", b"\r"):
         return 0
     if data[begin] not in _CAPITALS:
-        raise not_http()
+        raise invalid_http()
     line_end = data.find(b"\r\n", begin)
     end = data.find(b"\r\n\r\n", begin) + 4
     if (end if end > 3 else len(data)) - begin > MAX_HEADER_BYTES:
         _, _, target = data[begin : line_end if line_end > 0 else None].partition(b" ")
         if not target:
-            raise not_http()
+            raise invalid_http()
         raise url_too_long() if len(target.partition(b" ")[0]) > MAX_URL_BYTES else header_too_large()
     if line_end > 0 and data[line_end - 9 : line_end - 3] != b" HTTP/":
-        raise not_http()
+        raise invalid_http()
     if end > 3:
         return end
     if data.count(b"\n", begin) != data.count(b"\r\n", begin):
-        raise not_http()
+        raise invalid_http()
     return 0
 
 
@@ -101,7 +94,7 @@ class Chunks:
             if len(data) - start > MAX_EXTENSION_BYTES:
                 raise too_many_chunks()
             if data.find(b"\n", start) >= 0:
-                raise not_http()
+                raise invalid_http()
             return False
         digits, extension = line.groups()
         size = int(digits, 16)
@@ -109,7 +102,7 @@ class Chunks:
         if size == 0:
             behind = data[end : end + 2]
             if not b"\r\n".startswith(behind):
-                raise not_http()
+                raise invalid_http()
             if len(behind) < 2:
                 return False
             self._is_last = True

@@ -13,7 +13,7 @@ from ingest.access import Access
 from ingest.headers import check_form, is_host, is_json
 from ingest.reading import target_of
 from ingest.request_ids import accept_client_id, log_error, request_id
-from ingest.responses import JSON_TYPE, App, ErrorResponse, Message, Receive, Scope, Send
+from ingest.responses import CLOSE, JSON_TYPE, App, ErrorResponse, Message, Receive, Scope, Send
 from ingest.unpacking import MEMBER_WORK, PIECE_BYTES, SMALL_BODY_BYTES, gunzip, too_large
 
 MAX_READING_BYTES = 128 * 1024 * 1024
@@ -21,7 +21,6 @@ MAX_READING_BYTES = 128 * 1024 * 1024
 UNKNOWN_ROUTE = "other"
 _GZIP = (b"gzip", b"x-gzip")
 _ENCODINGS = (b"identity", *_GZIP)
-_CLOSE = (b"connection", b"close")
 
 
 class ClientGone(Exception):
@@ -93,7 +92,7 @@ class Guard:
             await app(scope, receive, send)
         except ErrorResponse as error:
             self._report(scope, error)
-            fields = error.fields if _CLOSE in error.fields or not unread else [*error.fields, _CLOSE]
+            fields = error.fields if CLOSE in error.fields or not unread else [*error.fields, CLOSE]
             await send({"type": "http.response.start", "status": error.status, "headers": fields})
             await send({"type": "http.response.body", "body": error.body})
         except ClientGone:

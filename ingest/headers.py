@@ -1,49 +1,62 @@
-"""What a request's header says: whether everybody on the way reads it alike, and of what type the body is."""
+"""What a request's header says: its target, whether a proxy could read it differently, and the type of its body."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from ingest.responses import JSON_TYPE, ErrorResponse, Scope
 
-_SINGLE_FIELDS = (
-    b"host",
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-    b"transfer-encoding",
-    b"authorization",
-    b"origin",
-    b"sec-fetch-site",
-    b"sec-fetch-mode",
-    b"sec-fetch-dest",
-)
+Fields = Iterable[tuple[bytes, bytes]]
 
+_ENCODED = b"/api/v1/persistence/sessions/"
+"""Paths below it hold ids, percent-encoded; no other path may have a percent sign."""
+_SINGLE_FIELDS = (
+    *(b"host", b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"authorization"),
+    *(b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"),
+)
 _HOST_BYTES = 300
 _HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,255}|\[[0-9A-Fa-f:.]{1,45}\])(?::[0-9]{0,5})?")
 
 
+def invalid_http(detail: str = "this is no valid HTTP request") -> ErrorResponse:
+    return ErrorResponse(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
+
+
+def check_target(url: bytes) -> None:
+    """Raises: ErrorResponse."""
+    path = url.partition(b"?")[0]
+    if path[:1] != b"/" or b"#" in url or (b"%" in path and not path.startswith(_ENCODED)):
+        raise invalid_http("the target must be a plain path; only an id in it may have percent signs")
+
+
+def body_length(fields: Fields) -> int | None:
+    """None if the body is chunked. The parser lets only digits through, and not both fields."""
+    for name, value in fields:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
+
 def check_form(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """What the parser lets pass, and what a proxy on the way may read in another way. Raises: ErrorResponse."""
+    """Refuses what the parser lets pass, and what a proxy may read in another way. Raises: ErrorResponse."""
     version = scope["http_version"]
     names = [name for name, _ in scope["headers"]]
     twice = [name.decode() for name in _SINGLE_FIELDS if names.count(name) > 1]
     encoding = headers.get(b"transfer-encoding")
     if version not in ("1.0", "1.1"):
-        detail = "HTTP/1.1 and HTTP/1.0 are spoken here"
-    elif twice:
-        detail = f"{twice[0]} stands in the header twice"
-    elif version == "1.1" and b"host" not in headers:
-        detail = "HTTP/1.1 wants a Host"
-    elif not is_host(headers.get(b"host", b"")):
-        detail = "Host must be a name or an address, with a port where it has one"
-    elif encoding is not None and (version == "1.0" or encoding.strip().lower() != b"chunked"):
-        detail = "Transfer-Encoding may be chunked, in HTTP/1.1"
-    else:
-        return
-    raise ErrorResponse(400, "INVALID_HTTP", detail, headers={"Connection": "close"})
+        raise invalid_http("HTTP/1.1 and HTTP/1.0 are spoken here")
+    if twice:
+        raise invalid_http(f"{twice[0]} stands in the header twice")
+    if version == "1.1" and b"host" not in headers:
+        raise invalid_http("HTTP/1.1 wants a Host")
+    if not is_host(headers.get(b"host", b"")):
+        raise invalid_http("Host must be a name or an address, with a port where it has one")
+    if encoding is not None and (version == "1.0" or encoding.strip().lower() != b"chunked"):
+        raise invalid_http("Transfer-Encoding may be chunked, in HTTP/1.1")
 
 
 @lru_cache(maxsize=128)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON_TYPE = b"application/json"
+CLOSE = (b"connection", b"close")
 SITE_HEADERS = [("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")]
 """Of every answer: a browser takes none for a script or an image, and gives none to a page of another site."""
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
@@ -59,13 +60,13 @@ class ErrorResponse(Exception):
         self.fields += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
 
 
-def encode_response(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool) -> bytes:
+def encode_response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool) -> bytes:
     """A whole answer as it goes over the wire. The caller vouches that no field holds a line break."""
     lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())]
     lines += [f"{name}: {value}".encode() for name, value in SITE_HEADERS]
     lines += [b"%b: %b" % field for field in fields]
-    if not keep_alive:
-        lines.append(b"connection: close")
+    if not keep_alive and CLOSE not in fields:
+        lines.append(b"%b: %b" % CLOSE)
     return b"\r\n".join([*lines, b"", body])
 
 

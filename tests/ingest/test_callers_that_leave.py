@@ -15,8 +15,8 @@ import pytest
 
 from ingest.forwarder import Forwarder
 from shared.wire import Ack
-from tests.ingest.test_connection import Front, play, post
 from tests.ingest.test_forwarder import LONG_S, FakeFlusher, barrier, result, run, soon
+from tests.support.connections import Front, play, post
 
 
 def reset(client: Any) -> None:

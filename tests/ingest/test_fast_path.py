@@ -14,7 +14,7 @@ from typing import Any, cast
 import orjson
 import pytest
 import uvicorn
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
@@ -112,6 +112,7 @@ class Front:
             max_connections=10,
             batches={TASKS.path.encode(): self.route},
             observe=lambda route, status, _: self.observed.append((route, status)),
+            reject=self.rejected.update,
         )
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         return await asyncio.open_connection(*self.server.sockets[0].getsockname())
@@ -415,6 +416,7 @@ NEARLY_PLAIN = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     NEARLY_PLAIN | st.lists(FIELDS, max_size=6),
     st.sampled_from([None, "token"]),

@@ -1,4 +1,4 @@
-"""X-Request-Id, at the ASGI level and over HTTP, and the log lines about requests."""
+"""X-Request-Id and the log lines about requests."""
 
 from __future__ import annotations
 
@@ -7,83 +7,47 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import falcon.asgi
 import pytest
-from uvicorn.protocols.http.flow_control import FlowControl
 
 from ingest.app import _bug
-from ingest.cycle import Cycle
 from ingest.responses import ErrorResponse
 from shared.logs import TextFormatter
-from tests.support.guarded import BATCH, LOCAL, OTHER, Guarded, scope_of
+from tests.support.guarded import BATCH, LOCAL, OTHER, Exchange, Guarded, part, scope_of
 from tests.support.mariadb import MariaDB
 from tests.support.service import FLUSH, TASKS, Service, task
 
-ID = b"x-request-id"
-MADE = re.compile(rb"[0-9a-f]{32}")
+MADE = re.compile(r"[0-9a-f]{32}")
 
 
-class FakeTransport:
-    """Takes down what a cycle writes."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-
-def ask(
+def id_of(
     path: str = OTHER, method: str = "GET", body: bytes = b"", guarded: Guarded | None = None, **headers: str
-) -> Any:
-    """The header of the answer that a guard and a cycle give together."""
-    transport = FakeTransport()
-
-    def failed() -> None:
-        raise AssertionError("the application has failed")
-
-    async def run() -> None:
-        cycle = Cycle(
-            scope_of(path, method, LOCAL, headers),
-            transport,
-            FlowControl(cast(Any, transport)),
-            fields=[],
-            expect_100_continue=False,
-            keep_alive=True,
-            on_response=lambda: None,
-            failed=failed,
-        )
-        cycle.body += body
-        cycle.more_body = False
-        cycle.message_event.set()
-        await cycle.run_asgi((guarded or Guarded()).guard)
-
-    asyncio.run(run())
-    lines = transport.written.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
-    return dict(line.split(b": ", 1) for line in lines)
+) -> str:
+    """The id that a request has after the guard, which is the answer's; "" for none."""
+    scope = scope_of(path, method, LOCAL, headers)
+    exchange = Exchange([part(body)])
+    asyncio.run((guarded or Guarded()).guard(scope, exchange.receive, exchange.send))
+    found: str = scope.get("request_id", "")
+    return found
 
 
 @pytest.mark.parametrize("given", ["a", "order-4711", "0af7651916cd43dd/8448.eb~x:+=@_", "x" * 128])
-def test_a_callers_id_comes_back(given: str) -> None:
-    for answer in (
-        ask(x_request_id=given),
-        ask("/nowhere", x_request_id=given),
-        ask(method="HEAD", x_request_id=given),
-        ask(BATCH, "POST", b"x" * 101, x_request_id=given),
-    ):
-        assert answer[ID] == given.encode()
+def test_a_clients_id_is_kept(given: str) -> None:
+    assert id_of(x_request_id=given) == given
+    assert id_of("/nowhere", x_request_id=given) == given
+    assert id_of(method="HEAD", x_request_id=given) == given
+    assert id_of(BATCH, "POST", b"x" * 101, x_request_id=given) == given
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\tb", 'a"b', "a;b", "é", "a\n"])
-def test_one_that_could_not_stand_in_a_log_line_is_replaced(given: str) -> None:
-    assert MADE.fullmatch(ask(x_request_id=given)[ID])
+def test_one_that_is_unfit_for_a_log_line_is_replaced(given: str) -> None:
+    assert MADE.fullmatch(id_of(x_request_id=given))
 
 
-def test_without_one_none_is_made_for_a_good_answer_nor_for_a_callers_fault() -> None:
-    for answer in (ask(), ask("/nowhere"), ask(BATCH, "POST", b"x" * 101)):
-        assert ID not in answer
+def test_without_one_none_is_made_for_a_good_answer_nor_for_a_clients_fault() -> None:
+    assert [id_of(), id_of("/nowhere"), id_of(BATCH, "POST", b"x" * 101)] == [""] * 3
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD"])
@@ -94,18 +58,18 @@ def test_a_5xx_has_one_and_its_log_line_the_same(method: str, caplog: pytest.Log
     guarded = Guarded()
     guarded.guard._app = fails
     path = BATCH if method == "POST" else OTHER
-    answer = ask(path, method, b"{}", guarded)
+    answered = id_of(path, method, b"{}", guarded)
     (line,) = caplog.records
     assert line.getMessage() == f"{'GET' if method == 'HEAD' else method} {path}: 503 JOURNAL_FULL"
-    assert line.request_id.encode() == answer[ID]  # type: ignore[attr-defined]
-    assert MADE.fullmatch(answer[ID])
+    assert line.request_id == answered  # type: ignore[attr-defined]
+    assert MADE.fullmatch(answered)
 
 
-def test_a_callers_fault_is_a_line_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
-    ask("/nowhere")
+def test_a_clients_fault_is_a_line_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
+    id_of("/nowhere")
     assert not caplog.records
     with caplog.at_level(logging.DEBUG, "ingest"):
-        ask("/nowhere" * 100, x_request_id="r-1")
+        id_of("/nowhere" * 100, x_request_id="r-1")
     (line,) = caplog.records
     assert line.getMessage() == "GET " + ("/nowhere" * 100)[:100] + ": 404 NOT_FOUND"
     assert line.request_id == "r-1"  # type: ignore[attr-defined]

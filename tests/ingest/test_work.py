@@ -60,7 +60,7 @@ def calls_of(reads: list[bytes]) -> int:
         config = uvicorn.Config(cast(Any, guard(access())), ws="none", lifespan="off", log_config=None)
         config.load()
         way = {TASKS.path.encode(): route(FakeForwarder())}
-        make = partial(Connection, max_connections=10, batches=way, observe=lambda *_: None)
+        make = partial(Connection, max_connections=10, batches=way, observe=lambda *_: None, reject=lambda _: None)
         state = ServerState()
         connection = make(config, state, {})
         connection.connection_made(cast(Any, Transport()))
