@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest.metrics import METRICS_DIRECTORY, node_counts
 from tests.support.mariadb import MariaDB
-from tests.support.service import ROOT, TASKS, Service, free_port, task, wait_until
+from tests.support.service import ROOT, STATS, TASKS, Service, free_port, task, wait_until
 
 TOKEN = "s3cret"
 HEADERS = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+LARGE = json.dumps({"tasks": [task(f"t{number}", target_text="x" * 60_000) for number in range(150)]}).encode()
 TRUSTING = ssl._create_unverified_context()
 
 
@@ -41,7 +43,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def node(start_service: Callable[..., Service], mariadb: MariaDB, database: str) -> Service:
-    return start_service(mariadb, database, SERVICE_AUTH_TOKEN=TOKEN)
+    return start_service(mariadb, database, SERVICE_AUTH_TOKEN=TOKEN, JOURNAL_MAX_BYTES=2**24)
 
 
 def nginx(directory: Path, node: Service, certificate: Path, port: int) -> list[str]:
@@ -145,11 +147,35 @@ def test_batches_pass_though_another_node_is_away(proxy: int, node: Service) -> 
     # Without the token the proxy is no way in, though the service sees a caller on its own machine.
     assert ask(proxy, "POST", TASKS, b"{}", {"Content-Type": "application/json"}).status == 401
 
-    # A body near the service's limit passes, one over it does not.
-    large = json.dumps({"tasks": [task(f"t{number}", target_text="x" * 60_000) for number in range(150)]}).encode()
-    assert 9_000_000 < len(large) < 10_485_760
-    assert ask(proxy, "POST", TASKS, large, HEADERS).status == 202
+    # A body near the service's limit passes.
+    assert 9_000_000 < len(LARGE) < 10_485_760
+    assert ask(proxy, "POST", TASKS, LARGE, HEADERS).status == 202
 
     # The caller's id comes back, and one is made for a caller without.
     assert ask(proxy, "GET", "/", headers={"X-Request-Id": "my-id"}).headers["X-Request-Id"] == "my-id"
     assert len(ask(proxy, "GET", "/").headers["X-Request-Id"]) >= 32
+
+
+@pytest.mark.parametrize("proxy", [(haproxy, "-c")], ids=["haproxy"], indirect=True)
+def test_a_node_whose_journal_is_full_gets_nothing_until_a_segment_has_gone(
+    proxy: int, node: Service, mariadb: MariaDB, database: str
+) -> None:
+    def posted() -> int:
+        node.request("GET", STATS, headers=HEADERS)  # its worker publishes what it has counted
+        return sum(node_counts(node.directory / "run" / METRICS_DIRECTORY).requests[TASKS].values())
+
+    with mariadb.locked(database):
+        assert [node.request("POST", TASKS, LARGE, HEADERS).status for _ in range(2)] == [202, 503]
+        wait_until(lambda: ask(proxy, "GET", "/ready").status == 503 and node.get("/ready").status == 503)
+        wait_until(lambda: answered_by_proxy(proxy), what="the proxy has taken the node out")
+        before = posted()
+        for _ in range(20):
+            assert answered_by_proxy(proxy)
+        assert posted() == before
+    wait_until(lambda: ask(proxy, "POST", TASKS, b'{"tasks":[]}', HEADERS).status == 422, 60, "a segment has gone")
+
+
+def answered_by_proxy(port: int) -> bool:
+    """Its own answer is no JSON."""
+    answer = ask(port, "POST", TASKS, b"{}", HEADERS)
+    return answer.status == 503 and not answer.body.startswith(b"{")  # type: ignore[attr-defined]
