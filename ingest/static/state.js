@@ -58,7 +58,7 @@ function problemLine(kind, { since, latest, text }, goesOn, newest) {
     : since === latest ? [from] : [from, " – ", time(latest)];
   const title = STRINGS[language][`cause.${kind}`] ? t(`cause.${kind}`, { count: newest.dead_letters, text }) : kind;
   const todo = STRINGS[language][`do.${kind}`] ?? "";
-  const said = kind === "damage" || !text ? [] : [` ${text}`];
+  const said = kind === "damage" || !text ? [] : [t("problems.said", { text })];
   const more = todo ? [make("span", "todo", todo)] : [];
   return make("li", goesOn ? "on" : "", make("span", "when", ...when), make("span", "", make("b", "", title), ...said, ...more));
 }
@@ -112,8 +112,8 @@ function showTiles(seen, newest, refusals) {
       newest.dead_letters > 0],
   ];
   get("tiles").replaceChildren(...tiles.map(([key, value, more, bad]) => {
-    const words = (value || "–").split(" ").map((word) => (/[\d–]/.test(word) ? word : make("small", "", word)));
-    const big = make("dd", "value", ...words.flatMap((word) => [word, " "]).slice(0, -1));
+    const words = (value || "–").split(/([\d.,–]+[kM]?)/); // every second one is a figure
+    const big = make("dd", "value", ...words.filter(Boolean).map((word) => (/[\d–]/.test(word) ? word : make("small", "", word))));
     return make("div", bad ? "tile bad" : "tile", make("dt", "", t(key)), big, make("dd", "more", more || ""));
   }));
 }

@@ -181,7 +181,9 @@ def main() -> None:
                 service.start_reader()
                 day(camera, mariadb, service, database)
             database = mariadb.create_database()
-            with running(temporary / "outage", mariadb, database, JOURNAL_MAX_BYTES=2**22) as service:
+            with running(
+                temporary / "outage", mariadb, database, JOURNAL_MAX_BYTES=2**22, SERVICE_MAX_BODY_BYTES=2**20
+            ) as service:
                 outage(camera, mariadb, service)
             with running(temporary / "token", mariadb, database, SERVICE_AUTH_TOKEN="s3cret") as service:
                 camera.shoot("token", service, ready=lambda page: expect(page.locator("#ask")).to_be_visible())

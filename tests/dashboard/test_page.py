@@ -105,14 +105,14 @@ def test_a_chart_is_read_by_keyboard(service: Service, pages: Pages) -> None:
 @pytest.mark.parametrize(
     ("points", "now", "over"),
     [
-        ([{"failure": "a"}, {}, {}, {}, {}], [], ["A write failed and is tried again a"]),
-        ([{"failure": "a"}, {"failure": "b"}, {"failure": "c"}], ["A write failed and is tried again c"], []),
+        ([{"failure": "a"}, {}, {}, {}, {}], [], ["A write failed and is tried again: a"]),
+        ([{"failure": "a"}, {"failure": "b"}, {"failure": "c"}], ["A write failed and is tried again: c"], []),
         (
             [{"tables": "a"}, {}, {}, {}, {"rights": "b"}],
-            ["A right or the login is missing b"],
-            ["Tables or settings do not fit a"],
+            ["A right or the login is missing: b"],
+            ["Tables or settings do not fit: a"],
         ),
-        ([{"new kind": "a"}], ["new kind a"], []),
+        ([{"new kind": "a"}], ["new kind: a"], []),
     ],
 )
 def test_a_problem_is_one_line_a_kind(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from playwright.sync_api import expect
 
-from tests.conftest import _started
+from tests.conftest import started
 from tests.dashboard.pages import Pages, expect_figure, tile, url_of
 from tests.ingest.test_metrics import samples
 from tests.support.ctl import ctl
@@ -27,7 +27,7 @@ POISONED = "ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source
 @pytest.fixture(scope="module")
 def server(new_database: type[MariaDB]) -> Iterator[MariaDB]:
     """Of our own: it is stopped and set read-only."""
-    yield from _started(new_database)
+    yield from started(new_database)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_dead_letters_are_shown_with_message_time_and_command(
     expect_figure(page, "Dead letters", "1")
     expect(tile(page, "Dead letters")).to_have_class("tile bad")
     line = page.locator("#problems li")
-    expect(line).to_have_text(re.compile(r"^[\d:]{8}Dead letters: 1 .*4025.*no_poison.*ctl\.sh deadletters list"))
+    expect(line).to_have_text(re.compile(r"^[\d:]{8}Dead letters \(1\): .*4025.*no_poison.*ctl\.sh deadletters list"))
     assert ctl(service, "status").status == 1
 
 
