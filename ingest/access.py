@@ -14,7 +14,7 @@ from functools import lru_cache
 from ingest.responses import ErrorResponse, Scope
 from shared.addresses import is_loopback
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard"))
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/dashboard", "/docs"))
 """Answered without a token and under any name: what load balancers and supervisors ask, and the page that asks for the
 token. None of them gives out a record."""
 _SAME_SITE = (b"none", b"same-origin")

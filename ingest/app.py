@@ -16,6 +16,7 @@ from ingest import openapi
 from ingest.access import Access
 from ingest.batches import BatchRoute
 from ingest.dashboard import Dashboard, Points
+from ingest.docs import Docs
 from ingest.forwarder import Forwarder
 from ingest.guard import Guard
 from ingest.health import LIVENESS, Health, Ready
@@ -100,6 +101,7 @@ def create_app(
         "/ready": Ready(health, leaving),
         "/metrics": Metrics(forwarder, metrics.exposition),
         "/dashboard": dashboard,
+        "/docs": Docs(),
         "/dashboard/history": Points(history, build=dashboard.build, statuses=policy.statuses.get(SESSIONS.name, ())),
         "/openapi.json": Fixed(openapi.document(policy)),
         "/api/v1/persistence/flush": Flush(forwarder),

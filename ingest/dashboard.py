@@ -28,16 +28,16 @@ SCRIPTS = ("strings.js", "words.js", "charts.js", "state.js", "sessions.js", "da
 def page(static: Path = STATIC) -> tuple[bytes, str, str]:
     """Returns: the page, styles and scripts in it, the Content-Security-Policy that lets in these and no others, and
     the page's build, by which an open page learns that it is out of date. Raises: OSError."""
-    style = _together(static, "uplot/uPlot.min.css", "dashboard.css")
-    script = _together(static, "uplot/uPlot.iife.min.js", *SCRIPTS)
+    style = together(static, "uplot/uPlot.min.css", "dashboard.css")
+    script = together(static, "uplot/uPlot.iife.min.js", *SCRIPTS)
     html = (static / "dashboard.html").read_text(encoding="utf-8")
     build = hashlib.sha256((html + style + script).encode()).hexdigest()[:16]
     html = html.replace("{{build}}", build)
     policy = "; ".join(
         (
             "default-src 'none'",
-            f"script-src {_source(script)}",
-            f"style-src {_source(style)}",
+            f"script-src {source(script)}",
+            f"style-src {source(style)}",
             "connect-src 'self'",
             "img-src data:",
             "base-uri 'none'",
@@ -50,11 +50,11 @@ def page(static: Path = STATIC) -> tuple[bytes, str, str]:
     return html.replace("{{style}}", style).replace("{{script}}", script).encode(), policy, build
 
 
-def _together(static: Path, *names: str) -> str:
+def together(static: Path, *names: str) -> str:
     return "\n".join((static / name).read_text(encoding="utf-8") for name in names)
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

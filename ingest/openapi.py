@@ -94,6 +94,12 @@ def document(policy: Policy) -> bytes:
             "responses": {"200": _text("The page", "text/html"), **_errors(403, 405)},
         }
     }
+    paths["/docs"] = {
+        "get": {
+            "summary": "This document for people, to be tried out; the page asks for the token itself",
+            "responses": {"200": _text("The page", "text/html"), **_errors(403, 405)},
+        }
+    }
     paths["/dashboard/history"] = {
         "get": {
             "summary": "What the page shows: the last ten minutes of the node",

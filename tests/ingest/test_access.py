@@ -210,7 +210,7 @@ def test_the_whole_application_keeps_strangers_out(tmp_path: Path) -> None:
 
 
 def test_these_paths_and_no_others_are_open() -> None:
-    assert frozenset(["/", "/health", "/ready", "/dashboard"]) == OPEN_PATHS
+    assert frozenset(["/", "/health", "/ready", "/dashboard", "/docs"]) == OPEN_PATHS
     guarded = Guarded(auth_token="t0ken", routes={path: frozenset(["GET"]) for path in (*OPEN_PATHS, OTHER)})
     for path in OPEN_PATHS:
         assert guarded.ask(path).status == 200

@@ -14,7 +14,7 @@ from shared.validation import Policy
 
 POLICY = Policy({"tasks": ("open", "done")}, time_zone="Asia/Shanghai", max_records=7)
 DOCUMENT: Any = orjson.loads(openapi.document(POLICY))
-OPEN = {"/", "/health", "/ready", "/dashboard"}
+OPEN = {"/", "/health", "/ready", "/dashboard", "/docs"}
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
@@ -40,6 +40,7 @@ def test_it_has_every_path_of_the_contract_with_its_method() -> None:
         ("/ready", "get"),
         ("/metrics", "get"),
         ("/dashboard", "get"),
+        ("/docs", "get"),
         ("/dashboard/history", "get"),
         ("/openapi.json", "get"),
         ("/api/v1/persistence/sessions/batch", "post"),

@@ -41,6 +41,7 @@ PATHS = {
     "/ready": "GET",
     "/metrics": "GET",
     "/dashboard": "GET",
+    "/docs": "GET",
     "/dashboard/history": "GET",
     "/openapi.json": "GET",
     STATS: "GET",
@@ -49,7 +50,7 @@ PATHS = {
     TASKS: "POST",
 }
 ALLOWED = {"GET": {"GET", "HEAD"}, "POST": {"POST"}}
-OPEN = {"/", "/health", "/ready", "/dashboard"}
+OPEN = {"/", "/health", "/ready", "/dashboard", "/docs"}
 VALID = json.dumps({"tasks": [task("refused")]}).encode()
 INVALID = json.dumps({"tasks": [task("refused", status="done")]}).encode()
 
