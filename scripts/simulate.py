@@ -7,7 +7,6 @@ nothing out, and is noticed a moment after it is back. Below buffer.max_buffer_s
 writes nothing. At risk is what is journaled and not committed.
 
     python scripts/simulate.py                   a table
-    python scripts/simulate.py --plot FILE.png   and a picture (needs the extra `bench`)
     python scripts/simulate.py --check FILE      against an outage that `python -m tests.system.measure outage` saw
 """
 
@@ -173,8 +172,7 @@ OUTAGES = {  # just before a flush: the worst moment
 DURATION_S = 240.0
 
 
-def table(database_rate: float, node_rate: float) -> list[tuple[str, str, Course, Layout]]:
-    found = []
+def table(database_rate: float, node_rate: float) -> None:
     print(
         f"{'layout':<42} {'what fails':<24} {'most waiting':>13} {'oldest':>8} {'caught up after':>16} {'refused':>8}"
     )
@@ -189,29 +187,6 @@ def table(database_rate: float, node_rate: float) -> list[tuple[str, str, Course
                 f"{layout.name:<42} {name:<24} {max(course.waiting):>13,.0f} {max(course.oldest_s):>6.0f} s"
                 f" {caught_up:>16} {sum(course.refused) * STEP_S:>8,.0f}"
             )
-            found.append((layout.name, name, course, layout))
-    return found
-
-
-def plot(found: Sequence[tuple[str, str, Course, Layout]], path: Path) -> None:
-    import matplotlib as mpl  # noqa: PLC0415 -- only of the extra
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    names = list(dict.fromkeys(name for name, *_ in found))
-    figure, axes = plt.subplots(2, len(names), figsize=(5 * len(names), 6), sharex=True, squeeze=False)
-    for name, outage, course, _ in found:
-        column = names.index(name)
-        axes[0][column].plot(course.at, [n / 1e6 for n in course.waiting], label=outage)
-        axes[1][column].plot(course.at, course.oldest_s, label=outage)
-        axes[0][column].set_title(name, fontsize=10)
-        axes[1][column].set_xlabel("seconds")
-    axes[0][0].set_ylabel("records waiting, millions")
-    axes[1][0].set_ylabel("age of the oldest, seconds")
-    axes[0][0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
 
 
 def check(measured: dict[str, Any]) -> dict[str, tuple[float, float]]:
@@ -248,16 +223,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="simulate.py", description="what waits when nodes or databases fail")
     parser.add_argument("--database-rate", type=float, default=25_000, help="records/s that a database takes (25000)")
     parser.add_argument("--node-rate", type=float, default=50_000, help="records/s that a node's writers send (50000)")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("--check", type=Path, metavar="FILE", help="JSON of python -m tests.system.measure outage")
     options = parser.parse_args()
     if options.check:
         for name, (measured, simulated) in check(json.loads(options.check.read_text())).items():
             print(f"{name:<27} measured {measured:>10,.1f}   simulated {simulated:>10,.1f}")
         return
-    found = table(options.database_rate, options.node_rate)
-    if options.plot:
-        plot(found, options.plot)
+    table(options.database_rate, options.node_rate)
 
 
 if __name__ == "__main__":
