@@ -179,12 +179,13 @@ def _in_words(info: Any) -> str:
 
 def markdown() -> str:
     """The reference of every key for docs/CONFIGURATION.md."""
-    lines = ["| key | variable | default | allowed |", "|---|---|---|---|"]
+    lines = ["```text"]
     for variable, key in ENVIRONMENT.items():
         default = msgspec.to_builtins(FIELDS[key].default)
         if isinstance(default, (list, tuple)):
-            default = ", ".join(default)
+            default = ",".join(default)
         text = "none" if default in (None, "") else str(default).lower() if isinstance(default, bool) else default
         names = " ".join((variable, *OTHER_NAMES.get(variable, ())))
-        lines.append(f"| {key} | {names} | {text} | {allowed(key)} |")
+        lines.append(f"{key:<25}  {names:<27}  {text:<11}  {allowed(key)}")
+    lines.append("```")
     return "\n".join(lines) + "\n"
