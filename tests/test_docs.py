@@ -255,7 +255,7 @@ def test_every_error_code_is_documented_and_every_documented_one_exists() -> Non
         for path in (ROOT / package).glob("*.py"):
             if path.name not in ("config.py", "settings.py", "running.py", "process.py"):  # these name variables
                 words = re.findall(r"[\"']([A-Z]+(?:_[A-Z]+)+)[\"']", path.read_text())
-                codes |= set(words)
+                codes |= {word for word in words if not word.startswith("VERIFY_")}
     for document in (API, API_CHINESE):
         documented = re.findall(r"^\| \d{3} `([A-Z_]+)` \|", document.read_text(), re.MULTILINE)
         assert sorted(documented) == sorted(codes), document.name
