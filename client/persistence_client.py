@@ -41,18 +41,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 from uuid import UUID
 
-__all__ = [
-    "AccessDenied",
-    "Counters",
-    "InvalidRequest",
-    "NotFound",
-    "PersistenceClient",
-    "ReadFailed",
-    "SyncPersistenceClient",
-    "Unavailable",
-    "persistence_client",
-]
-
 BATCH_RECORDS = 100
 BATCH_BYTES = 1024 * 1024
 BATCH_AGE_S = 1.0
@@ -257,11 +245,6 @@ class _Answer(NamedTuple):
     words: str
     """For a warning."""
 
-    def accepts(self, count: int) -> bool:
-        """Whether this service says that it has `count` records."""
-        ours = self.document.get("status") in _ACCEPTED and self.document.get("count") == count
-        return self.status // 100 == 2 and ours
-
 
 _ACCEPTED = ("accepted", "committed", "dead_lettered")
 _REFUSED = ("INVALID_JSON", "INVALID_SHAPE", "INVALID_RECORD")
@@ -377,10 +360,9 @@ def _read(connection: _Connection, path: str, query: Mapping[str, str], kind: st
 
 
 def _segment(session_id: object) -> str:
-    """Percent-encoded; also where a path would mean something else, as of a session `batch` or `..`."""
+    """Percent-encoded, all of it where a path would mean something else: a session `batch` or `..`."""
     text = _parameter(session_id, "session_id")
-    quoted = quote(text, safe="")
-    return "".join(f"%{ord(one):02X}" for one in text) if quoted in ("batch", ".", "..") else quoted
+    return "".join(f"%{ord(one):02X}" for one in text) if text in ("batch", ".", "..") else quote(text, safe="")
 
 
 def _parameter(value: object, name: str) -> str:
@@ -418,7 +400,7 @@ class SyncPersistenceClient:
         """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`. Blocks
         for at most some 12 s."""
         called_at = self._hurry_at = time.monotonic()
-        url, token = self._service()
+        connection = _Connection(*self._service())
         while True:
             self._go()
             with self._lock:
@@ -426,21 +408,20 @@ class SyncPersistenceClient:
                 if all(queue.oldest_at() > called_at for queue in self._queues):
                     break
             if time.monotonic() > called_at + FLUSH_TIMEOUT_S:
-                detail = f"{pending} records not sent to {_shown(url)} within {FLUSH_TIMEOUT_S:g} s: {self._delay}"
+                detail = f"{pending} records not sent to {connection.url} within {FLUSH_TIMEOUT_S:g} s: {self._delay}"
                 return {"status": "error", "detail": detail, "pending": pending}
             time.sleep(_TICK_S / 10)
         left_s = max(called_at + FLUSH_TIMEOUT_S - time.monotonic(), 0)
-        connection = _Connection(url, token)
         try:
             answer = connection.request("POST", f"flush?timeout={left_s:.3f}", left_s + REQUEST_TIMEOUT_S, b"")
         except _LOST as error:
-            return {"status": "error", "detail": f"{_shown(url)}: {_words(error)}", "pending": pending}
+            return {"status": "error", "detail": f"{connection.url}: {_words(error)}", "pending": pending}
         finally:
             connection.close()
         if answer.status == 200 and answer.document.get("status") == "flushed":
             return answer.document
         ours = answer.document if answer.code or "pending" in answer.document else {}
-        return {"detail": f"{_shown(url)}: {answer.words}", "pending": pending, **ours, "status": "error"}
+        return {"detail": f"{connection.url}: {answer.words}", "pending": pending, **ours, "status": "error"}
 
     def sessions(
         self,
@@ -679,7 +660,8 @@ class SyncPersistenceClient:
         except _LOST as error:
             words, after_s, at_end, halve = _words(error), 0.0, False, isinstance(error, socket.timeout)
         else:
-            if answer.accepts(len(batch)):
+            said = answer.document.get("status"), answer.document.get("count")
+            if answer.status // 100 == 2 and said[0] in _ACCEPTED and said[1] == len(batch):
                 self._failures, self._delay = 0, ""
                 with self._lock:
                     queue.sent += len(batch)

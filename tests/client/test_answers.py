@@ -220,19 +220,6 @@ def test_422_drops_only_what_is_named_with_its_fields_and_types_and_sends_the_re
     ]
 
 
-def test_a_newer_state_of_a_refused_record_is_sent(scripted: Scripted, connect: Connect) -> None:
-    hold = threading.Event()
-    refused = refusal(("tasks[0].status", "must be"))
-    server = scripted(Reply(refused.status, refused.document, hold=hold))
-    client = connect(server.url)
-    client.persist_tasks([task("t1", status="wrong")])
-    server.next()
-    client.persist_tasks([task("t1", status="completed")])
-    hold.set()
-    assert [one["status"] for one in server.next().records] == ["completed"]
-    assert settled(client)[:3] == (1, 0, 1)
-
-
 @pytest.mark.parametrize(
     "refused",
     [

@@ -40,15 +40,6 @@ def test_records_go_to_the_path_of_their_kind_over_one_connection_with_the_token
     assert settled(client) == Counters(sent=3, retried=0, dropped=0, coalesced=0, waiting=0)
 
 
-def test_without_a_token_no_header_is_sent(
-    scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PERSISTENCE_TOKEN", raising=False)
-    server = scripted()
-    connect(server.url).persist_tasks([task()])
-    assert "authorization" not in server.next().headers
-
-
 def test_url_and_token_are_read_from_the_environment_at_the_first_call(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,32 +121,21 @@ def test_a_lost_connection_is_tried_again_with_the_newest_state_and_the_same_tim
     assert settled(client) == Counters(sent=2, retried=2, dropped=0, coalesced=1, waiting=0)
 
 
-def test_a_slow_answer_is_given_up_and_the_records_sent_again(
+def test_what_takes_too_long_is_sent_in_smaller_parts_and_the_next_ones_in_larger_again(
     scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.3)
-    hold = threading.Event()
-    server = scripted(Reply(hold=hold))
-    client = connect(server.url)
-    client.persist_tasks([task("t1")])
-    assert server.next().ids == ["t1"]
-    assert server.next().ids == ["t1"]
-    assert settled(client).retried == 1
-    assert warnings(caplog) == [f"persistence client of {server.url}: 1 tasks not sent yet, kept: no answer in time"]
-    hold.set()
-
-
-def test_what_takes_too_long_is_sent_in_smaller_parts_and_the_next_ones_in_larger_again(
-    scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.delenv("PERSISTENCE_TOKEN", raising=False)
     monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.3)
     hold = threading.Event()
     server = scripted(Reply(hold=hold))
     client = connect(server.url)
     with together():
         client.persist_tasks([task(f"t{number}") for number in range(8)])
-    assert [len(server.next().ids) for _ in range(3)] == [8, 4, 4]
+    requests = [server.next() for _ in range(3)]
+    assert [len(request.ids) for request in requests] == [8, 4, 4]
+    assert "authorization" not in requests[0].headers
     assert settled(client) == Counters(sent=8, retried=8, dropped=0, coalesced=0, waiting=0)
+    assert warnings(caplog) == [f"persistence client of {server.url}: 8 tasks not sent yet, kept: no answer in time"]
     hold.set()
 
 
@@ -212,10 +192,6 @@ def test_flush_all_sends_what_waits_then_flushes_and_returns_the_answer(
     assert path == "/api/v1/persistence/flush"
     assert 8 < float(timeout) <= 10
     assert client.counters.sent == 131
-
-
-def test_flush_all_on_a_new_client_flushes_the_service(scripted: Scripted, connect: Connect) -> None:
-    assert connect(scripted(FLUSHED).url).flush_all() == FLUSHED.document
 
 
 def test_flush_all_gives_up_on_a_service_that_is_away_and_keeps_the_records(
