@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page, expect
 
@@ -27,6 +28,7 @@ from tests.support.service import ROOT, SESSIONS, TASKS, Service, session, task,
 IN_DOCS = ("recovery", "locked", "phone", "dark", "zh", "sessions")
 MOST_BYTES = 100_000
 BUSY_S, LOCKED_S, RECOVERY_S, DOWN_S = 90, 45, 25, 20
+RUNS = ("UI_strings", "quest_dialogue", "item_descriptions")
 STATES = ("pending", "processing", "completed")
 FAULTY = "ALTER TABLE translation_tasks ADD CONSTRAINT no_poison CHECK (source_text <> 'poison')"
 
@@ -49,25 +51,24 @@ class Work:
 
     def _run(self) -> None:
         connection = self._service.connect()
-        names = ("UI_strings", "quest_dialogue", "item_descriptions")
-        for name in names:
-            body = {"sessions": [session(f"s-{name}", filename=f"{name}.xlsx", status="executing")]}
-            self._service.post(SESSIONS, body, connection=connection)
-            tasks = [task(f"TASK_{number:04}", session_id=f"s-{name}") for number in range(600)]
-            self._service.post(TASKS, {"tasks": tasks}, connection=connection)
-        for number in itertools.count():
-            name = names[number % len(names)] if number % 7 else names[0]
+
+        def post(path: str, kind: str, records: list[dict[str, Any]]) -> None:
+            self._service.post(path, {kind: records}, connection=connection)
+
+        for run in RUNS:
+            post(SESSIONS, "sessions", [session(f"s-{run}", filename=f"{run}.xlsx", status="executing")])
+            post(TASKS, "tasks", [task(f"TASK_{row:04}", session_id=f"s-{run}", row_index=row) for row in range(600)])
+        for turn in itertools.count():
+            size = 16 + round(8 * math.sin(time.monotonic() / 20))
+            rows = [(5 * turn + row) % 600 for row in range(size)]
             for status in STATES:
-                size = 16 + round(8 * math.sin(time.monotonic() / 20))
                 tasks = [
-                    task(
-                        f"TASK_{(number * 5 + index) % 600:04}", session_id=f"s-{name}", row_index=index, status=status
-                    )
-                    for index in range(size)
+                    task(f"TASK_{row:04}", session_id=f"s-{RUNS[turn % 3]}", row_index=row, status=status)
+                    for row in rows
                 ]
-                if status == "completed" and number % 3 == 0:
+                if status == "completed" and turn % 7 == 0:
                     tasks[0] |= {"status": "failed", "error_message": "LLM: no answer within 60 s"}
-                self._service.post(TASKS, {"tasks": tasks}, connection=connection)
+                post(TASKS, "tasks", tasks)
                 if self._stopped.wait(0.06):
                     connection.close()
                     return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from ingest.history import History, Point
 from tests.dashboard.pages import Pages, expect_accessible, expect_figure, said_of, url_of
@@ -199,11 +199,13 @@ def made_up(at: float, second: int) -> Point:
 
 def test_a_page_opened_fresh_has_the_last_ten_minutes(ten_minutes: Service, pages: Pages) -> None:
     page = pages.open(url_of(ten_minutes))
-    expect(page.locator("#past")).to_have_text(re.compile(r"^not writable for (2 min 0 s|1 min 5\d s)$"))
-    assert re.search(r"Accepted: .*, at most 9,000;", said_of(page, "Records/s"))
-    page.reload()
-    expect(page.locator("#past")).to_have_text(re.compile(r"^not writable for (2 min 0 s|1 min 5\d s)$"))
-    assert re.search(r"Accepted: .*, at most 9,000;", said_of(page, "Records/s"))
+    for _ in range(2):
+        # On a busy machine the start of the service is a gap.
+        expect(page.locator("#past")).to_have_text(
+            re.compile(r"^not writable for (2 min 0 s|1 min 5\d s)(, not known for .*)?$")
+        )
+        assert re.search(r"Accepted: .*, at most 9,000;", said_of(page, "Records/s"))
+        page.reload()
 
 
 def test_texts_of_the_service_are_shown_as_text(ten_minutes: Service, pages: Pages) -> None:
@@ -246,21 +248,14 @@ FITTING = """() => [...document.querySelectorAll(".plot")]
   .every((box) => box.querySelector(".uplot").offsetWidth === box.clientWidth)"""
 
 
-def answering(status: int, body: str) -> Callable[[Page], None]:
-    def answer(route: Route) -> None:
-        route.fulfill(status=status, body=body, content_type="application/json")
-
-    return lambda page: page.route("**/dashboard/history*", answer)
-
-
-PROTECTED = {"detail": "set service.auth_token", "error_code": "PROTECTED_MODE", "errors": []}
+PROTECTED = {"detail": "set <b>service.auth_token</b>", "error_code": "PROTECTED_MODE", "errors": []}
 OLD = {"version": "1", "now": 1e9, "interval_seconds": 2, "window_seconds": 600}
 
 
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (403, json.dumps(PROTECTED), r"^Connection lost\. The service refuses: set service\.auth_token\."),
+        (403, json.dumps(PROTECTED), r"^Connection lost\. The service refuses: set <b>service\.auth_token</b>\."),
         (502, "<html>Bad gateway</html>", r"^Connection lost\. Something else answers there \(502\)\."),
         (200, json.dumps({**OLD, "points": []}), r"^No figures yet"),
         (
@@ -273,14 +268,17 @@ OLD = {"version": "1", "now": 1e9, "interval_seconds": 2, "window_seconds": 600}
 def test_what_is_wrong_with_the_answer_is_said(
     ten_minutes: Service, status: int, body: str, said: str, pages: Pages
 ) -> None:
-    page = pages.open(url_of(ten_minutes), prepare=answering(status, body))
+    address = "**/dashboard/history*"
+    answer = {"status": status, "body": body, "content_type": "application/json"}
+    page = pages.open(
+        url_of(ten_minutes), prepare=lambda made: made.route(address, lambda route: route.fulfill(**answer))
+    )
     expect(page.locator("#lost")).to_have_text(re.compile(said))
-    if status == 200 and "points" in body:
+    if status == 200:
         expect(page.locator("#live")).not_to_contain_text("Connection lost")
-    if status == 502:
-        page.unroute("**/dashboard/history*")
-        expect(page.locator("#service")).to_have_text("Service healthy")
-        expect(page.locator("#lost")).to_be_hidden()
+    page.unroute(address)
+    expect(page.locator("#service")).to_have_text("Service healthy")
+    expect(page.locator("#lost")).to_be_hidden()
     pages.complaints = [text for text in pages.complaints if f"status of {status}" not in text]
 
 

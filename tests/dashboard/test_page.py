@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -121,13 +120,3 @@ def test_a_problem_is_one_line_a_kind(
     opened = pages.open(url_of(service), prepare=history([{"database": "up", "problems": one} for one in points]))
     expect(opened.locator("#problems li > :last-child")).to_have_text(now)
     expect(opened.locator("#over li:not(.muted) > :last-child")).to_have_text(over)
-
-
-def test_markup_in_an_answer_is_no_markup(service: Service, pages: Pages) -> None:
-    wrong = json.dumps({"detail": "<b>bold</b>"})
-    opened = pages.open(
-        url_of(service),
-        prepare=lambda made: made.route("**/dashboard/history*", lambda route: route.fulfill(status=400, body=wrong)),
-    )
-    expect(opened.locator("#lost")).to_contain_text("The service refuses: <b>bold</b>.")
-    pages.complaints.clear()

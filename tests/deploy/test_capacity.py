@@ -58,25 +58,3 @@ def test_the_bytes_of_a_record_are_as_measured(
         assert service.post(TASKS, body).status == 202
         measured.append(round((service.stats()["buffer"]["journal_bytes"] - before) / BATCH))
     assert shown == measured
-
-
-def test_the_worked_example_is_calculated_right() -> None:
-    text = section()
-    found = re.search(r"(\d+) records/s × (\d+) bytes × ([\d,]+) s = ([\d.]+) GB", text)
-    assert found is not None
-    records, size, seconds, gigabytes = (float(value.replace(",", "")) for value in found.groups())
-    assert f"{records * size * seconds / 1e9:.1f}" == f"{gigabytes:.1f}"
-    configured = re.search(r"^  max_bytes: (\d+)$", text, re.MULTILINE)
-    assert configured is not None
-    assert 1.3 < int(configured[1]) / (gigabytes * 1e9) < 1.7  # "half as much again"
-    hours = re.search(r"(\d+) hours", text)
-    assert hours is not None
-    assert int(hours[1]) * 3600 == seconds
-    backlog, rate, inflow, minutes = (
-        float(value.replace(",", ""))
-        for value in re.search(  # type: ignore[union-attr]
-            r"([\d,]+) records are written at ([\d,]+)/s\s+while ([\d,]+)/s arrive in (\d+)\s+minutes", text
-        ).groups()
-    )
-    assert backlog == records * seconds
-    assert round(backlog / (rate - inflow) / 60) == minutes
