@@ -11,7 +11,7 @@ from bench.bench import Bench, say
 from bench.contenders import Ours
 from bench.machine import LOAD, SERVICE
 from bench.open_loop import Running, job
-from bench.plan import LOAD_DATA, OURS, STATEMENTS
+from bench.plan import LOAD_DATA, OURS
 
 BATCH = 100
 FLUSH_ROWS = 1000
@@ -28,21 +28,18 @@ def landing(bench: Bench) -> dict[str, Any]:
     """In each round the highest rate that our service keeps up, then LOAD DATA for as long, in batches as large as the
     service made, on the same machine in the same minute."""
     plan = bench.plan
-    found: dict[str, list[dict[str, Any]]] = {
-        what: [_limit(bench, what, FLUSH_ROWS)] for what in (STATEMENTS, LOAD_DATA)
-    }
-    (first,) = found[LOAD_DATA]
+    found: dict[str, list[dict[str, Any]]] = {OURS: [], LOAD_DATA: []}
+    first = _load_data(bench, FLUSH_ROWS)
     if first["problems"]:
-        return found
+        return {**found, LOAD_DATA: [first]}
     limit = first["rows_per_s"]
-    found |= {OURS: [], LOAD_DATA: []}
     for _ in range(plan.landing_rounds):
         best = highest_kept_up(
             lambda rate: _land(bench, rate, plan.landing_s), limit, plan.first_share, plan.landing_steps
         )
         found[OURS].append(best)
         rows = max(FLUSH_ROWS, round(best.get("rows_per_flush") or 0))
-        found[LOAD_DATA].append(_limit(bench, LOAD_DATA, rows))
+        found[LOAD_DATA].append(_load_data(bench, rows))
         limit = found[LOAD_DATA][-1].get("rows_per_s", limit)
     return found
 
@@ -74,15 +71,14 @@ def highest_kept_up(
     return {**best, "tries": tries}
 
 
-def _limit(bench: Bench, what: str, rows: int) -> dict[str, Any]:
-    seconds = bench.plan.landing_s
-    say(f"{what}, {rows} rows each, {seconds:g} s")
-    bench.database.move_to(LOAD)
-    bench.database.empty()
-    return limits.measure(
-        what,
-        bench.database.mariadb.socket,
-        bench.database.name,
+def _load_data(bench: Bench, rows: int) -> dict[str, Any]:
+    seconds, database = bench.plan.landing_s, bench.database
+    say(f"LOAD DATA, {rows} rows each, {seconds:g} s")
+    database.move_to(LOAD)
+    database.empty()
+    return limits.load_data(
+        database.mariadb.socket,
+        database.name,
         rows=rows,
         seconds=seconds,
         cores=SERVICE,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 OURS, ALWAYS, TWO_WORKERS = "ours", "ours-always", "ours-2-workers"
 ASGI, FALCON = "ceiling-asgi", "ceiling-falcon"
-LOAD_DATA, STATEMENTS = "limit-load-data", "limit-statements"
+LOAD_DATA = "limit-load-data"
 PROCESSES = ("ingest worker", "flusher", "writer")
 
 

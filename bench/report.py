@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.figures import median
-from bench.plan import KEYS, LOAD_DATA, OURS, STATEMENTS, Key
+from bench.plan import KEYS, LOAD_DATA, OURS, Key
 from bench.ratios import verdict
 
 Raw = dict[str, Any]
@@ -85,7 +85,7 @@ _OTHERS: tuple[tuple[str, Callable[[Raw], str]], ...] = (
     ("p99 in µs, batch 10, 16 connections: idle / locked", _states("locked", "idle", "locked")),
     ("p99 in µs, open loop, batch 100: flushing / database away", _states("flushing", "flushing", "away")),
     ("rows/s landed while flushing", _states("flushing", "flushing", path=("rows_per_s",))),
-    *((f"rows/s, {name}", _landed(name)) for name in (STATEMENTS, LOAD_DATA, OURS)),
+    *((f"rows/s, {name}", _landed(name)) for name in (LOAD_DATA, OURS)),
     (
         "most memory in any cell, MB",
         lambda raw: "; ".join(f"{process} {peak['mb']:g} ({peak['where']})" for process, peak in raw["rss_mb"].items()),

@@ -1,4 +1,4 @@
-"""What is sent: a pool of distinct, realistic tasks, and bodies, files and statements made of them.
+"""What is sent: a pool of distinct, realistic tasks, and bodies and files made of them.
 
 Ids must be new in every request, or the database would see updates only, and making them must cost the sender next to
 nothing. So each task's text is kept in two pieces around the place of the request's number, and a body is one join of
@@ -8,7 +8,7 @@ ready pieces with that number. wrk.lua does the same with the file that write() 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from random import Random, randrange
@@ -17,8 +17,7 @@ from uuid import UUID
 
 import orjson
 
-from flusher.sql import COLUMNS as COLUMNS_OF
-from shared.records import TASKS, Task
+from shared.records import Task
 
 POOL = 2000
 """Distinct tasks."""
@@ -43,7 +42,6 @@ _CHINESE_TEXT = """
 _ENGLISH, _CHINESE = _ENGLISH_TEXT.split(), _CHINESE_TEXT.split()
 _STATUSES = ("pending", "processing", "completed", "completed")
 COLUMNS = tuple(Task.__struct_fields__)
-UPSERT_COLUMNS = COLUMNS_OF[TASKS]
 _TIMES = {"start_time", "end_time", "updated_at"}
 
 
@@ -137,11 +135,6 @@ def files(tasks: Sequence[dict[str, Any]], rows: int, count: int) -> list[list[b
     return _joined([_tsv(task) for task in tasks], rows, count, head=b"", separator=b"\n", tail=b"\n")
 
 
-def statements(tasks: Sequence[dict[str, Any]], rows: int, count: int, head: bytes, tail: bytes) -> list[list[bytes]]:
-    """The same tasks as multi-row statements, as pieces."""
-    return _joined([_sql(task) for task in tasks], rows, count, head=head, separator=b",", tail=tail)
-
-
 def _joined(
     texts: Sequence[bytes], batch: int, count: int, *, head: bytes, separator: bytes, tail: bytes
 ) -> list[list[bytes]]:
@@ -163,7 +156,7 @@ def _json(task: dict[str, Any]) -> bytes:
 
 
 def _tsv(task: dict[str, Any]) -> bytes:
-    return "\t".join(_tsv_value(value) for value in _row(task, COLUMNS)).encode()
+    return "\t".join(_tsv_value(value) for value in _row(task)).encode()
 
 
 def _tsv_value(value: Any) -> str:
@@ -174,23 +167,9 @@ def _tsv_value(value: Any) -> str:
     return str(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
 
 
-def _sql(task: dict[str, Any]) -> bytes:
-    return ("(" + ",".join(_sql_value(value) for value in _row(task, UPSERT_COLUMNS)) + ")").encode()
-
-
-def _sql_value(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, datetime):
-        return value.strftime("%Y%m%d%H%M%S.%f")
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return str(value)
-
-
-def _row(task: dict[str, Any], columns: Iterable[str]) -> Iterator[Any]:
-    """Values in the order of `columns`, times in UTC."""
-    for name in columns:
+def _row(task: dict[str, Any]) -> Iterator[Any]:
+    """Values in the order of COLUMNS, times in UTC."""
+    for name in COLUMNS:
         value = task.get(name, 0 if name == "retry_count" else None)
         if value is not None and name in _TIMES:
             value = datetime.fromisoformat(value).astimezone(timezone.utc)

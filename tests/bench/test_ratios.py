@@ -10,7 +10,7 @@ from bench.bench import Trial
 from bench.contenders import Contender
 from bench.landing import highest_kept_up
 from bench.latency import not_as_meant
-from bench.plan import ALWAYS, ASGI, CELLS_OF, FALCON, KEYS, LOAD_DATA, NAMES, OURS, STATEMENTS, TWO_WORKERS, Cell
+from bench.plan import ALWAYS, ASGI, CELLS_OF, FALCON, KEYS, LOAD_DATA, NAMES, OURS, TWO_WORKERS, Cell
 from bench.ratios import problems, ratios, verdict
 
 
@@ -69,7 +69,6 @@ RAW: dict[str, Any] = {
     },
     "landing": {
         LOAD_DATA: [limit(44_000), limit(60_000), limit(50_000)],
-        STATEMENTS: [limit(40_000)],
         OURS: [landed(20_000, 30, 40, 45), landed(40_000, 30, 20, 25), landed(30_000, 50, 20, 25)],
     },
     "statements": {"per_1000": 2.0, "problems": []},
