@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The operator's command line: status, top, flush, config check, journal inspect, deadletters list|show|replay,
-# db init, db check. Each with --json and --help.
+# The operator's command line: status, top, flush, sessions, journal, deadletters, db, config. Each with --help.
 #   ./scripts/ctl.sh status
 # Exit status: 0 all right, 1 something is wrong, 2 usage, or what was asked is not reached.
 . "$(dirname "$0")/lib.sh"
