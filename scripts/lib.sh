@@ -118,7 +118,7 @@ need_galera() { # what a trial cluster runs: Galera, the programs with which a n
 
 need_python() { # need_python [dev]: .venv with the exact files of requirements.lock, or requirements-dev.lock
     local lock=requirements${1:+-dev}.lock wanted python log
-    wanted=$(cat pyproject.toml requirements*.lock shared/*.cpp | sha256sum | cut -c1-16)
+    wanted=$(cat pyproject.toml requirements*.lock shared/*.cpp shared/*.h | sha256sum | cut -c1-16)
     local stamp=.venv/.installed-$lock-$wanted
     # The lock for development has everything that production needs.
     if [ -f "$stamp" ] || [ -f ".venv/.installed-requirements-dev.lock-$wanted" ]; then
