@@ -1,8 +1,8 @@
-"""What a body must pass before it is forwarded, and what is wrong with one that does not.
+"""Validates bodies before they are forwarded, and lists the faults of invalid ones.
 
-count() says of most bodies that they are valid, without an object for anything in them (fast_validator.cpp). validate()
-looks at every other, and words what is wrong. Its work has a bound that is checked before the work: children() measures
-a record before any of it is parsed, one record is parsed at a time, and between two the caller may do other things.
+count() accepts most valid bodies without making Python objects (fast_validator.cpp). validate() handles all others and
+words the errors. Its work is bounded in advance: children() measures a record before any of it is parsed, one record is
+parsed at a time, and the caller may do other work in between.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from math import inf
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -29,8 +28,9 @@ from shared.bodies import (
     Reader,
     is_progress,
 )
-from shared.fast_validator import FastValidator, children
-from shared.records import UTC, Kind, Rules, types_of_field
+from shared.fast_path import fast_validator_of
+from shared.fast_validator import children
+from shared.records import UTC, Kind, Rules
 
 MAX_ERRORS = 100
 """Records whose faults are named."""
@@ -39,15 +39,10 @@ _MAX_FAULTS = 32
 _SHORT_BODY_BYTES = 64 * 1024
 """Of a body that may be parsed whole, to say where it stops being JSON."""
 _MAX_FIELDS = 64
-_EXACT = 2.0**53
-"""Integers below it are their own doubles."""
 _NAMES = {dict: "object", list: "array", str: "str", int: "int", float: "float", bool: "bool", type(None): "null"}
 _BRACE, _BRACKET = b"{["
 _MAX_MEMBERS = MAX_OBJECT_VALUES + _MAX_FIELDS
 _NO_JSON = (b"NaN", b"Infinity", b"-Infinity")
-
-_Field = tuple[str, str, bool, float, float, tuple[str, ...]]
-_NULL: tuple[str, float, float, tuple[str, ...]] = ("null", 0, 0, ())
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -106,7 +101,7 @@ class Validator:
         self._objects = kind.fields_of(inspect.RawType)
         self._times = kind.fields_of(inspect.DateTimeType)
         self._offset = (0, 0)
-        self._fast = _fast_validator(kind, self._statuses, keep_unknown=policy.unknown_fields == "keep")
+        self._fast = fast_validator_of(kind, self._statuses, keep_unknown=policy.unknown_fields == "keep")
 
     def count(self, body: bytes, now_s: float) -> int:
         """Returns: how many records the body holds, if validate() would take them all; 0 where only that can tell.
@@ -313,44 +308,3 @@ def _parsed(text: bytes, where: str) -> Any:
         constant = text.strip() if text.strip() in _NO_JSON else b""
         what = f"{constant.decode()}, which JSON has not: send null" if constant else f"not JSON: {error}"
         raise InvalidBody(f"{where} is {what}", code="INVALID_JSON") from None
-
-
-def _fast_validator(kind: Kind, statuses: tuple[str, ...], *, keep_unknown: bool) -> FastValidator | None:
-    """A limit that it does not know makes a field one for the slow path; it is never skipped."""
-    fields = msgspec.structs.fields(kind.record)
-    config = kind.record.__struct_config__
-    special = config.array_like or config.tag is not None or hasattr(kind.record, "__post_init__")
-    if special or len(fields) >= _MAX_FIELDS:
-        return None
-    described = [_described(kind, field, statuses) for field in fields]
-    return FastValidator(kind.name, (*described, (IGNORED, "any", False, 0, 0, ())), keep_unknown)
-
-
-def _described(kind: Kind, field: msgspec.structs.FieldInfo, statuses: tuple[str, ...]) -> _Field:
-    types = [info for info in types_of_field(field) if not isinstance(info, inspect.NoneType)]
-    type_, least, most, choices = _limits(types[0]) if len(types) == 1 else _NULL
-    if type_ == "text" and field.name == "status" and statuses:
-        type_, choices = "choice", statuses
-    if field.name in kind.as_text:
-        type_ = f"{type_}_or_object"
-    if field.name in kind.rounded:
-        type_ = "rounded"
-    return field.encode_name, type_, field.required, least, most, choices
-
-
-def _limits(info: Any) -> tuple[str, float, float, tuple[str, ...]]:
-    """Type, least, most, choices."""
-    if isinstance(info, inspect.StrType) and info.pattern is None and (info.min_length or 0) <= 1:
-        return "text", info.min_length or 0, inf if info.max_length is None else info.max_length, ()
-    if isinstance(info, inspect.IntType | inspect.FloatType):
-        least, most = info.ge, info.le
-        if info.gt is info.lt is info.multiple_of is None:
-            if isinstance(info, inspect.FloatType):
-                return "number", -inf if least is None else least, inf if most is None else most, ()
-            if least is not None and most is not None and -_EXACT < least <= most < _EXACT:
-                return "integer", least, most, ()
-    if isinstance(info, inspect.DateTimeType) and info.tz is None:
-        return "time", 0, 0, ()
-    if isinstance(info, inspect.LiteralType) and all(type(value) is str for value in info.values):
-        return "choice", 0, 0, tuple(map(str, info.values))
-    return ("object", 0, 0, ()) if isinstance(info, inspect.RawType) else _NULL

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from shared import validation
+from shared.fast_path import fast_validator_of
 from shared.fast_validator import FastValidator, children, fold
 from shared.records import KINDS, SESSIONS, TASKS, Kind, Object
 from shared.validation import Validator
@@ -322,7 +322,7 @@ SAMPLES = Kind(9, "samples", Sample, ("key",), "samples")  # type: ignore[arg-ty
     ],
 )
 def test_a_limit_that_is_not_known_is_never_passed_over(fields: dict[str, Any], counted: int) -> None:
-    fast = validation._fast_validator(SAMPLES, (), keep_unknown=True)
+    fast = fast_validator_of(SAMPLES, (), keep_unknown=True)
     assert fast is not None
     assert fast.count(orjson.dumps({"samples": [{"key": "a", **fields}]}), LATEST_S, LATEST_S) == counted
 
@@ -342,14 +342,14 @@ def test_a_type_that_is_read_in_another_way_has_no_plain_bodies() -> None:
 
     for record in (Checked, Listed, Tagged):
         kind = Kind(9, "samples", record, ("key",), "samples")  # type: ignore[arg-type]
-        assert validation._fast_validator(kind, (), keep_unknown=True) is None
+        assert fast_validator_of(kind, (), keep_unknown=True) is None
 
 
 def test_nor_has_one_of_more_fields_than_a_word_has_bits() -> None:
     for fields in (63, 64):  # created_at is one more
         record = msgspec.defstruct("Many", [(f"f{number}", str) for number in range(fields)])
         kind = Kind(9, "x", record, ("f0",), "x")  # type: ignore[arg-type]
-        fast = validation._fast_validator(kind, (), keep_unknown=True)
+        fast = fast_validator_of(kind, (), keep_unknown=True)
         assert (fast is None) is (fields == 64)
         if fast is not None:
             item = dict.fromkeys(record.__struct_fields__, "")
