@@ -23,6 +23,37 @@ schemathesis.openapi.format(
 )
 
 
+IDS = st.sampled_from(
+    [
+        "a/b",
+        "/",
+        "%",
+        "%2F",
+        "100%",
+        "?",
+        "a?b#c&d=e",
+        "会话",
+        "🀄️",
+        "e\u0301",
+        "two  ",
+        " ",
+        "a\0b",
+        "\\",
+        "..",
+        "tasks",
+        "batch",
+    ]
+)
+
+
+@schemathesis.hook
+def flatmap_path_parameters(_context: Any, path_parameters: Any) -> Any:
+    """Half of the ids are ones that a path could be led astray by."""
+    if not isinstance(path_parameters, dict):
+        return st.just(path_parameters)
+    return st.fixed_dictionaries({name: st.just(value) | IDS for name, value in path_parameters.items()})
+
+
 @schemathesis.hook
 def filter_body(_context: Any, body: Any) -> bool:
     return _can_be_kept(body, 23)  # the body, its list and the record are around an object
