@@ -118,8 +118,8 @@ def pages(service: Service, client: Client, sessions: int, tasks: int, rounds: i
         "sessions": (READ, [sessions_before(Query(), (), 21)[0][0]], min(21, sessions)),
         "session": (
             f"{READ}/s7",
-            [one_session("s7"), progress("s7")],
-            1 + len({one["status"] for one in pool()[:tasks]}),
+            [one_session("s7"), *progress("s7")],
+            2 + len({one["status"] for one in pool()[:tasks]}),
         ),
         "tasks": (f"{READ}/s7/tasks", tasks_after("s7", Query(), (), 201), min(201, tasks)),
     }

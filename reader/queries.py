@@ -46,13 +46,15 @@ def one_task(session_id: str, task_id: str) -> Select:
     return Select(statement, (session_id, task_id))
 
 
-def progress(session_id: str) -> Select:
-    """Rows: status, number of tasks, latest updated_at."""
-    statement = (
-        f"SELECT status, COUNT(*), MAX(updated_at) FROM {TASKS.table}"  # noqa: S608
-        " FORCE INDEX (ix_tasks_session_status) WHERE session_id=%s GROUP BY status"
+def progress(session_id: str) -> tuple[Select, Select]:
+    """Status and number of its tasks, from an index alone; and the latest updated_at, along the primary key. One
+    statement for both would look up each row of the index: it takes twice as long."""
+    counts = (
+        f"SELECT status, COUNT(*) FROM {TASKS.table} FORCE INDEX (ix_tasks_session_status)"  # noqa: S608
+        " WHERE session_id=%s GROUP BY status"
     )
-    return Select(statement, (session_id,))
+    latest = f"SELECT MAX(updated_at) FROM {TASKS.table} FORCE INDEX (PRIMARY) WHERE session_id=%s"  # noqa: S608
+    return Select(counts, (session_id,)), Select(latest, (session_id,))
 
 
 def tasks_after(session_id: str, query: Query, position: Position, limit: int) -> list[Select]:

@@ -189,11 +189,12 @@ class Reader:
     async def _session(self, call: Call, writer: asyncio.StreamWriter) -> None:
         parameters(call.query, FOR_INGEST)
         assert call.session_id is not None
-        (rows, _), (counts, _) = await self._fetch([[one_session(call.session_id)], [progress(call.session_id)]], 1000)
+        selects = (one_session(call.session_id), *progress(call.session_id))
+        (rows, _), (counts, _), (latest, _) = await self._fetch([[select] for select in selects], 1000)
         if not rows:
             raise _Refused(404, "NOT_FOUND", "there is no such session in the database")
-        by_status = {_text(status): int(count) for status, count, _ in counts}
-        last = max((time for _, _, time in counts), default=None)
+        ((last,),) = latest
+        by_status = {_text(status): int(count) for status, count in counts}
         document = {
             "total": sum(by_status.values()),
             "by_status": by_status,

@@ -255,7 +255,7 @@ def test_an_altered_cursor_is_refused_wherever_it_was_altered(ask: Asking) -> No
 def selects() -> Iterator[Select]:
     yield one_session("s1")
     yield one_task("s1", "T0001")
-    yield progress("s1")
+    yield from progress("s1")
     time = datetime(2026, 10, 1)
     for query in (
         Query(),
