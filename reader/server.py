@@ -55,13 +55,6 @@ FOR_INGEST = ("fresh", "timeout")
 """Parameters that ingest has dealt with."""
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-
-
 class _BrokenOff(Exception):
     """A stream that has begun cannot be completed."""
 
@@ -145,15 +138,13 @@ class Reader:
         try:
             if self._under_way[call.stream] > self._most[call.stream]:
                 what = "streams" if call.stream else "reads"
-                raise _Refused(503, "READ_BUSY", f"{self._most[call.stream]} {what} are under way")
+                raise ReadFailed("READ_BUSY", f"{self._most[call.stream]} {what} are under way")
             await self._read(call, writer)
         except InvalidRequest as error:
-            await self._error(writer, 400, error.code, str(error))
+            await self._error(writer, error.status, error.code, str(error))
         except ReadFailed as error:
             log.warning("reading failed: %s", error)
             await self._error(writer, 503, error.code, str(error))
-        except _Refused as error:
-            await self._error(writer, error.status, error.code, str(error))
         finally:
             self._under_way[call.stream] -= 1
 
@@ -162,8 +153,10 @@ class Reader:
             await self._sessions(call, writer)
         elif call.task_id is not None:
             parameters(call.query, FOR_INGEST)
-            row = await self._one(one_task(call.session_id, call.task_id), "task")
-            await self._document(call, writer, *Encoder(TASKS).encode([row]))
+            ((rows, _),) = await self._fetch([[one_task(call.session_id, call.task_id)]], 1)
+            if not rows:
+                raise InvalidRequest("there is no such task in the database", "NOT_FOUND", 404)
+            await self._document(call, writer, *Encoder(TASKS).encode(rows))
         elif call.tasks and call.stream:
             await self._stream(call, writer)
         elif call.tasks:
@@ -180,10 +173,10 @@ class Reader:
         rows, more = merged(
             await self._fetch(groups, page.limit + 1),
             page.limit,
-            key=lambda row: (_text(row[updated_at]), row[session_id]),
+            key=lambda row: (row[updated_at], row[session_id]),
             falling=True,
         )
-        at = (_text(rows[-1][updated_at]), rows[-1][session_id]) if rows else ()
+        at = (rows[-1][updated_at].decode(), rows[-1][session_id]) if rows else ()
         await self._document(call, writer, self._page(call, page, rows, at if more else None, as_of))
 
     async def _session(self, call: Call, writer: asyncio.StreamWriter) -> None:
@@ -192,9 +185,9 @@ class Reader:
         selects = (one_session(call.session_id), *progress(call.session_id))
         (rows, _), (counts, _), (latest, _) = await self._fetch([[select] for select in selects], 1000)
         if not rows:
-            raise _Refused(404, "NOT_FOUND", "there is no such session in the database")
+            raise InvalidRequest("there is no such session in the database", "NOT_FOUND", 404)
         ((last,),) = latest
-        by_status = {_text(status): int(count) for status, count in counts}
+        by_status = {status: int(count) for status, count in counts}
         document = {
             "total": sum(by_status.values()),
             "by_status": by_status,
@@ -248,7 +241,7 @@ class Reader:
                 break
             try:
                 rows, more = await self._task_rows(call, page)
-            except (ReadFailed, _Refused) as error:
+            except ReadFailed as error:
                 raise _BrokenOff(str(error)) from error
         await answer.write(orjson.dumps({"end": True, "count": count}) + b"\n")
         await answer.end()
@@ -266,18 +259,12 @@ class Reader:
         }
         return b'{"%b":[%b],%b' % (kind.name.encode(), records, orjson.dumps(rest)[1:])
 
-    async def _one(self, select: Select, what: str) -> Row:
-        ((rows, _),) = await self._fetch([[select]], 1)
-        if not rows:
-            raise _Refused(404, "NOT_FOUND", f"there is no such {what} in the database")
-        return rows[0]
-
     async def _fetch(self, groups: Sequence[Sequence[Select]], limit: int) -> list[tuple[list[Row], bool]]:
         try:
             database = await asyncio.wait_for(self._databases.get(), self._wait_s)
         except asyncio.TimeoutError:
             detail = f"no statement has ended for {self._wait_s:g} s (read.pool_size)"
-            raise _Refused(503, "READ_BUSY", detail) from None
+            raise ReadFailed("READ_BUSY", detail) from None
         loop = asyncio.get_running_loop()
         found = self._threads.submit(database.fetch, groups, limit)
         # Free when the statement ends, not when its caller leaves.
@@ -336,7 +323,3 @@ def _where(call: Call) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()

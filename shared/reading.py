@@ -36,11 +36,12 @@ MAX_VALUE_CHARACTERS = 4096
 
 
 class InvalidRequest(Exception):
-    """The caller must ask otherwise: a parameter is unknown or its value is wrong."""
+    """The caller must ask otherwise: a parameter is unknown, its value is wrong, or there is no such record."""
 
-    def __init__(self, detail: str, code: str = "INVALID_PARAMETER") -> None:
+    def __init__(self, detail: str, code: str = "INVALID_PARAMETER", status: int = 400) -> None:
         super().__init__(detail)
         self.code = code
+        self.status = status
 
 
 class Call(msgspec.Struct, frozen=True):
