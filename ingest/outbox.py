@@ -43,6 +43,8 @@ class Outbox:
 
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
+        if self._transport.is_closing():
+            return  # its requests are sent again on the next connection
         self._transport.writelines(unsent)
         if self._spin_pause:
             self._spin_pause -= 1
