@@ -113,7 +113,7 @@ class Service:
             directory.chmod(0o700)  # our own files are in it before the service looks
         self.code = ROOT
         """Where the code is that runs."""
-        self.port = free_port()
+        self.host, self.port = "127.0.0.1", free_port()
         self.journal = directory / "journal"
         self.dead_letters = directory / "dead_letters.jsonl"
         self.log = directory / "log"
@@ -121,7 +121,7 @@ class Service:
             **{name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)},
             "PERSISTENCE_STATE_DIR": str(directory),
             "PERSISTENCE_CONFIG": str(ROOT / "config" / "config.yaml"),
-            "SERVICE_HOST": "127.0.0.1",
+            "SERVICE_HOST": self.host,
             "SERVICE_PORT": str(self.port),
             "DB_SOCKET": mariadb.socket,
             "DB_USER": "root",
@@ -196,7 +196,7 @@ class Service:
 
     def connect(self, timeout_s: float = 30.0) -> http.client.HTTPConnection:
         """Connects with the first request, and again after an answer that closed it."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
 
     def get(self, path: str) -> Answer:
         return self.request("GET", path)

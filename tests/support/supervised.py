@@ -14,20 +14,25 @@ class Supervised(Service):
     supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def launch(self, *prefix: str) -> None:
+        """Returns as soon as it is started. Args: prefix: words before the command."""
         text = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
         text = text.replace("%(here)s/var", str(self.directory)).replace("%(here)s/.venv/bin/python", sys.executable)
         self.configuration = self.directory / "supervisord.conf"
         self.configuration.write_text(text.replace("%(here)s", str(ROOT)), encoding="utf-8")
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(self.configuration)]
         with (self.directory / "supervisord.stderr").open("ab") as errors:
             self.supervisor = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(self.configuration)],
+                [*prefix, *command],
                 cwd=ROOT,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
             )
-        self.wait_ready()
 
     def control(self, *arguments: str) -> str:
         """Runs supervisorctl. Returns: what it printed."""
@@ -45,4 +50,4 @@ class Supervised(Service):
     def stop(self) -> None:
         if self.supervisor is not None and self.supervisor.poll() is None:
             self.supervisor.terminate()
-            self.supervisor.wait(90)
+            self.supervisor.wait(130)

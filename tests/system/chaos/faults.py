@@ -54,7 +54,7 @@ class Faults(FaultRun):
     def find(self, fault: Fault, program: str, *, children: bool) -> Callable[[bool], list[int]]:
         node = self.node(fault)
         if children:
-            return lambda _young: node.children(program)
+            return lambda _young: node.children_of(program)
         return lambda young: [pid] if (pid := node.pid(program, young=young)) else []
 
     async def restart_program(self, fault: Fault, program: str) -> None:

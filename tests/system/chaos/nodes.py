@@ -6,7 +6,6 @@ All methods block.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import signal
@@ -23,7 +22,9 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from flusher import segments
 from scripts.network import Network
-from tests.support.service import FLUSH, NOT_INHERITED, ROOT, STATS, free_port, processes_of, wait_until
+from tests.support.mariadb import MariaDB
+from tests.support.service import ROOT, processes_of, wait_until
+from tests.support.supervised import Supervised
 
 PORT = 8001
 BALANCER_PORT = 8000
@@ -46,40 +47,24 @@ AMONG_OTHERS = {
     "DB_CONNECT_TIMEOUT": "1",
     "DB_READ_TIMEOUT": "15",
 }
-ENDS_S = 130.0
 
 
-class Node:
+class Node(Supervised):
     """One node on a host of its own, or the only one on 127.0.0.1; it prefers the database node of its number."""
 
     def __init__(self, directory: Path, number: int, network: Network | None, environ: dict[str, str]) -> None:
         directory.mkdir(mode=0o700)
-        self.directory = directory
+        settings: dict[str, object] = {**(AMONG_OTHERS if network else ALONE), "SERVICE_ACK_TIMEOUT": "3"}
+        super().__init__(directory, MariaDB(directory), "", **settings)
         self.number = number
         self.name = f"node{number}"
-        self.journal = directory / "journal"
         self.mounted = False
-        self.host, self.port = (network.address(self.name), PORT) if network else ("127.0.0.1", free_port())
-        self.environ = {
-            **{
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith((*NOT_INHERITED, "PERSISTENCE_"))
-            },
-            "PERSISTENCE_STATE_DIR": str(directory),
-            "SERVICE_HOST": self.host,
-            "SERVICE_PORT": str(self.port),
-            "SERVICE_ACK_TIMEOUT": "3",
-            "LOGGING_FILE": str(directory / "service.log"),
-            **(AMONG_OTHERS if network else ALONE),
-            **environ,
-        }
-        self._network = network
-        self._supervisord: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        self._prefix: list[str] = []
+        if network:
+            self.host, self.port = network.address(self.name), PORT
+            self._prefix = network.command(self.name, [])
+        address = {"SERVICE_HOST": self.host, "SERVICE_PORT": str(self.port), "DB_SOCKET": ""}
+        self.environ |= {**address, **environ}
 
     def mount_journal(self) -> bool:
         """A small disk of its own for the journal. Returns: whether this user may mount one."""
@@ -95,26 +80,7 @@ class Node:
 
     def start(self) -> None:
         """As deploy/persistence@.service does. Returns as soon as it is started."""
-        configuration = self.directory / "supervisord.conf"
-        text = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
-        text = text.replace("%(here)s/var", str(self.directory)).replace("%(here)s/.venv/bin/python", sys.executable)
-        configuration.write_text(text.replace("%(here)s", str(ROOT)), encoding="utf-8")
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(configuration)]
-        with (self.directory / "supervisord.stderr.log").open("ab") as errors:
-            self._supervisord = subprocess.Popen(
-                self._network.command(self.name, command) if self._network else command,
-                cwd=ROOT,
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-
-    def stop(self) -> None:
-        """As systemd does: SIGTERM to supervisord alone."""
-        if self._supervisord is not None and self._supervisord.poll() is None:
-            self._supervisord.terminate()
-            self._supervisord.wait(ENDS_S)
+        self.launch(*self._prefix)
 
     def kill(self) -> int:
         """All its processes at once. Returns: how many."""
@@ -126,51 +92,34 @@ class Node:
                     killed += 1
                 except ProcessLookupError:
                     continue
-        if self._supervisord is not None:
-            self._supervisord.wait(ENDS_S)
+        if self.supervisor is not None:
+            self.supervisor.wait(10)
         return killed
 
-    def get(self, path: str, method: str = "GET", timeout_s: float = 5.0) -> tuple[int, bytes]:
-        """Raises: OSError."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        except http.client.HTTPException as error:
-            raise OSError(f"{path}: {error!r}") from error
-        finally:
-            connection.close()
-
-    def answers(self, path: str, *, status: int = 200, words: bytes = b"", method: str = "GET") -> bool:
-        try:
-            found, body = self.get(path, method, 15)
-        except OSError:
-            return False
-        return found == status and words in body
-
     def is_healthy(self) -> bool:
-        return self.answers("/health", words=b'"status":"healthy"')
+        try:
+            return bool(self.get("/health").json["status"] == "healthy")
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
 
-    def wait_ready(self) -> None:
-        wait_until(lambda: self.answers("/ready"), 30, f"{self.name} gets ready")
-
-    def flush(self) -> bool:
+    def is_flushed(self) -> bool:
         """Whether everything is written within ten seconds."""
-        return self.answers(f"{FLUSH}?timeout=10", method="POST")
+        try:
+            return self.flush(10).status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     def rows_written(self) -> int:
         """Since its flusher's start; -1 where it does not say."""
         try:
-            return int(json.loads(self.get(STATS, timeout_s=2)[1])["coalescing"]["rows_written"])
-        except (OSError, ValueError, KeyError):
+            return int(self.stats()["coalescing"]["rows_written"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             return -1
 
     def conflicts(self) -> int:
         """Batches that were written again because of a conflict (1213), as its metrics count them."""
-        found = re.search(
-            rb'^persistence_flush_failures_by_code_total\{code="1213"\} (\d+)', self.get("/metrics")[1], re.MULTILINE
-        )
+        metrics = self.get("/metrics").body
+        found = re.search(rb'^persistence_flush_failures_by_code_total\{code="1213"\} (\d+)', metrics, re.MULTILINE)
         return int(found[1]) if found else 0
 
     def pid(self, program: str, *, young: bool = True) -> int:
@@ -184,7 +133,7 @@ class Node:
             return 0  # supervisord itself is stopping
         return int(info["pid"]) if info["statename"] in (("STARTING", "RUNNING") if young else ("RUNNING",)) else 0
 
-    def children(self, program: str) -> list[int]:
+    def children_of(self, program: str) -> list[int]:
         """Ingest's workers, the flusher's writers. Raises: OSError."""
         pid = self.pid(program)
         try:
@@ -211,8 +160,8 @@ class Node:
 
     def left(self) -> dict[str, int]:
         """What must be 0 once everything is written and the node has stopped."""
-        logs = [*self.directory.glob("service.log*"), *self.directory.glob("*.stderr.log*")]
-        letters = self.directory / "dead_letters.jsonl"
+        logs = [*self.directory.glob("log*"), *self.directory.glob("*.stderr*")]
+        letters = self.dead_letters
         return {
             "dead_letters": len(letters.read_bytes().splitlines()) if letters.exists() else 0,
             "journaled_entries_left": sum(len(segments.read(one).entries) for one in self.journal.glob("*.segment")),
@@ -287,7 +236,7 @@ def all_flushed(nodes: Sequence[Node], timeout_s: float) -> bool:
     give_up_at = time.monotonic() + timeout_s
     while time.monotonic() < give_up_at:
         if len(nodes) == 1:
-            done = nodes[0].flush()
+            done = nodes[0].is_flushed()
         else:
             done = subprocess.run(command, cwd=ROOT, env=nodes[0].environ, capture_output=True).returncode == 0
         if done:

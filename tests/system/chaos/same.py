@@ -52,7 +52,7 @@ def same_through_any_number(database: Servers, nodes: Sequence[Node], seed: int)
             using = [(nodes[index % count], batches[index::senders]) for index in range(senders)]
             list(pool.map(lambda one: _send(*one), using))
         for node in nodes[:count]:
-            if not node.flush():
+            if not node.is_flushed():
                 raise RuntimeError(f"{node.name} cannot write all")
         digests += [databases.digest(database, number) for number in database.numbers]
     rows = sum(1 for kind in TABLES for _ in databases.rows(database, database.numbers[0], kind))
