@@ -33,8 +33,8 @@ def server(mariadb: MariaDB, database: str, networks: tuple[BadNetwork, BadNetwo
         mariadb.server(database),
         socket=None,
         host=tuple(f"127.0.0.1:{network.port}" for network in networks),
-        connect_timeout=1,
-        read_timeout=1,
+        connect_timeout=2,  # longer than a byte of the slowest network takes on a busy machine
+        read_timeout=2,
     )
 
 
