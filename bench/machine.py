@@ -95,26 +95,16 @@ def description(directory: Path) -> dict[str, Any]:
         "memory_gib": round(memory_kb / 2**20, 1),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "wrk": _first_line("wrk", "--version"),
-        "filesystem": _last_line("df", "--output=fstype", str(directory)),
+        "wrk": _says("wrk", "--version")[0].strip(),
+        "filesystem": _says("df", "--output=fstype", str(directory))[-1].strip(),
         "pins": PINS,
         "realtime": bool(realtime()),
         "database_gives_way": PINS and may_take_back(),
     }
 
 
-def _first_line(*command: str) -> str:
-    return _lines(command)[0].strip()
-
-
-def _last_line(*command: str) -> str:
-    return _lines(command)[-1].strip()
-
-
-def _lines(command: Sequence[str]) -> list[str]:
-    """What it prints, at least one line."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _PATH})
+def _says(*command: str) -> list[str]:
+    """The lines that a program prints, at least one."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
     return (done.stdout or done.stderr).splitlines() or [""]
-
-
-_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"

@@ -47,28 +47,3 @@ class MySQL(MariaDB):
 
 SERVERS: dict[str, type[MariaDB]] = {"mariadb": MariaDB, "mysql": MySQL}
 """By the names that --database takes."""
-
-_INSTALL = """#!/bin/sh
-for option; do
-    case $option in --user=* | --datadir=* | --tmpdir=*) set -- "$@" "$option" ;; esac
-    shift
-done
-exec {program} --initialize-insecure "$@"
-"""
-_RUN = """#!/bin/sh
-shift # --no-defaults: the program has it already
-for option; do
-    case $option in --innodb-log-file-size=*) option=--innodb-redo-log-capacity=${{option#*=}} ;; esac
-    set -- "$@" "$option"
-    shift
-done
-exec {program} --performance-schema=OFF "$@"
-"""
-
-
-def in_place_of_mariadb(directory: Path) -> None:
-    """Programs by MariaDB's names, for a PATH in which scripts/run.sh finds them first."""
-    directory.mkdir()
-    for name, text in (("mariadb-install-db", _INSTALL), ("mariadbd", _RUN)):
-        (directory / name).write_text(text.format(program=program()))
-        (directory / name).chmod(0o755)
