@@ -11,5 +11,6 @@ case " $* " in
     *" --nodes 3 "* | *" --nodes=3 "*) need_galera ;;
     *) need_packages mariadb-server-core mariadb-client-core ;;
 esac
+case " $* " in *" group "* | *=group*) ./scripts/mysql.sh >/dev/null || exit 1 ;; esac
 need_python
 exec "$PYTHON" -m tests.system.chaos "$@"

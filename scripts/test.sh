@@ -10,6 +10,7 @@ done
 command -v systemd-analyze >/dev/null || need_packages systemd # it checks the unit in deploy/
 # The cluster's tests are skipped, with the reason, where it cannot be installed.
 (need_galera) || step "no Galera cluster can be installed here"
+./scripts/mysql.sh >/dev/null || step "the tests of Group Replication are left out"
 need_python dev
 need_frames pandas-2.1
 need_frames newest

@@ -23,11 +23,10 @@ EXECUTED = "SELECT IFNULL(SUM(SUBSTRING_INDEX(SUBSTRING_INDEX(@@gtid_executed, '
 
 def missing() -> str:
     """Why no group can be started here; empty if one can."""
-    try:
-        plugins = mysql.program().parent / "usr" / "lib" / "mysql" / "plugin"
-    except OSError as error:
-        return str(error)
-    return "" if (plugins / "group_replication.so").exists() else "the MySQL at hand has no group_replication.so"
+    if not mysql.is_fetched():
+        return "./scripts/mysql.sh has fetched no MySQL"
+    plugin = mysql.program().parent / "usr" / "lib" / "mysql" / "plugin" / "group_replication.so"
+    return "" if plugin.exists() else "the MySQL at hand has no group_replication.so"
 
 
 class Group(Servers):

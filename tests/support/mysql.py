@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,12 @@ def program() -> Path:
     if done.returncode:
         raise OSError(done.stderr.strip())
     return Path(done.stdout.strip(), "mysqld")
+
+
+def is_fetched() -> bool:
+    """Whether program() has its server at hand: a test's condition must not fetch one."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return any(cache.glob("persistence-service/mysql-*/mysqld"))
 
 
 class MySQL(MariaDB):
