@@ -15,7 +15,7 @@ take_signals() {
 }
 
 ended_by() { # ended_by SIGNAL STATUS
-    echo "${0##*/}: ended by SIG$1; run it again, and it goes on where it was" >&2
+    echo "${0##*/}: ended by SIG$1" >&2
     exit "$2"
 }
 take_signals

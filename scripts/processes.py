@@ -7,11 +7,14 @@ import os
 import signal
 import time
 import xmlrpc.client
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
+from scripts.steps import STOPPING, Steps
 from shared.process import lock
 
 STOP_S = 130.0
@@ -80,14 +83,18 @@ def held(state: Path) -> list[str]:
     return found
 
 
-def stop_supervisord(state: Path, pid: int, *, kill_database_after_s: float = STOP_S) -> None:
+def stop_supervisord(
+    state: Path, pid: int, *, kill_database_after_s: float = STOP_S, told: Callable[[], object] = lambda: None
+) -> None:
     """Stops the programs in order, and waits. Takes no signal meanwhile.
 
     Args: kill_database_after_s: a mariadbd that SIGTERM meets in its first tenth of a second never ends (10.11: it
-        waits for a thread that has gone), and nothing but SIGKILL ends it; its files are made for that.
+        waits for a thread that has gone), and nothing but SIGKILL ends it; its files are made for that; told: called
+        when it has been told to end.
     """
     schedule(mariadbd_of(pid), os.SCHED_OTHER)  # or on a busy machine it would take minutes to end
     os.kill(pid, signal.SIGTERM)
+    told()
     started_at = time.monotonic()
     while runs(pid):
         time.sleep(0.05)
@@ -143,19 +150,20 @@ def stop(state: Path) -> float | None:
     Returns: how many seconds it took, None where nobody was there. Raises: Failed.
     """
     started_at = time.monotonic()
-    found = False
+    announce, found = partial(Steps().begins, STOPPING), False
     if os.geteuid() not in (0, owner := state.stat().st_uid):
         raise Failed(f"PERSISTENCE_STATE_DIR = {state}: is user {owner}'s; run this as that user")
     if (starter := starter_of(state)) is not None:  # it ends what it has started
         found = True
         os.kill(starter, signal.SIGTERM)
         os.kill(starter, signal.SIGCONT)  # Ctrl-Z may have stopped it
+        announce()
         while starter_of(state) == starter and runs(starter):
             time.sleep(0.05)
     while (pid := supervisord_of(state)) is not None or held(state):
-        found = True
         if pid is not None:
-            stop_supervisord(state, pid)
+            stop_supervisord(state, pid, told=announce)
+        found = True
         if time.monotonic() > started_at + STOP_S:
             raise Failed(f"{' and '.join(held(state))} in {state} does not end")
         time.sleep(0.05)

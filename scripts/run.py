@@ -29,6 +29,9 @@ def main() -> None:
             print(f"not running {at}" if took_s is None else f"{took_s * 1000:6.0f} ms  stopped")
         else:
             start(state, detach=sys.argv[2:] == ["--detach"])
+    except KeyboardInterrupt:
+        print("stop.sh: ended by SIGINT; the service goes on stopping", file=sys.stderr)
+        sys.exit(130)
     except Failed as error:
         sys.exit(f"{'stop' if sys.argv[1] == 'stop' else 'run'}.sh: {error}")
 

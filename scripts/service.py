@@ -30,7 +30,7 @@ from scripts.processes import (
     stop_supervisord,
     supervisord_of,
 )
-from scripts.steps import ROOT, Steps, Stopped, end, last_line, new_file, pause, spawn, wait_for
+from scripts.steps import ROOT, STOPPING, Steps, Stopped, end, last_line, new_file, pause, spawn, wait_for
 from shared.config import Loaded, load_or_exit, load_with_sources, names_database
 from shared.exposure import local_tls, local_url
 from shared.process import lock, own_state_directory
@@ -104,7 +104,7 @@ class Start:
             while self._supervisord.poll() is None:
                 pause(60)
         except Stopped:
-            self._steps.begins("stopping: ingest drains, the flusher writes what waits, the database ends last")
+            self._steps.begins(STOPPING)
             stop_supervisord(self._state, self._supervisord.pid)
             self._steps.done("stopped")
 

@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
+STOPPING = "stopping: ingest drains, the flusher writes what waits, the database ends last"
+
+
 class Stopped(Exception):
     """A signal asks for the end."""
 

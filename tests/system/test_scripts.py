@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.copies import Copy, one_line
 from tests.support.mariadb import MariaDB
-from tests.support.service import TASKS, processes_of, task, threads, wait_until
+from tests.support.service import ROOT, TASKS, processes_of, task, threads, wait_until
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -131,6 +132,24 @@ def test_flush_sh_fails_and_says_what_waits_when_not_all_could_be_written(
     assert usage.returncode == 2
     assert "'soon'" in usage.stderr.splitlines()[-1]
     copy.stop()
+
+
+def test_ctrl_c_of_stop_sh_ends_it_and_the_service_goes_on_stopping(
+    make_copy: Callable[..., Copy], mariadb: MariaDB, database: str
+) -> None:
+    copy = make_copy(mariadb, DB_DATABASE=database)
+    copy.start()
+    assert copy.post(TASKS, {"tasks": [task("t1")]}).status == 202
+    with mariadb.locked(database):
+        command = ["./scripts/stop.sh"]
+        stop = subprocess.Popen(command, cwd=ROOT, env=copy.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert stop.stdout is not None
+        assert b"stopping: ingest drains" in stop.stdout.readline()
+        stop.send_signal(signal.SIGINT)
+        _, said = stop.communicate(timeout=10)
+    assert (stop.returncode, said) == (130, b"stop.sh: ended by SIGINT; the service goes on stopping\n")
+    wait_until(lambda: processes_of(copy.directory) == {}, 60)
+    assert copy.ids() == {"t1"}
 
 
 def test_flush_sh_sends_the_token_of_the_running_service(
