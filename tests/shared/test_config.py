@@ -12,131 +12,77 @@ import pytest
 import yaml
 
 from shared import settings
-from shared.addresses import host_and_port
-from shared.config import DEFAULT, ConfigError, load, load_with_sources, masked, unknown_variables
-from shared.database import for_reader, is_local
+from shared.config import DEFAULT, load, load_with_sources, masked, unknown_variables
 from shared.exposure import local_url
 from shared.settings import ENVIRONMENT, PREFIXES, SECTIONS, Config
+from tests.support.configuration import refusal, refusals, write
 from tests.support.service import ROOT
 
 MIB = 1024 * 1024
 SHIPPED = ROOT / "config" / "config.yaml"
 
-# Every key of CONTRACT 4 with its default there, and those that came with the design.
-DEFAULTS: dict[str, Any] = {
-    "service.host": "0.0.0.0",
-    "service.port": 8001,
-    "service.workers": 1,
-    "service.max_body_bytes": 10485760,
-    "service.max_connections": 5000,
-    "service.max_clock_skew": 300,
-    "service.ack_timeout": 10,
-    "service.auth_token": None,
-    "service.auth_token_file": None,
-    "service.protected_mode": True,
-    "service.allowed_hosts": (),
-    "service.drain_delay": 0,
-    "service.tls_cert": None,
-    "service.tls_key": None,
-    "records.time_zone": "UTC",
-    "records.session_statuses": (
-        *("created", "analyzed", "split_complete", "pending", "executing", "processing", "running"),
-        *("paused", "stopped", "completed", "failed", "cancelled"),
-    ),
-    "records.task_statuses": ("pending", "processing", "completed", "failed", "cancelled", "skipped"),
-    "records.unknown_fields": "keep",
-    "buffer.max_buffer_size": 1000,
-    "buffer.flush_interval": 30,
-    "buffer.max_batch_size": 1000,
-    "journal.directory": "<state>/journal",
-    "journal.max_bytes": 1024 * MIB,
-    "journal.fsync": "interval",
-    "dead_letters.max_bytes": 64 * MIB,
-    "database.host": ("localhost",),
-    "database.port": 3306,
-    "database.socket": None,
-    "database.user": "root",
-    "database.password": "",
-    "database.database": "ai_terminal",
-    "database.pool_size": 10,
-    "database.pool_recycle": 3600,
-    "database.connect_timeout": 5,
-    "database.read_timeout": 60,
-    "database.write_timeout": 60,
-    "database.ssl_mode": None,
-    "database.ssl_ca": None,
-    "database.ssl_cert": None,
-    "database.ssl_key": None,
-    "read.enabled": True,
-    "read.host": None,
-    "read.port": None,
-    "read.user": None,
-    "read.password": None,
-    "read.pool_size": 2,
-    "read.timeout": 5,
-    "read.auth_token": None,
-    "cluster.nodes": (),
-    "logging.level": "INFO",
-    "logging.format": "text",
-    "logging.file": "logs/persistence_service.log",
+SESSION_STATUSES = (
+    *("created", "analyzed", "split_complete", "pending", "executing", "processing", "running"),
+    *("paused", "stopped", "completed", "failed", "cancelled"),
+)
+TASK_STATUSES = ("pending", "processing", "completed", "failed", "cancelled", "skipped")
+# Every key: its default in the contract; another value as YAML has it, a third as the environment has it, and as it is
+# then in effect.
+VALUES: dict[str, tuple[Any, Any, str, Any]] = {
+    "service.host": ("0.0.0.0", "192.0.2.1", "::1", "::1"),
+    "service.port": (8001, 9001, "9002", 9002),
+    "service.workers": (1, 2, "3", 3),
+    "service.max_body_bytes": (10485760, 2048, "4096", 4096),
+    "service.max_connections": (5000, 1, "7", 7),
+    "service.max_clock_skew": (300, 0, "1.5", 1.5),
+    "service.ack_timeout": (10, 0.5, "2", 2),
+    "service.auth_token": (None, "from-file", "from-environment", "from-environment"),
+    "service.auth_token_file": (None, str(ROOT / "LICENSE"), str(ROOT / ".gitignore"), str(ROOT / ".gitignore")),
+    "service.protected_mode": (True, True, "false", False),
+    "service.allowed_hosts": ((), ["a.example.org"], "b.example.org, c", ("b.example.org", "c")),
+    "service.drain_delay": (0, 0.5, "3", 3),
+    "service.tls_cert": (None, "a", "b", "b"),
+    "service.tls_key": (None, "a", "b", "b"),
+    "records.time_zone": ("UTC", "Asia/Shanghai", "-03:30", "-03:30"),
+    "records.session_statuses": (SESSION_STATUSES, ["new"], "new, split by sheet", ("new", "split by sheet")),
+    "records.task_statuses": (TASK_STATUSES, ["新"], "x", ("x",)),
+    "records.unknown_fields": ("keep", "ignore", "reject", "reject"),
+    "buffer.max_buffer_size": (1000, 1, "5", 5),
+    "buffer.flush_interval": (30, 0.01, "0.5", 0.5),
+    "buffer.max_batch_size": (1000, 1, "7", 7),
+    "journal.directory": ("<state>/journal", "/a", "/b", "/b"),
+    "journal.max_bytes": (1024 * MIB, MIB, "2097152", 2 * MIB),
+    "journal.fsync": ("interval", "never", "always", "always"),
+    "dead_letters.max_bytes": (64 * MIB, 1024, "2048", 2048),
+    "database.host": (("localhost",), ["a", "b"], "c, d", ("c", "d")),
+    "database.port": (3306, 1, "65535", 65535),
+    "database.socket": (None, "/a", "/b", "/b"),
+    "database.user": ("root", "a", "b", "b"),
+    "database.password": ("", "a", "12345", "12345"),
+    "database.database": ("ai_terminal", "a", "b", "b"),
+    "database.pool_size": (10, 1, "64", 64),
+    "database.pool_recycle": (3600, 1, "60", 60),
+    "database.connect_timeout": (5, 1, "2", 2),
+    "database.read_timeout": (60, 15, "16", 16),
+    "database.write_timeout": (60, 1, "2", 2),
+    "database.ssl_mode": (None, "DISABLED", "VERIFY_IDENTITY", "VERIFY_IDENTITY"),
+    "database.ssl_ca": (None, "a", "b", "b"),
+    "database.ssl_cert": (None, "a", "b", "b"),
+    "database.ssl_key": (None, "a", "b", "b"),
+    "read.enabled": (True, True, "false", False),
+    "read.host": (None, ["a", "b"], "c, d", ("c", "d")),
+    "read.port": (None, 1, "65535", 65535),
+    "read.user": (None, "a", "b", "b"),
+    "read.password": (None, "a", "", ""),
+    "read.pool_size": (2, 1, "64", 64),
+    "read.timeout": (5, 0.1, "1.5", 1.5),
+    "read.auth_token": (None, "from-file", "new old", "new old"),
+    "cluster.nodes": ((), ["http://a"], "http://b, http://c", ("http://b", "http://c")),
+    "logging.level": ("INFO", "ERROR", "DEBUG", "DEBUG"),
+    "logging.format": ("text", "text", "json", "json"),
+    "logging.file": ("logs/persistence_service.log", "a", "b", "b"),
 }
-
-# key -> another value: as YAML has it, as the environment has it, as it is then in effect.
-OTHERS: dict[str, tuple[Any, str, Any]] = {
-    "service.host": ("192.0.2.1", "::1", "::1"),
-    "service.port": (9001, "9002", 9002),
-    "service.workers": (2, "3", 3),
-    "service.max_body_bytes": (2048, "4096", 4096),
-    "service.max_connections": (1, "7", 7),
-    "service.max_clock_skew": (0, "1.5", 1.5),
-    "service.ack_timeout": (0.5, "2", 2),
-    "service.auth_token": ("from-file", "from-environment", "from-environment"),
-    "service.auth_token_file": (str(ROOT / "LICENSE"), str(ROOT / ".gitignore"), str(ROOT / ".gitignore")),  # are there
-    "service.protected_mode": (True, "false", False),
-    "service.allowed_hosts": (["a.example.org"], "b.example.org, c", ("b.example.org", "c")),
-    "service.drain_delay": (0.5, "3", 3),
-    "service.tls_cert": ("a", "b", "b"),
-    "service.tls_key": ("a", "b", "b"),
-    "records.time_zone": ("Asia/Shanghai", "-03:30", "-03:30"),
-    "records.session_statuses": (["new", "done"], "new, split by sheet", ("new", "split by sheet")),
-    "records.task_statuses": (["新"], "x", ("x",)),
-    "records.unknown_fields": ("ignore", "reject", "reject"),
-    "buffer.max_buffer_size": (1, "5", 5),
-    "buffer.flush_interval": (0.01, "0.5", 0.5),
-    "buffer.max_batch_size": (1, "7", 7),
-    "journal.directory": ("/a", "/b", "/b"),
-    "journal.max_bytes": (MIB, "2097152", 2 * MIB),
-    "journal.fsync": ("never", "always", "always"),
-    "dead_letters.max_bytes": (1024, "2048", 2048),
-    "database.host": (["a", "b"], "c, d", ("c", "d")),
-    "database.port": (1, "65535", 65535),
-    "database.socket": ("/a", "/b", "/b"),
-    "database.user": ("a", "b", "b"),
-    "database.password": ("a", "12345", "12345"),
-    "database.database": ("a", "b", "b"),
-    "database.pool_size": (1, "64", 64),
-    "database.pool_recycle": (1, "60", 60),
-    "database.connect_timeout": (1, "2", 2),
-    "database.read_timeout": (15, "16", 16),
-    "database.write_timeout": (1, "2", 2),
-    "database.ssl_mode": ("DISABLED", "VERIFY_IDENTITY", "VERIFY_IDENTITY"),
-    "database.ssl_ca": ("a", "b", "b"),
-    "database.ssl_cert": ("a", "b", "b"),
-    "database.ssl_key": ("a", "b", "b"),
-    "read.enabled": (True, "false", False),
-    "read.host": (["a", "b"], "c, d", ("c", "d")),
-    "read.port": (1, "65535", 65535),
-    "read.user": ("a", "b", "b"),
-    "read.password": ("a", "", ""),
-    "read.pool_size": (1, "64", 64),
-    "read.timeout": (0.1, "1.5", 1.5),
-    "read.auth_token": ("from-file", "new old", "new old"),
-    "cluster.nodes": (["http://a"], "http://b, http://c", ("http://b", "http://c")),
-    "logging.level": ("ERROR", "DEBUG", "DEBUG"),
-    "logging.format": ("text", "json", "json"),
-    "logging.file": ("a", "b", "b"),
-}
-KEYS = sorted(DEFAULTS)
+KEYS = sorted(VALUES)
 
 # Values that must be refused, and a word of what is allowed that the refusal must carry.
 REFUSED: list[tuple[str, Any, str]] = [
@@ -208,12 +154,6 @@ REFUSED: list[tuple[str, Any, str]] = [
 ]
 
 
-def write(directory: Path, document: Any) -> str:
-    path = directory / "c.yaml"
-    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document), encoding="utf-8")
-    return str(path)
-
-
 def beside(key: str) -> dict[str, str]:
     """What a key cannot be without."""
     others = {
@@ -226,17 +166,6 @@ def beside(key: str) -> dict[str, str]:
 def value_of(loaded: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(loaded, section), name)
-
-
-def refusals(path: str | None, environ: dict[str, str]) -> list[str]:
-    with pytest.raises(ConfigError) as raised:
-        load(path, environ)
-    return str(raised.value).split("\n")
-
-
-def refusal(path: str | None, environ: dict[str, str]) -> str:
-    (line,) = refusals(path, environ)
-    return line
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -253,13 +182,12 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 def test_these_are_all_the_keys_there_are() -> None:
     assert {f"{section}.{name}" for section, type_ in SECTIONS.items() for name in type_.__struct_fields__} == set(KEYS)
-    assert set(OTHERS) == set(KEYS)
     assert sorted(ENVIRONMENT.values()) == KEYS  # each has its variable
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_left_out_has_the_contracts_default(key: str, tmp_path: Path) -> None:
-    expected = str(tmp_path / "journal") if key == "journal.directory" else DEFAULTS[key]
+    expected = str(tmp_path / "journal") if key == "journal.directory" else VALUES[key][0]
     loaded = load(write(tmp_path, ""), {"PERSISTENCE_STATE_DIR": str(tmp_path)})
     assert value_of(loaded, key) == expected
 
@@ -267,7 +195,7 @@ def test_a_key_left_out_has_the_contracts_default(key: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("key", KEYS)
 def test_the_file_overrides_the_default(key: str, tmp_path: Path) -> None:
     section, name = key.split(".")
-    value = OTHERS[key][0]
+    value = VALUES[key][1]
     loaded = load(write(tmp_path, {section: {name: value}}), beside(key))
     assert value_of(loaded, key) == (tuple(value) if isinstance(value, list) else value)
 
@@ -276,10 +204,10 @@ def test_the_file_overrides_the_default(key: str, tmp_path: Path) -> None:
 def test_the_environment_overrides_the_file(variable: str, tmp_path: Path) -> None:
     key = ENVIRONMENT[variable]
     section, name = key.split(".")
-    in_file, text, expected = OTHERS[key]
+    default, in_file, text, expected = VALUES[key]
     loaded = load(write(tmp_path, {section: {name: in_file}}), {variable: text, **beside(key)})
     assert value_of(loaded, key) == expected
-    assert expected not in (in_file, DEFAULTS[key])  # or this would show nothing
+    assert expected not in (in_file, default)  # or this would show nothing
 
 
 @pytest.mark.parametrize(
@@ -320,13 +248,13 @@ def test_the_variables_that_the_contract_names_keep_their_names(variable: str, k
 )
 def test_a_backends_names_are_read_where_ours_are_unset(variable: str, key: str, text: str, tmp_path: Path) -> None:
     section, name = key.split(".")
-    in_file, ours, _ = OTHERS[key]
+    _, in_file, ours, _ = VALUES[key]
     path = write(tmp_path, {section: {name: in_file}})
     expected = {"database.host": ("db",), "database.port": 3307}.get(key, text)
     assert value_of(load(path, {variable: text}), key) == expected
     if variable != "DB_NAME":
         own = next(name for name, one in ENVIRONMENT.items() if one == key)
-        assert value_of(load(path, {variable: text, own: ours}), key) == OTHERS[key][2]
+        assert value_of(load(path, {variable: text, own: ours}), key) == VALUES[key][3]
 
 
 def test_a_host_of_the_environment_goes_before_a_socket_of_the_file(tmp_path: Path) -> None:
@@ -341,25 +269,6 @@ def test_two_names_of_one_setting_that_disagree_are_refused(tmp_path: Path) -> N
     message = refusal(path, {"DB_NAME": "a", "DB_DATABASE": "b"})
     assert message == "DB_DATABASE = 'b' and DB_NAME = 'a' mean database.database; set one of them"
     assert load(path, {"DB_NAME": "a", "DB_DATABASE": "a"}).database.database == "a"
-
-
-@pytest.mark.parametrize(
-    ("document", "lines"),
-    [
-        ("service: {port: 1}\nbuffer: {}\nservice: {host: a}\n", ["line 3: 'service' stands in line 1 already"]),
-        ("service:\n  port: 1\n  port: 1\n", ["line 3: 'port' stands in line 2 already"]),
-        ("records: {time_zone: {a: 1, a: 2}}", ["line 1: 'a' stands in line 1 already", "records.time_zone"]),
-        ("service: &a {port: 1}\nservice: *a\n", ["line 2: 'service' stands in line 1 already"]),
-    ],
-)
-def test_a_key_twice_is_refused_at_every_level(document: str, lines: list[str], tmp_path: Path) -> None:
-    for found, expected in zip(refusals(write(tmp_path, document), {}), lines, strict=True):
-        assert expected in found
-
-
-def test_a_merged_mapping_is_no_key_twice(tmp_path: Path) -> None:
-    path = write(tmp_path, "service: &a {port: 1, workers: 2}\nbuffer:\nlogging: {<<: {level: ERROR}, level: DEBUG}\n")
-    assert load(path, {}).logging.level == "DEBUG"
 
 
 def test_everything_that_is_wrong_is_named_at_once_with_the_nearest_known_key(tmp_path: Path) -> None:
@@ -451,69 +360,6 @@ def test_no_word_in_the_environment_turns_authentication_off(text: str, tmp_path
     assert load(write(tmp_path, ""), {"SERVICE_AUTH_TOKEN": text}).service.auth_token == text
 
 
-def test_an_unknown_key_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, {"buffer": {"max_size": 5}}), {})
-    assert message.startswith(f"{tmp_path}/c.yaml, line 2: 'buffer.max_size' = 5: unknown key; ")
-    assert all(name in message for name in settings.Buffer.__struct_fields__)
-
-
-def test_an_unknown_section_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, {"buffers": {"max_buffer_size": 5}}), {})
-    assert message.startswith(f"{tmp_path}/c.yaml, line 1: 'buffers': unknown section; did you mean buffer? ")
-    assert all(section in message for section in SECTIONS)
-
-
-@pytest.mark.parametrize("document", [[1], "text", 5, {"service": [1]}, {"service": "x"}, {1: {}}, {"service": {1: 2}}])
-def test_a_document_of_another_shape_is_refused(document: Any, tmp_path: Path) -> None:
-    path = write(tmp_path, yaml.safe_dump(document))
-    assert refusal(path, {}).startswith(path)
-
-
-@pytest.mark.parametrize("document", ["", "# nothing\n", "service:\n", "service: {}\nbuffer:\n"])
-def test_an_empty_file_or_section_means_the_defaults(document: str, tmp_path: Path) -> None:
-    assert load(write(tmp_path, document), {}) == load(write(tmp_path, "{}"), {})
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        'database: {password: "hunter2" x}',
-        "service:\n  auth_token: hunter2: x\n",
-        "database:\n\tpassword: hunter2\n",
-        *(f"database:\n  password: {secret}\n" for secret in ("*hunter2", "!hunter2", "!hunter's", "!!int/hunter2")),
-    ],
-)
-def test_a_file_that_is_not_yaml_is_refused_by_line_without_what_stands_there(document: str, tmp_path: Path) -> None:
-    path = write(tmp_path, document)
-    message = refusal(path, {})
-    assert re.match(rf"{re.escape(path)}, line [12], column \d+: is not YAML: ", message)
-    assert "hunter" not in message
-
-
-@pytest.mark.parametrize("name", ["database.pasword", "database.pswd", "database.psssword", "service.tokn", "paswort"])
-def test_the_value_of_a_misspelt_secret_is_not_shown(name: str, tmp_path: Path) -> None:
-    section, _, key = name.rpartition(".")
-    document = {section: {key: "hunter2"}} if section else {key: "hunter2"}
-    assert "hunter2" not in refusal(write(tmp_path, document), {})
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    for content in (b"\xff\xfe\xff", b"service: \x01"):
-        path.write_bytes(content)
-        assert refusal(str(path), {}).startswith(str(path))
-
-
-def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
-    missing = str(tmp_path / "nowhere.yaml")
-    assert missing in refusal(None, {"PERSISTENCE_CONFIG": missing})
-    assert missing in refusal(missing, {})
-
-
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    assert str(tmp_path) in refusal(str(tmp_path), {})
-
-
 def test_without_a_named_file_config_yaml_is_read_where_it_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,11 +384,6 @@ def test_the_state_directory_is_absolute_and_holds_the_journal(tmp_path: Path, m
     elsewhere = load(path, {"PERSISTENCE_STATE_DIR": "other"})
     assert elsewhere.state_directory == str(tmp_path / "other")
     assert elsewhere.journal.directory == str(tmp_path / "other" / "journal")
-
-
-def test_a_host_may_be_a_name_a_list_or_names_with_commas(tmp_path: Path) -> None:
-    for host in ("a,b", " a , b ", ["a", "b"]):
-        assert load(write(tmp_path, {"database": {"host": host}}), {}).database.host == ("a", "b")
 
 
 def test_secrets_are_masked_and_nothing_else_is(tmp_path: Path) -> None:
@@ -670,43 +511,9 @@ def test_the_local_url_reaches_the_service_from_its_own_machine(host: str, expec
     assert local_url(settings.Service(host=host)) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("service:\n  port: 2001-99-99\n", "not YAML"),
-        ("service:\n  port: !!int x\n", "not YAML"),
-        ("service:\n  port: !!int ''\n", "not YAML"),
-        ("service:\n  port: !!bool x\n", "not YAML"),
-        ("service:\n  port: !!timestamp x\n", "not YAML"),
-        ("[" * 5000, "not YAML"),
-        ("service:\n  host: &a [*a]\n", "service.host"),
-        ("service:\n  port: &a [*a]\n", "service.port"),
-        ("database:\n  host: &a [*a]\n", "database.host"),
-        ('service:\n  host: "\\ud800"\n', "service.host"),
-        ("service:\n  port: 0x" + "f" * 5000, "service.port"),
-        ("buffer:\n  " + "x" * 900 + ": 1\n", "buffer"),
-    ],
-)
-def test_what_yaml_can_say_and_no_operator_means_is_refused_in_one_short_line(
-    text: str, key: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    message = refusal(str(path), {})
-    assert key in message
-    assert len(message) < 1000
-
-
 def test_a_variable_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, ""), {"DB_HOST": os.fsdecode(b"db\xff")})
     assert message.startswith("DB_HOST: database.host = ")
-
-
-@pytest.mark.parametrize("text", ["[hunter2]", "database: hunter2", "database: [{password: hunter2}]"])
-def test_a_document_of_another_shape_is_refused_without_what_stands_there(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    assert "hunter2" not in refusal(str(path), {})
 
 
 @pytest.mark.parametrize(
@@ -745,57 +552,6 @@ def test_a_token_file_without_a_token_stops_the_start_instead_of_opening_the_ser
 def test_a_token_that_may_only_read_without_one_that_may_write_is_refused_in_words(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, ""), {"READ_AUTH_TOKEN": "s3cret"})
     assert message == "read.auth_token = ********: without service.auth_token everybody may read; set both"
-
-
-def test_the_reader_connects_as_the_writers_do_but_for_what_it_is_told(tmp_path: Path) -> None:
-    environ = {"DB_SOCKET": "/s", "DB_PASSWORD": "p", "DB_SSL_CA": "ca"}
-    assert for_reader(load(write(tmp_path, ""), environ)) == load(write(tmp_path, ""), environ).database
-    own = {**environ, "READ_HOST": "replica:3307", "READ_USER": "reader", "READ_PASSWORD": ""}
-    found = for_reader(load(write(tmp_path, ""), own))
-    assert (found.host, found.socket, found.user, found.password) == (("replica:3307",), None, "reader", "")
-    assert found.ssl_mode == "VERIFY_IDENTITY"  # it is on another machine
-
-
-@pytest.mark.parametrize(
-    ("database", "mode"),
-    [
-        ({"host": "db.example.org", "ssl_ca": "ca"}, "VERIFY_IDENTITY"),
-        ({"host": ["localhost", "192.0.2.1"], "ssl_ca": "ca"}, "VERIFY_IDENTITY"),
-        ({"host": "db.example.org", "ssl_ca": "ca", "ssl_mode": "VERIFY_CA"}, "VERIFY_CA"),
-        ({"host": "db.example.org"}, None),
-        ({"host": "localhost", "ssl_ca": "ca"}, None),
-        ({"host": "127.0.0.2", "ssl_ca": "ca"}, None),
-        ({"host": "db.example.org", "socket": "/s", "ssl_ca": "ca"}, None),
-    ],
-)
-def test_a_ca_for_another_machine_means_that_its_name_is_checked_too(
-    database: dict[str, Any], mode: str | None, tmp_path: Path
-) -> None:
-    assert load(write(tmp_path, {"database": database}), {}).database.ssl_mode == mode
-
-
-@pytest.mark.parametrize(
-    ("host", "found"),
-    [
-        ("db", ("db", 3306)),
-        ("db:3307", ("db", 3307)),
-        ("192.0.2.1:65535", ("192.0.2.1", 65535)),
-        ("::1", ("::1", 3306)),
-        ("[::1]", ("::1", 3306)),
-        ("[2001:db8::2]:3307", ("2001:db8::2", 3307)),
-    ],
-)
-def test_a_host_of_the_database_may_have_a_port_of_its_own(host: str, found: tuple[str, int]) -> None:
-    database = load("/dev/null", {"DB_HOST": f"{host}, other"}).database
-    assert [host_and_port(one, database.port) for one in database.host] == [found, ("other", 3306)]
-    assert is_local(load("/dev/null", {"DB_HOST": host}).database) is (found[0] == "::1")
-
-
-def test_a_user_in_a_databases_host_is_refused_without_being_shown(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, {"database": {"host": ["db", "app:hunter2@db"]}}), {})
-    assert "database.host = ********: must be a host without user and password" in message
-    assert "hunter2" not in message
-    assert "hunter2" not in refusal("/dev/null", {"READ_HOST": "app:hunter2@db"})
 
 
 def test_a_journal_that_the_largest_body_does_not_fit_in_is_refused() -> None:
