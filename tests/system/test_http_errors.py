@@ -1,5 +1,5 @@
-"""Every row of the contract's error table, over real HTTP: what is refused leaves the tables and the journal as they
-were, to the byte."""
+"""Every row of the contract's error table once through the whole: a refused request leaves tables and journal as they
+were, to the byte. The cases of each row: tests/ingest, tests/shared."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def assert_problem(answer: Answer, status: int, code: str) -> list[dict[str, str]]:
+def assert_error(answer: Answer, status: int, code: str) -> list[dict[str, str]]:
     """That an answer is an error document of the contract. Returns: its errors."""
     assert answer.status == status, answer
     assert answer.headers["content-type"] == "application/json"
@@ -231,56 +231,81 @@ def test_a_chunked_body_is_accepted_within_the_limit(running: Observed, pieces: 
     assert running.stored() != before
 
 
-# ---- 400
+# ---- requests that are refused
+
+GZIP = {"Content-Encoding": "gzip"}
+PACKED = gzip.compress(VALID)
+REFUSED: dict[str, tuple[int, str, str, Any, dict[str, str]]] = {
+    "no JSON": (400, "INVALID_JSON", TASKS, b"{", {}),
+    "not a number": (400, "INVALID_JSON", TASKS, b'{"tasks":[NaN]}', {}),
+    "nested without end": (400, "INVALID_SHAPE", TASKS, b"[" * 90_000 + b"]" * 90_000, {}),
+    "another shape": (400, "INVALID_SHAPE", TASKS, b"[]", {}),
+    "the other kind": (400, "INVALID_SHAPE", SESSIONS, VALID, {}),
+    "no gzip": (400, "INVALID_GZIP", TASKS, VALID, GZIP),
+    "a wrong checksum": (400, "INVALID_GZIP", TASKS, PACKED[:-8] + b"\0" * 8, GZIP),
+    "half of gzip": (400, "BODY_CUT_SHORT", TASKS, PACKED[:-1], GZIP),
+    "ack": (400, "INVALID_PARAMETER", f"{TASKS}?ack=maybe", VALID, {}),
+    "timeout": (400, "INVALID_PARAMETER", f"{TASKS}?ack=committed&timeout=60.1", VALID, {}),
+    "flush timeout": (400, "INVALID_PARAMETER", f"{FLUSH}?timeout=nan", b"", {}),
+    "too large": (413, "BODY_TOO_LARGE", TASKS, VALID + b" " * 3_000_000, {}),
+    "too large unpacked": (
+        *(413, "BODY_TOO_LARGE", TASKS, gzip.compress(VALID + blank(MAX_BODY_BYTES + 1 - len(VALID))), GZIP),
+    ),
+    "a bomb": (413, "BODY_TOO_LARGE", TASKS, gzip.compress(VALID + b" " * 100_000_000), GZIP),
+    "another type": (415, "UNSUPPORTED_MEDIA_TYPE", TASKS, VALID, {"Content-Type": "text/plain"}),
+    "another encoding": (415, "UNSUPPORTED_ENCODING", TASKS, VALID, {"Content-Encoding": "br"}),
+    "no records": (422, "INVALID_RECORD", TASKS, {"tasks": []}, {}),
+    "too many records": (422, "INVALID_RECORD", TASKS, {"tasks": [task()] * 1001}, {}),
+    "an invalid task": (422, "INVALID_RECORD", TASKS, {"tasks": [task("good"), task("bad", row_index=-1)]}, {}),
+    "an invalid session": (422, "INVALID_RECORD", SESSIONS, {"sessions": [session("bad", status="done")]}, {}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_request_stores_nothing(service: Service, name: str) -> None:
+    status, code, path, body, headers = REFUSED[name]
+    answer = service.post(path, body, headers)
+    assert_error(answer, status, code)
+    if code == "UNSUPPORTED_ENCODING":
+        assert answer.headers["accept-encoding"] == "gzip"
+
+
+def test_every_invalid_record_is_named_up_to_100(service: Service) -> None:
+    document = {"tasks": [task("a", status="x"), task("b"), task("c", updated_at="2999-01-01"), None]}
+    errors = assert_error(service.post(TASKS, document), 422, "INVALID_RECORD")
+    assert [error["field"] for error in errors] == ["tasks[0].status", "tasks[2].updated_at", "tasks[3]"]
+    errors = assert_error(service.post(TASKS, {"tasks": [task(status="x")] * 150}), 422, "INVALID_RECORD")
+    assert [error["field"] for error in errors] == [f"tasks[{index}].status" for index in range(100)]
+
+
+LENGTH = f"Content-Length: {len(VALID)}"
+CHUNKED = "Transfer-Encoding: chunked"
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"not json", VALID[:-1], VALID + b"}", b"\xff\xfe", b'{"tasks":[NaN]}', b'{"tasks":["\\ud800"]}'],
+    ("code", "sent"),
+    [
+        ("BODY_CUT_SHORT", head(TASKS, LENGTH) + VALID[:-1]),
+        ("BODY_CUT_SHORT", head(TASKS, f"Content-Length: {len(VALID) + 1}") + VALID),
+        ("BODY_CUT_SHORT", head(TASKS, CHUNKED) + chunk(VALID)),
+        ("BODY_CUT_SHORT", head(TASKS, CHUNKED) + chunk(VALID) + b"0\r\n"),
+        ("INVALID_HTTP", head(TASKS, CHUNKED) + b"zz\r\n"),
+        ("INVALID_HTTP", head(TASKS, "Content-Length: 5", CHUNKED) + VALID),
+        ("INVALID_HTTP", b"hello\r\n\r\n"),
+        ("INVALID_HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    ],
 )
-@pytest.mark.parametrize("path", [SESSIONS, TASKS])
-def test_what_is_not_json_is_a_400(service: Service, path: str, body: bytes) -> None:
-    assert_problem(service.post(path, body), 400, "INVALID_JSON")
-
-
-@pytest.mark.parametrize(("depth", "code"), [(1025, "INVALID_JSON"), (90_000, "INVALID_SHAPE")])
-def test_json_that_is_nested_without_end_is_a_400(service: Service, depth: int, code: str) -> None:
-    assert_problem(service.post(TASKS, b"[" * depth + b"]" * depth), 400, code)
-
-
-@pytest.mark.parametrize(
-    "body", [b"null", b"1", b"[]", b"{}", b'{"tasks":null}', b'{"tasks":{}}', b'{"sessions":[]}', b'{"Tasks":[]}']
-)
-def test_another_top_level_shape_is_a_400(service: Service, body: bytes) -> None:
-    assert_problem(service.post(TASKS, body), 400, "INVALID_SHAPE")
-
-
-def test_records_of_the_other_kind_are_a_400(service: Service) -> None:
-    assert_problem(service.post(SESSIONS, VALID), 400, "INVALID_SHAPE")
-
-
-@pytest.mark.parametrize("sent", [0, 1, len(VALID) // 2, len(VALID) - 1])
-def test_a_body_cut_short_by_its_client_is_a_400(service: Service, sent: int) -> None:
+def test_a_request_that_is_cut_short_or_no_http_is_a_400_and_the_last_of_its_connection(
+    service: Service, code: str, sent: bytes
+) -> None:
     with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, f"Content-Length: {len(VALID)}"), VALID[:sent])
-        connection.send_no_more()
-        assert_problem(connection.answer(), 400, "BODY_CUT_SHORT")
-        assert connection.rest() == b""
-
-
-def test_a_whole_document_that_is_shorter_than_announced_is_cut_short_too(service: Service) -> None:
-    with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, f"Content-Length: {len(VALID) + 1}"), VALID)
-        connection.send_no_more()
-        assert_problem(connection.answer(), 400, "BODY_CUT_SHORT")
-
-
-def test_a_chunked_body_without_its_last_chunk_is_cut_short(service: Service) -> None:
-    for ending in (chunk(VALID), chunk(VALID)[:-3], b"", b"0\r\n"):
-        with closing(Connection(service)) as connection:
-            connection.send(head(TASKS, "Transfer-Encoding: chunked"), ending)
+        connection.send(sent)
+        if code == "BODY_CUT_SHORT":
             connection.send_no_more()
-            assert_problem(connection.answer(), 400, "BODY_CUT_SHORT")
+        answer = connection.answer()
+        assert_error(answer, 400, code)
+        assert answer.headers["connection"] == "close"
+        assert connection.rest() == b""
 
 
 def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(service: Service) -> None:
@@ -293,108 +318,63 @@ def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(service: Service
     wait_until(lambda: left() == before + 1, what="it is counted as cut short")
 
 
-def test_a_content_length_below_the_body_is_a_400(service: Service) -> None:
+def test_a_body_over_the_limit_is_a_413_before_it_is_read(service: Service) -> None:
+    chunks = [chunk(b" " * 50_000)] * (1 + MAX_BODY_BYTES // 50_000)
+    for fields, sent in (
+        ([f"Content-Length: {MAX_BODY_BYTES + 1}"], []),
+        ([f"Content-Length: {2**63}"], []),
+        ([CHUNKED], chunks),
+    ):
+        with closing(Connection(service)) as connection:
+            connection.send(head(TASKS, *fields), *sent)
+            answer = connection.answer()
+            assert_error(answer, 413, "BODY_TOO_LARGE")
+            assert str(MAX_BODY_BYTES) in answer.json["detail"]
+            assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(("path", "status"), [(TASKS, b"413"), ("/nowhere", b"404"), ("/", b"405")])
+def test_expect_100_continue_is_answered_by_the_refusal_itself(service: Service, path: str, status: bytes) -> None:
     with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, f"Content-Length: {len(VALID) - 1}", "Connection: close"), VALID)
-        assert_problem(connection.answer(), 400, "INVALID_JSON")
+        connection.send(head(path, "Expect: 100-continue", f"Content-Length: {MAX_BODY_BYTES + 1}"))
+        assert connection.first_line().startswith(b"HTTP/1.1 " + status)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        ["Content-Length: -1"],
-        ["Content-Length: +5"],
-        ["Content-Length: 0x10"],
-        ["Content-Length: many"],
-        ["Content-Length: 5", "Content-Length: 6"],
-        ["Content-Length: 5", "Transfer-Encoding: chunked"],
-        ["Transfer-Encoding: gzip"],
-    ],
-)
-def test_a_request_whose_length_nobody_can_tell_is_a_400(service: Service, fields: list[str]) -> None:
+def test_expect_100_continue_is_answered_by_100_where_the_body_is_wanted(service: Service) -> None:
     with closing(Connection(service)) as connection:
-        # In one piece: closing with unread bytes would reset the connection.
-        connection.send(head(TASKS, *fields) + VALID)
-        assert_problem(connection.answer(), 400, "INVALID_HTTP")
-        assert connection.rest() == b""
+        connection.send(head(TASKS, "Expect: 100-continue", f"Content-Length: {len(INVALID)}"))
+        assert connection.first_line() == b"HTTP/1.1 100 Continue\r\n"
+        assert connection.first_line() == b"\r\n"
+        connection.send(INVALID)
+        assert_error(connection.answer(), 422, "INVALID_RECORD")
 
 
-@pytest.mark.parametrize(
-    "data", [b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9\r\n\r\n"]
-)
-def test_what_is_no_http_is_a_400(service: Service, data: bytes) -> None:
+def test_the_connection_goes_on_after_a_refusal(service: Service) -> None:
     with closing(Connection(service)) as connection:
-        connection.send(data)
-        assert_problem(connection.answer(), 400, "INVALID_HTTP")
-
-
-def test_a_broken_chunk_is_a_400(service: Service) -> None:
-    with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, "Transfer-Encoding: chunked"), b"zz\r\n")
-        assert_problem(connection.answer(), 400, "INVALID_HTTP")
-
-
-@pytest.mark.parametrize("body", [VALID, b"\x1f\x8b", gzip.compress(VALID)[1:], b"\x00" * 50])
-def test_gzip_that_is_none_is_a_400(service: Service, body: bytes) -> None:
-    code = "BODY_CUT_SHORT" if body == b"\x1f\x8b" else "INVALID_GZIP"
-    assert_problem(service.post(TASKS, body, {"Content-Encoding": "gzip"}), 400, code)
-
-
-@pytest.mark.parametrize(
-    "packed", [gzip.compress(VALID)[:-1], gzip.compress(VALID)[:-9], gzip.compress(VALID) * 2 + b"\x1f", b""]
-)
-def test_a_gzip_stream_that_does_not_end_with_the_body_is_a_400(service: Service, packed: bytes) -> None:
-    assert_problem(service.post(TASKS, packed, {"Content-Encoding": "gzip"}), 400, "BODY_CUT_SHORT")
-
-
-def test_gzip_with_a_wrong_checksum_is_a_400(service: Service) -> None:
-    packed = bytearray(gzip.compress(VALID))
-    packed[-8] ^= 1
-    assert_problem(service.post(TASKS, bytes(packed), {"Content-Encoding": "gzip"}), 400, "INVALID_GZIP")
-
-
-@pytest.mark.parametrize(
-    "query", ["ack=maybe", "ack=committed&timeout=-1", "timeout=60.1", "timeout=soon", "timeout=nan"]
-)
-def test_a_parameter_out_of_range_is_a_400(service: Service, query: str) -> None:
-    assert_problem(service.post(f"{TASKS}?{query}", VALID), 400, "INVALID_PARAMETER")
-
-
-@pytest.mark.parametrize("timeout", ["-1", "60.1", "soon", "nan", "inf"])
-def test_a_flush_timeout_out_of_range_is_a_400_and_flushes_nothing(service: Service, timeout: str) -> None:
-    assert_problem(service.request("POST", f"{FLUSH}?timeout={timeout}"), 400, "INVALID_PARAMETER")
+        for _ in range(3):
+            connection.send(head(TASKS, f"Content-Length: {len(INVALID)}"), INVALID)
+            assert_error(connection.answer(), 422, "INVALID_RECORD")
+        connection.send(head("/", method="GET"))
+        assert connection.answer("GET").status == 200
 
 
 # ---- 401, 403
 
 
-@pytest.mark.parametrize("path", [*sorted(PATHS.keys() - OPEN), "/nowhere"])
-def test_without_a_token_everything_but_the_open_paths_is_a_401(guarded: Service, path: str) -> None:
-    answer = guarded.request(PATHS.get(path, "GET"), path, VALID if PATHS.get(path) == "POST" else None)
-    assert_problem(answer, 401, "TOKEN_MISSING")
-    assert answer.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize("path", sorted(PATHS.keys() - OPEN))
-@pytest.mark.parametrize(
-    "value",
-    [f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer ", "Bearer", "", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN} x"],
-)
-def test_with_a_wrong_token_everything_but_the_open_paths_is_a_403(guarded: Service, path: str, value: str) -> None:
-    answer = guarded.request(PATHS[path], path, VALID if PATHS[path] == "POST" else None, {"Authorization": value})
-    assert_problem(answer, 403, "TOKEN_WRONG")
-
-
-@pytest.mark.parametrize("path", sorted(OPEN))
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
-def test_the_open_paths_are_answered_whatever_the_token(guarded: Service, path: str, headers: dict[str, str]) -> None:
-    assert guarded.request("GET", path, headers=headers).status == 200
-
-
-@pytest.mark.parametrize("path", [path for path, method in PATHS.items() if method == "GET"])
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_with_the_token_every_path_is_answered(guarded: Service, path: str, scheme: str) -> None:
-    assert guarded.request("GET", path, headers={"Authorization": f"{scheme} {TOKEN}"}).status == 200
+@pytest.mark.parametrize("path", [*sorted(PATHS), "/nowhere"])
+def test_a_token_is_wanted_everywhere_but_on_the_open_paths(guarded: Service, path: str) -> None:
+    method = PATHS.get(path, "GET")
+    body = VALID if method == "POST" else None
+    missing = guarded.request(method, path, body)
+    wrong = guarded.request(method, path, body, {"Authorization": f"Bearer {TOKEN}x"})
+    if path in OPEN:
+        assert (missing.status, wrong.status) == (200, 200)
+    else:
+        assert_error(missing, 401, "TOKEN_MISSING")
+        assert missing.headers["www-authenticate"] == "Bearer"
+        assert_error(wrong, 403, "TOKEN_WRONG")
+    if method == "GET" and path in PATHS:
+        assert guarded.request("GET", path, headers={"Authorization": f"bearer {TOKEN}"}).status == 200
 
 
 def test_with_the_token_records_are_accepted(with_token: Observed) -> None:
@@ -404,12 +384,9 @@ def test_with_the_token_records_are_accepted(with_token: Observed) -> None:
     assert with_token.stored() != before
 
 
-def test_who_has_no_token_learns_neither_what_exists_nor_what_is_wrong(guarded: Service) -> None:
+def test_without_a_token_a_client_learns_neither_what_exists_nor_what_is_wrong(guarded: Service) -> None:
     for method, path, body in (("POST", "/nowhere", b"x"), ("DELETE", TASKS, None), ("POST", TASKS, b"{")):
-        assert_problem(guarded.request(method, path, body), 401, "TOKEN_MISSING")
-
-
-def test_no_byte_of_a_body_is_asked_for_without_a_token(guarded: Service) -> None:
+        assert_error(guarded.request(method, path, body), 401, "TOKEN_MISSING")
     with closing(Connection(guarded)) as connection:
         connection.send(head(TASKS, "Expect: 100-continue", "Content-Length: 5000"))
         assert connection.first_line().startswith(b"HTTP/1.1 401 ")
@@ -428,35 +405,26 @@ def test_the_token_stands_in_no_log(guarded: Service) -> None:
 # ---- 404, 405
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/nowhere", "/health/", "//", "/HEALTH", "/api/v1/persistence", "/api/v1/persistence/words/batch", f"{TASKS}/1"],
-)
+@pytest.mark.parametrize("path", ["/nowhere", "/health/", "//", "/HEALTH", f"{TASKS}/1"])
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "DELETE"])
 def test_an_unknown_path_is_a_404(service: Service, method: str, path: str) -> None:
     answer = service.request(method, path, VALID if method == "POST" else None)
     if method == "HEAD":
         assert (answer.status, answer.body) == (404, b"")
     else:
-        assert_problem(answer, 404, "NOT_FOUND")
+        assert_error(answer, 404, "NOT_FOUND")
 
 
-@pytest.mark.parametrize(
-    ("path", "method"),
-    [
-        (path, method)
-        for path in sorted(PATHS)
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-        if method not in ALLOWED[PATHS[path]]
-    ],
-)
-def test_a_wrong_method_is_a_405_that_names_the_right_ones(service: Service, path: str, method: str) -> None:
-    answer = service.request(method, path, VALID if method in ("POST", "PUT", "PATCH") else None)
-    assert set(answer.headers["allow"].split(", ")) == ALLOWED[PATHS[path]]
-    if method == "HEAD":
-        assert (answer.status, answer.body) == (405, b"")
-    else:
-        assert_problem(answer, 405, "METHOD_NOT_ALLOWED")
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_a_wrong_method_is_a_405_that_names_the_right_ones(service: Service, path: str) -> None:
+    allowed = ALLOWED[PATHS[path]]
+    for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - allowed:
+        answer = service.request(method, path, VALID if method in ("POST", "PUT", "PATCH") else None)
+        assert set(answer.headers["allow"].split(", ")) == allowed
+        if method == "HEAD":
+            assert (answer.status, answer.body) == (405, b"")
+        else:
+            assert_error(answer, 405, "METHOD_NOT_ALLOWED")
 
 
 @pytest.mark.parametrize("path", [path for path, method in PATHS.items() if method == "GET"])
@@ -471,179 +439,6 @@ def test_head_is_get_without_its_body(service: Service, path: str) -> None:
     fields = dict(line.split(": ") for line in first.decode().splitlines()[1:])
     assert int(fields["content-length"]) > 0
     assert fields["content-type"] == service.get(path).headers["content-type"]
-
-
-# ---- 413
-
-
-def test_a_body_announced_over_the_limit_is_a_413_before_a_byte_of_it_is_read(service: Service) -> None:
-    for length in (MAX_BODY_BYTES + 1, 10**12, 2**63):
-        with closing(Connection(service)) as connection:
-            connection.send(head(TASKS, f"Content-Length: {length}"))
-            answer = connection.answer()
-            assert_problem(answer, 413, "BODY_TOO_LARGE")
-            assert str(MAX_BODY_BYTES) in answer.json["detail"]
-            assert answer.headers["connection"] == "close"
-
-
-def test_a_client_that_sends_its_whole_over_large_body_first_still_reads_the_413(service: Service) -> None:
-    # Closing with unread bytes would reset the connection under the answer.
-    assert_problem(service.post(TASKS, VALID + b" " * 3_000_000), 413, "BODY_TOO_LARGE")
-
-
-@pytest.mark.parametrize("path", [TASKS, "/nowhere", "/"])
-def test_expect_100_continue_is_answered_by_the_refusal_itself(service: Service, path: str) -> None:
-    status = {TASKS: b"413", "/nowhere": b"404", "/": b"405"}[path]
-    with closing(Connection(service)) as connection:
-        connection.send(head(path, "Expect: 100-continue", f"Content-Length: {MAX_BODY_BYTES + 1}"))
-        assert connection.first_line().startswith(b"HTTP/1.1 " + status)
-
-
-def test_expect_100_continue_is_answered_by_100_where_the_body_is_wanted(service: Service) -> None:
-    with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, "Expect: 100-continue", f"Content-Length: {len(INVALID)}"))
-        assert connection.first_line() == b"HTTP/1.1 100 Continue\r\n"
-        assert connection.first_line() == b"\r\n"
-        connection.send(INVALID)
-        assert_problem(connection.answer(), 422, "INVALID_RECORD")
-
-
-def test_a_chunked_body_over_the_limit_is_a_413_before_it_ends(service: Service) -> None:
-    with closing(Connection(service)) as connection:
-        connection.send(head(TASKS, "Transfer-Encoding: chunked"), chunk(VALID))
-        connection.send(*[chunk(b" " * 50_000)] * (MAX_BODY_BYTES // 50_000))
-        assert_problem(connection.answer(), 413, "BODY_TOO_LARGE")
-
-
-def test_a_gzip_bomb_is_a_413(service: Service) -> None:
-    bomb = gzip.compress(VALID + b" " * 100_000_000)
-    assert len(bomb) < MAX_BODY_BYTES
-    assert_problem(service.post(TASKS, bomb, {"Content-Encoding": "gzip"}), 413, "BODY_TOO_LARGE")
-
-
-def test_the_limit_holds_to_the_byte_for_the_unpacked_size(service: Service) -> None:
-    packed = gzip.compress(VALID + blank(MAX_BODY_BYTES + 1 - len(VALID)))
-    assert_problem(service.post(TASKS, packed, {"Content-Encoding": "gzip"}), 413, "BODY_TOO_LARGE")
-
-
-# ---- 415
-
-
-@pytest.mark.parametrize(
-    "content_type",
-    [
-        "text/plain",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data; boundary=x",
-        "application/jsonp",
-        "application/json; charset=utf-16",
-        "application/msgpack",
-        "",
-    ],
-)
-def test_another_content_type_is_a_415(service: Service, content_type: str) -> None:
-    assert_problem(service.post(TASKS, VALID, {"Content-Type": content_type}), 415, "UNSUPPORTED_MEDIA_TYPE")
-
-
-def test_no_content_type_is_a_415(service: Service) -> None:
-    assert_problem(service.request("POST", TASKS, VALID), 415, "UNSUPPORTED_MEDIA_TYPE")
-
-
-@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "gzip, br", "*", ""])
-def test_an_unknown_content_encoding_is_a_415_that_names_the_known_one(service: Service, encoding: str) -> None:
-    answer = service.post(TASKS, VALID, {"Content-Encoding": encoding})
-    assert_problem(answer, 415, "UNSUPPORTED_ENCODING")
-    assert answer.headers["accept-encoding"] == "gzip"
-
-
-# ---- 422
-
-
-@pytest.mark.parametrize(
-    ("fields", "wrong"),
-    [
-        ({"task_id": ""}, "task_id"),
-        ({"task_id": "x" * 65}, "task_id"),
-        ({"source_text": "x" * 65536}, "source_text"),
-        ({"source_text": None}, "source_text"),
-        ({"status": "done"}, "status"),
-        ({"row_index": -1}, "row_index"),
-        ({"row_index": 2**31}, "row_index"),
-        ({"row_index": "many"}, "row_index"),
-        ({"confidence": 1.01}, "confidence"),
-        ({"start_time": "yesterday"}, "start_time"),
-        ({"start_time": "0999-01-01T00:00:00Z"}, "start_time"),
-        ({"updated_at": "2999-01-01T00:00:00Z"}, "updated_at"),
-    ],
-)
-def test_an_invalid_task_is_a_422_and_takes_the_whole_request_with_it(
-    service: Service, fields: dict[str, Any], wrong: str
-) -> None:
-    document = {"tasks": [task("good-1"), {**task("bad"), **fields}, task("good-2")]}
-    errors = assert_problem(service.post(TASKS, document), 422, "INVALID_RECORD")
-    assert [error["field"] for error in errors] == [f"tasks[1].{wrong}"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "wrong"),
-    [
-        ({"session_id": "x" * 37}, "session_id"),
-        ({"status": "done"}, "status"),
-        ({"total_tasks": 1.5}, "total_tasks"),
-        ({"metadata": []}, "metadata"),
-        ({"game_info": json.loads('{"a":' * 20 + "{}" + "}" * 20)}, "game_info"),
-        ({"metadata": {"x" * 65536: 1}}, "metadata"),
-    ],
-)
-def test_an_invalid_session_is_a_422_and_takes_the_whole_request_with_it(
-    service: Service, fields: dict[str, Any], wrong: str
-) -> None:
-    errors = assert_problem(
-        service.post(SESSIONS, {"sessions": [session("good"), {**session("bad"), **fields}]}), 422, "INVALID_RECORD"
-    )
-    assert [error["field"] for error in errors] == [f"sessions[1].{wrong}"]
-
-
-def test_a_missing_field_is_named(service: Service) -> None:
-    bad = task()
-    del bad["source_text"]
-    errors = assert_problem(service.post(TASKS, {"tasks": [bad]}), 422, "INVALID_RECORD")
-    assert errors == [{"field": "tasks[0].source_text", "message": "is required"}]
-
-
-@pytest.mark.parametrize("count", [0, 1001])
-def test_none_or_too_many_records_are_a_422(service: Service, count: int) -> None:
-    document = {"tasks": [{"task_id": "x"}] * count}
-    (error,) = assert_problem(service.post(TASKS, document), 422, "INVALID_RECORD")
-    assert error["field"] == "tasks"
-    assert "1 to 1000" in error["message"]
-
-
-def test_every_invalid_record_is_listed(service: Service) -> None:
-    document = {
-        "tasks": [task("a", status="x"), task("b"), task("c", updated_at="2999-01-01"), None, task("e", row_index=-1)]
-    }
-    errors = assert_problem(service.post(TASKS, document), 422, "INVALID_RECORD")
-    assert [error["field"] for error in errors] == [
-        "tasks[0].status",
-        "tasks[2].updated_at",
-        "tasks[3]",
-        "tasks[4].row_index",
-    ]
-
-
-def test_at_most_100_invalid_records_are_listed(service: Service) -> None:
-    errors = assert_problem(service.post(TASKS, {"tasks": [task(status="x")] * 150}), 422, "INVALID_RECORD")
-    assert [error["field"] for error in errors] == [f"tasks[{index}].status" for index in range(100)]
-
-
-def test_the_connection_goes_on_after_a_refusal(service: Service) -> None:
-    with closing(Connection(service)) as connection:
-        for _ in range(3):
-            connection.send(head(TASKS, f"Content-Length: {len(INVALID)}"), INVALID)
-            assert_problem(connection.answer(), 422, "INVALID_RECORD")
-        connection.send(head("/", method="GET"))
-        assert connection.answer("GET").status == 200
 
 
 # ---- 503, and health and readiness along the way
@@ -713,11 +508,11 @@ def test_a_full_journal_is_a_503_while_the_database_cannot_be_reached(
     accepted, refused = fill(service)
 
     assert accepted >= 9  # of 100 kB in 1 MiB
-    assert_problem(refused, 503, "JOURNAL_FULL")
+    assert_error(refused, 503, "JOURNAL_FULL")
     assert_retry_after(refused)
     before = journal_bytes(service)
     again = service.post(TASKS, large("again"))
-    assert_problem(again, 503, "JOURNAL_FULL")
+    assert_error(again, 503, "JOURNAL_FULL")
     assert_retry_after(again)
     assert journal_bytes(service) == before
     assert service.stats()["buffer"]["total_count"] == accepted
@@ -760,13 +555,13 @@ def test_a_backlog_over_half_degrades_a_full_one_refuses_and_an_empty_one_accept
         assert service.get("/ready").status == 200
 
         incomplete = service.request("POST", f"{FLUSH}?timeout=0.2")
-        assert_problem(incomplete, 503, "FLUSH_INCOMPLETE")
+        assert_error(incomplete, 503, "FLUSH_INCOMPLETE")
         assert incomplete.json["status"] == "error"
         assert incomplete.json["pending"] == 6
         assert_retry_after(incomplete)
 
         accepted, refused = fill(service)
-        assert_problem(refused, 503, "JOURNAL_FULL")
+        assert_error(refused, 503, "JOURNAL_FULL")
         assert_retry_after(refused)
     finally:
         blocker.close()
@@ -788,11 +583,11 @@ def test_a_flusher_that_is_away_is_a_503_within_the_deadline(
 
     for path, document in ((TASKS, {"tasks": [task("refused")]}), (SESSIONS, {"sessions": [session("refused")]})):
         answer = service.post(path, document)
-        assert_problem(answer, 503, "FLUSHER_UNAVAILABLE")
+        assert_error(answer, 503, "FLUSHER_UNAVAILABLE")
         assert_retry_after(answer)
     for method, path in (("GET", STATS), ("POST", f"{FLUSH}?timeout=0")):
         answer = service.request(method, path)
-        assert_problem(answer, 503, "FLUSHER_UNAVAILABLE")
+        assert_error(answer, 503, "FLUSHER_UNAVAILABLE")
         assert_retry_after(answer)
     health = service.get("/health")
     assert health.status == 503
