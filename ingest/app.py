@@ -24,7 +24,7 @@ from ingest.history import History, Recorder
 from ingest.metrics import RequestMetrics
 from ingest.reading import Reading
 from ingest.request_ids import request_id
-from ingest.responses import App, ErrorResponse
+from ingest.responses import App, ErrorResponse, internal_error
 from ingest.stats import Flush, Metrics, Stats
 from shared.reading import ROUTES
 from shared.records import KINDS, SESSIONS
@@ -143,4 +143,4 @@ async def _bug(
 ) -> None:
     extra = {"request_id": request_id(request.scope)}
     log.error("%s %s failed", request.method, request.path, exc_info=error, extra=extra)
-    raise ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
+    raise internal_error()

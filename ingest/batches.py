@@ -58,7 +58,7 @@ def accepted(status: str, count: int, arrival_us: int) -> bytes:
 
 
 class BatchRoute:
-    """One kind's batches. Two doors lead here: the connection's fast path (admits, count, submit, answer), and Falcon's
+    """One kind's batches. Two doors lead here: the connection's fast path (admit, count, submit, answer), and Falcon's
     on_post, behind the guard, for every other request.
 
     The fast path takes a POST that says how large it is, has no query, and has nothing in its header that the guard
@@ -86,14 +86,11 @@ class BatchRoute:
         self._max_body_bytes = min(max_body_bytes, MAX_FAST_BODY_BYTES)
         self._reject = reject
         self._wall = wall
-        self._reading_bytes = 0
+        self.reading_bytes = 0
         self._large = asyncio.Lock()
 
-    def admits(self, fields: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None) -> int:
-        """Whether a POST with this header takes the fast path: it passes all checks of the guard, and there is room.
-
-        Returns: the bytes of its body, for which release() must follow; 0 if it takes the slow path.
-        """
+    def admit(self, fields: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None) -> FastPathRequest | None:
+        """A POST with this header, if it takes the fast path: it passes all checks of the guard, and there is room."""
         headers = dict(fields)
         length = headers.get(b"content-length", b"")
         if (
@@ -105,18 +102,13 @@ class BatchRoute:
             or not is_host(headers[b"host"])
             or not self._access.admits(headers, client)
         ):
-            return 0
+            return None
         size = int(length)
-        if size > SMALL_BODY_BYTES:
-            if size > self._max_body_bytes or self._reading_bytes + size > MAX_FAST_READING_BYTES:
-                return 0
-            self._reading_bytes += size
-        return size if size <= self._max_body_bytes else 0
-
-    def release(self, size: int) -> None:
-        """The body is no longer being read."""
-        if size > SMALL_BODY_BYTES:
-            self._reading_bytes -= size
+        held = size if size > SMALL_BODY_BYTES else 0
+        if not 0 < size <= self._max_body_bytes or self.reading_bytes + held > MAX_FAST_READING_BYTES:
+            return None
+        self.reading_bytes += held
+        return FastPathRequest(self, size, held)
 
     def count(self, body: bytes) -> int:
         """Returns: the number of records of a body that is certainly valid; 0 where only full validation can tell."""
@@ -190,3 +182,31 @@ class BatchRoute:
                 if time.monotonic() > turn_ends_at:
                     await asyncio.sleep(0)
                     turn_ends_at = time.monotonic() + TURN_S
+
+
+class FastPathRequest:
+    """One admitted request. `parts` are its body, as it comes; `count` is known after submit(). Args: held: bytes of
+    its route's room."""
+
+    __slots__ = ("_held", "body", "count", "parts", "route", "size")
+
+    def __init__(self, route: BatchRoute, size: int, held: int) -> None:
+        self.route = route
+        self.size = size
+        self._held = held
+        self.parts: list[bytes] = []
+        self.body = b""
+        self.count = 0
+
+    def release(self) -> None:
+        """Gives the room back, once: the body is no longer being read."""
+        if self._held:
+            self.route.reading_bytes -= self._held
+            self._held = 0
+
+    def submit(self, done: Callable[[int | Exception], None]) -> bool:
+        """Returns: whether the body is valid and on its way; if not, the slow path takes it."""
+        self.release()
+        self.body = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.count = self.route.count(self.body)
+        return self.count > 0 and self.route.submit(self.count, self.body, done)

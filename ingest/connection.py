@@ -25,12 +25,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from ingest.access import OPEN_PATHS
-from ingest.batches import BatchRoute
+from ingest.batches import BatchRoute, FastPathRequest
 from ingest.cycle import NO_ROUTE, Cycle
 from ingest.deadlines import LAST_REQUEST_S, UNREAD_S, Clock, Phase, bound_unread, limit_s
-from ingest.framing import MAX_HEADERS, MAX_URL_BYTES, Chunks, end_of_header, header_too_large, url_too_long
-from ingest.headers import body_length, check_target, invalid_http
-from ingest.responses import ErrorResponse, encode_response
+from ingest.framing import MAX_HEADERS, Chunks, check_header, end_of_header
+from ingest.headers import body_length, invalid_http
+from ingest.responses import ErrorResponse, encode_response, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,8 @@ class Connection(HttpToolsProtocol):
         self._left = 0
         """Bytes to come of a body with a length."""
         self._chunks: Chunks | None = None
-        self._batch: BatchRoute | None = None
-        """Of the current request, if it takes the fast path; otherwise `cycle` answers it."""
-        self._batch_bytes = self._batch_count = 0
-        self._batch_parts: list[bytes] = []
+        self._fast: FastPathRequest | None = None
+        """The current request, if it takes the fast path; otherwise `cycle` answers it."""
         self._discarded = 0
         """Bytes thrown away: of one body, and after the last answer."""
         self._started_at = self._stalled_at = 0.0
@@ -105,12 +103,10 @@ class Connection(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            if self.phase is Phase.BODY:
-                batch.release(self._batch_bytes)
-            else:
-                self._observed(batch.path, 0)
+        fast, self._fast = self._fast, None
+        if fast is not None:
+            fast.release()
+            self._observed(fast.route.path, 0)
         elif self.cycle is not None and not self.cycle.response_complete:
             self.cycle.cancel()
             self._observed(self.cycle.route, 0)
@@ -215,43 +211,28 @@ class Connection(HttpToolsProtocol):
         parser, headers = self.parser, self.headers
         batch = self._batches.get(self.url)
         if batch is None or len(headers) > MAX_HEADERS or parser.should_upgrade() or self._is_surplus:
-            self._check_header()
+            check_header(self.url, headers, upgrade=parser.should_upgrade())
+            if self._is_surplus and self.url.partition(b"?")[0].decode() not in OPEN_PATHS:
+                raise _too_many_connections()
         is_1_1 = parser.get_http_version() == "1.1"
         self._keep_alive = is_1_1 and parser.should_keep_alive() and not (self._stopping or self._is_surplus)
-        size = 0
         if batch is not None and is_1_1 and not self.expect_100_continue and parser.get_method() == b"POST":
-            size = batch.admits(headers, self.client)
-        if size:
-            self._batch, self._batch_bytes, self._batch_parts = batch, size, []
-            self._left, self._chunks = size, None
-        else:
-            length = body_length(headers)
-            self._left, self._chunks = length or 0, Chunks() if length is None else None
+            self._fast = batch.admit(headers, self.client)
+        length = body_length(headers) if self._fast is None else self._fast.size
+        self._left, self._chunks = length or 0, Chunks() if length is None else None
+        if self._fast is None:
             self._start_cycle()
         self._enter(Phase.BODY)
-
-    def _check_header(self) -> None:
-        """Raises: ErrorResponse."""
-        if len(self.url) > MAX_URL_BYTES:
-            raise url_too_long()
-        if len(self.headers) > MAX_HEADERS:
-            raise header_too_large()
-        check_target(self.url)
-        if self.parser.should_upgrade() and body_length(self.headers) != 0:
-            # The parser would take the body for the next request.
-            raise invalid_http("a request with Upgrade must not have a body: send HTTP/1.1 as it is")
-        if self._is_surplus and self.url.partition(b"?")[0].decode() not in OPEN_PATHS:
-            raise _too_many_connections()
 
     def _start_cycle(self, record_count: int | None = None) -> None:
         """The slow path. Args: record_count: of a body that the fast path has counted."""
         self._discarded = 0
-        self.cycle = Cycle(self, self, self._keep_alive, record_count, failed=lambda: self._refuse(_our_fault()))
+        self.cycle = Cycle(self, self, self._keep_alive, record_count, failed=lambda: self._refuse(internal_error()))
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
-        if self._batch is not None:
-            self._batch_parts.append(body)
+        if self._fast is not None:
+            self._fast.parts.append(body)
             return
         if self.cycle.response_complete:
             self._discarded += len(body)
@@ -260,31 +241,27 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        batch = self._batch
-        if batch is None:
+        fast = self._fast
+        if fast is None:
             self._enter(Phase.IDLE if self.cycle.response_complete else Phase.ANSWER)
             super().on_message_complete()
             return
         self._enter(Phase.ANSWER)
-        batch.release(self._batch_bytes)
-        parts, self._batch_parts = self._batch_parts, []
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._batch_count = batch.count(body)
-        if not (self._batch_count and batch.submit(self._batch_count, body, self._answer_batch)):
-            self._batch = None
-            self._start_cycle(self._batch_count)
-            super().on_body(body)
+        if not fast.submit(self._answer_fast):
+            self._fast = None
+            self._start_cycle(fast.count)
+            super().on_body(fast.body)
             super().on_message_complete()
 
     # The answer's side
 
-    def _answer_batch(self, arrival: int | Exception) -> None:
+    def _answer_fast(self, arrival: int | Exception) -> None:
         """Args: arrival: µs since 1970 UTC, or why there is none."""
-        batch, self._batch = self._batch, None
-        if batch is not None:  # the client has not left
-            status, answer = batch.answer(arrival, self._batch_count, keep_alive=self._keep_alive)
+        fast, self._fast = self._fast, None
+        if fast is not None:  # the client has not left
+            status, answer = fast.route.answer(arrival, fast.count, keep_alive=self._keep_alive)
             self.transport.write(answer)
-            self._finish(batch.path, status)
+            self._finish(fast.route.path, status)
 
     def on_response_complete(self) -> None:
         self._keep_alive = self.cycle.keep_alive
@@ -330,12 +307,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ErrorResponse) -> None:
         """Answers the current request instead of the application, unless its answer has begun, and closes."""
-        batch, self._batch = self._batch, None
+        fast, self._fast = self._fast, None
         begun = False
-        if batch is not None:
-            if self.phase is Phase.BODY:
-                batch.release(self._batch_bytes)
-            self._observed(batch.path, error.status)
+        if fast is not None:
+            fast.release()
+            self._observed(fast.route.path, error.status)
         elif self.cycle is not None and self.phase in (Phase.BODY, Phase.ANSWER):
             cycle = self.cycle
             begun = cycle.response_started
@@ -394,10 +370,6 @@ def _too_many_connections() -> ErrorResponse:
     return ErrorResponse(503, "TOO_MANY_CONNECTIONS", detail, headers={"Retry-After": "1"})
 
 
-def _our_fault() -> ErrorResponse:
-    return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
-
-
 def _error_response(error: httptools.HttpParserError) -> ErrorResponse:
     """The client's own mistake or, where one of our callbacks has failed, ours, which is logged."""
     if not isinstance(error, httptools.HttpParserCallbackError):
@@ -405,4 +377,4 @@ def _error_response(error: httptools.HttpParserError) -> ErrorResponse:
     if isinstance(error.__context__, ErrorResponse):
         return error.__context__
     log.error("a request could not be taken", exc_info=error.__context__)
-    return _our_fault()
+    return internal_error()

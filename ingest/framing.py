@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ingest.headers import invalid_http
+from ingest.headers import Fields, body_length, check_target, invalid_http
 from ingest.responses import ErrorResponse
 
 MAX_URL_BYTES = 8 * 1024
@@ -35,6 +35,18 @@ def header_too_large() -> ErrorResponse:
 def too_many_chunks() -> ErrorResponse:
     limits = f"{MAX_CHUNKS} chunks and one more for each KiB, with {MAX_EXTENSION_BYTES} bytes of extensions"
     return ErrorResponse(400, "TOO_MANY_CHUNKS", f"a body may come in {limits}: send larger chunks")
+
+
+def check_header(url: bytes, fields: Fields, *, upgrade: bool) -> None:
+    """What can be said of a complete header. Raises: ErrorResponse."""
+    if len(url) > MAX_URL_BYTES:
+        raise url_too_long()
+    if len(fields) > MAX_HEADERS:
+        raise header_too_large()
+    check_target(url)
+    if upgrade and body_length(fields) != 0:
+        # The parser would take the body for the next request.
+        raise invalid_http("a request with Upgrade must not have a body: send HTTP/1.1 as it is")
 
 
 def end_of_header(data: bytes, start: int) -> int:

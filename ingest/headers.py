@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ingest.responses import JSON_TYPE, ErrorResponse, Scope
 
-Fields = Iterable[tuple[bytes, bytes]]
+Fields = Sequence[tuple[bytes, bytes]]
 
 _ENCODED = b"/api/v1/persistence/sessions/"
 """Paths below it hold ids, percent-encoded; no other path may have a percent sign."""

@@ -70,6 +70,10 @@ def encode_response(status: int, fields: Sequence[tuple[bytes, bytes]], body: by
     return b"\r\n".join([*lines, b"", body])
 
 
+def internal_error() -> ErrorResponse:
+    return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
+
+
 def unavailable(error: FlusherUnavailable | Rejected, records: int = 1) -> ErrorResponse:
     if isinstance(error, Rejected):
         after_s, code, detail = error.retry_after_s, error.reason.name, _REASONS[error.reason]

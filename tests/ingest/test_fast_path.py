@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from ingest.access import Access
-from ingest.batches import MAX_FAST_BODY_BYTES, MAX_FAST_READING_BYTES, BatchRoute
+from ingest.batches import MAX_FAST_BODY_BYTES, MAX_FAST_READING_BYTES, BatchRoute, FastPathRequest
 from ingest.connection import Connection
 from ingest.forwarder import Forwarder, Rejected
-from ingest.framing import MAX_URL_BYTES
 from ingest.guard import Guard
 from ingest.responses import SITE_HEADERS
 from ingest.unpacking import SMALL_BODY_BYTES
@@ -191,19 +190,6 @@ def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
     play(scenario)
 
 
-def test_a_large_body_does_not_make_its_header_one_to_look_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though both came with one read."""
-    monkeypatch.setattr(Connection, "_check_header", None)
-
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post(BODY + b" " * 2 * MAX_URL_BYTES))
-        await front.submitted()
-        front.forwarder.done[0](ARRIVAL)
-        assert (await answer(reader))[0] == 202
-
-    play(scenario)
-
-
 LARGE = BODY + b" " * (MAX_FAST_BODY_BYTES - len(BODY))
 
 
@@ -211,20 +197,20 @@ def header_of(size: int) -> list[tuple[bytes, bytes]]:
     return [(b"host", b"h"), JSON, (b"content-length", b"%d" % size)]
 
 
-def fill(way: BatchRoute) -> list[int]:
-    """Takes all room for bodies over SMALL_BODY_BYTES. Returns: the sizes that must be released."""
+def fill(way: BatchRoute) -> list[FastPathRequest]:
+    """Takes all room for bodies over SMALL_BODY_BYTES."""
     return [
-        size
+        request
         for size in (MAX_FAST_BODY_BYTES, SMALL_BODY_BYTES + 1)
-        for _ in iter(lambda size=size: way.admits(header_of(size), LOCAL), 0)  # type: ignore[misc]
+        for request in iter(lambda size=size: way.admit(header_of(size), LOCAL), None)  # type: ignore[misc]
     ]
 
 
 def free_bytes(way: BatchRoute) -> int:
-    sizes = fill(way)
-    for size in sizes:
-        way.release(size)
-    return sum(sizes)
+    requests = fill(way)
+    for request in requests:
+        request.release()
+    return sum(request.size for request in requests)
 
 
 def test_a_batch_that_is_not_small_takes_room_while_it_comes() -> None:
@@ -279,9 +265,9 @@ def test_without_room_a_batch_that_is_not_small_goes_the_slow_path_and_a_small_o
 
 
 def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_is() -> None:
-    for limit, admitted in ((len(BODY), len(BODY)), (len(BODY) - 1, 0)):
+    for limit, admitted in ((len(BODY), True), (len(BODY) - 1, False)):
         way = route(FakeForwarder(), max_body_bytes=limit)
-        assert way.admits(header_of(len(BODY)), LOCAL) == admitted
+        assert (way.admit(header_of(len(BODY)), LOCAL) is not None) == admitted
 
 
 @pytest.mark.parametrize(
@@ -432,9 +418,10 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
     client: tuple[str, int],
 ) -> None:
     keeper = access(token, protected_mode=protected_mode)
-    size = route(FakeForwarder(), keeper, max_body_bytes=max_body_bytes).admits(fields, client)
-    if not size:
+    request = route(FakeForwarder(), keeper, max_body_bytes=max_body_bytes).admit(fields, client)
+    if request is None:
         return
+    size = request.size
     assert size <= MAX_FAST_BODY_BYTES
     scope = {
         "type": "http",
@@ -459,9 +446,9 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
 
 def test_a_plain_header_takes_the_fast_path() -> None:
     plain = header_of(5)
-    assert route(FakeForwarder()).admits(plain, LOCAL)
-    assert not route(FakeForwarder()).admits(plain, STRANGER)
-    assert not route(FakeForwarder()).admits([(b"host", b"rebound.example"), *plain[1:]], LOCAL)
+    assert route(FakeForwarder()).admit(plain, LOCAL)
+    assert not route(FakeForwarder()).admit(plain, STRANGER)
+    assert not route(FakeForwarder()).admit([(b"host", b"rebound.example"), *plain[1:]], LOCAL)
     with_token = route(FakeForwarder(), access("token"))
-    assert with_token.admits([*plain, (b"authorization", b"Bearer token")], STRANGER)
-    assert not with_token.admits(plain, LOCAL)
+    assert with_token.admit([*plain, (b"authorization", b"Bearer token")], STRANGER)
+    assert not with_token.admit(plain, LOCAL)
