@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 DIGITS = 20
 PROBE_NAME = "probe"
-_BUFFERS_AT_ONCE = 1024
-"""IOV_MAX of writev(2)."""
+_BUFFERS_AT_ONCE = 1024  # IOV_MAX of writev(2)
 
 
 class JournalWriteFailed(Exception):
@@ -189,8 +188,7 @@ class Journal:
             self._uncut[segment.path] = size
 
     def _failed(self, path: Path, error: OSError) -> JournalWriteFailed:
-        if isinstance(error.filename, str | Path):
-            path = Path(error.filename)
+        path = Path(error.filename or path)
         self.fault = f"{path}: {error.strerror}; {advice(error, path)}"
         return JournalWriteFailed(self.fault)
 
@@ -337,13 +335,10 @@ class Journal:
     def cut_again(self) -> None:
         """Retries the cuts that failed."""
         for path, size in list(self._uncut.items()):
-            try:
-                os.truncate(path, size)
-            except FileNotFoundError:
-                pass
-            except OSError:
-                continue
-            del self._uncut[path]
+            with suppress(OSError):
+                if path.exists():
+                    os.truncate(path, size)
+                del self._uncut[path]
 
     def probe(self, size: int) -> None:
         """Finds out whether the disk takes `size` bytes now. Raises: JournalWriteFailed."""

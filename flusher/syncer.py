@@ -53,13 +53,7 @@ class Waiter:
 
 
 class Syncer:
-    def __init__(
-        self,
-        policy: Fsync,
-        journal: Journal,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, policy: Fsync, journal: Journal, *, clock: Callable[[], float]) -> None:
         self._policy = policy
         self._journal = journal
         self._clock = clock
