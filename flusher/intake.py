@@ -19,7 +19,7 @@ from flusher.journal import Journal, JournalWriteFailed, Segment
 from flusher.scheduler import Scheduler
 from flusher.segments import ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, Entry
 from flusher.state import Acceptance, Cause, Condition
-from flusher.syncer import Syncer, Waiter
+from flusher.syncer import Syncer, SyncWaiter
 from shared.wire import Reason, Reject, Submit, acks, encode
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Intake:
         ack = b"".join(map(encode, answers))
         if self.syncer.holds_acks():
             self.syncer.wait(
-                Waiter(
+                SyncWaiter(
                     segment,
                     start,
                     segment.size,

@@ -25,7 +25,7 @@ from flusher.pinger import Pinger
 from flusher.state import HANGING_S, NO_DATABASE_ERROR, Cause, Condition
 from flusher.syncer import Syncer
 from flusher.triggers import FlushPolicy, FlushReason
-from flusher.writers import COMMANDS_EACH, PATIENCE_S, WriterDied, Writers
+from flusher.writers import MAX_COMMANDS_IN_FLIGHT, SLOW_COMMAND_S, WriterDied, Writers
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +167,9 @@ class Scheduler:
             waiting=self.journal.waiting,
             writers=self.writers_at_once,
             pool_size=self.pool_size,
-            each=COMMANDS_EACH,
+            each=MAX_COMMANDS_IN_FLIGHT,
             healthy=not self._attempts and not self._doubtful,
-            held_up=self.longest_write_s(now) >= PATIENCE_S,
+            held_up=self.longest_write_s(now) >= SLOW_COMMAND_S,
         )
 
     def _open_until(self) -> float:
@@ -198,8 +198,8 @@ class Scheduler:
                 at = min(at, self.journal.next_at())
                 if due is not None and self._open_until() > now:
                     at = min(at, self._open_until())
-            elif self.longest_write_s(now) < PATIENCE_S:
-                at = min(at, min(self._writing_since.values(), default=math.inf) + PATIENCE_S)
+            elif self.longest_write_s(now) < SLOW_COMMAND_S:
+                at = min(at, min(self._writing_since.values(), default=math.inf) + SLOW_COMMAND_S)
         if at not in (math.inf, self._wake_at):
             self._wake_after(at, max(0.0, at - now) + 0.001)
 

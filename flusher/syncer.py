@@ -42,7 +42,7 @@ class Fsync(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter:
+class SyncWaiter:
     """An append whose ack waits for the disk, from `start` to `end` in `segment`."""
 
     segment: Segment
@@ -59,7 +59,7 @@ class Syncer:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "syncer")
         self._dirty: dict[int, Segment] = {}
-        self._waiters: list[Waiter] = []
+        self._waiters: list[SyncWaiter] = []
         self._running: asyncio.Future[list[int]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._since: float | None = None
@@ -103,7 +103,7 @@ class Syncer:
         if self._policy is Fsync.INTERVAL:
             self._start_in_time()
 
-    def wait(self, waiter: Waiter) -> None:
+    def wait(self, waiter: SyncWaiter) -> None:
         self._waiters.append(waiter)
         self._start()
 
@@ -182,7 +182,7 @@ class Syncer:
                 self._clean(segment)
         self._release(lambda waiter: waiter.end <= waiter.segment.synced)
 
-    def _release(self, is_safe: Callable[[Waiter], bool]) -> None:
+    def _release(self, is_safe: Callable[[SyncWaiter], bool]) -> None:
         waiting, self._waiters = self._waiters, []
         for waiter in waiting:
             if is_safe(waiter):

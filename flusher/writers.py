@@ -21,8 +21,8 @@ from flusher.answers import IDLE_PRIORITY, Answer, Failed
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "flusher.writer")
-COMMANDS_EACH = 2
-PATIENCE_S = 1.0
+MAX_COMMANDS_IN_FLIGHT = 2
+SLOW_COMMAND_S = 1.0
 """A child whose command takes longer (behind a lock, for instance) gets no second one."""
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
@@ -51,11 +51,11 @@ class Writers:
         answer_timeout_s: float,
         command: Sequence[str] = COMMAND,
         *,
-        patience_s: float = PATIENCE_S,
+        slow_command_s: float = SLOW_COMMAND_S,
     ) -> None:
         self._answer_timeout_s = answer_timeout_s
         self._command = command
-        self._patience_s = patience_s
+        self._slow_command_s = slow_command_s
         self._children: list[_Child] = []
 
     @property
@@ -111,7 +111,7 @@ class Writers:
             if child.process is not None and child.process.returncode is not None and not child.asked:
                 log.warning("writer %d ended while idle, status %s", child.process.pid, child.process.returncode)
                 self._children.remove(child)
-            elif 0 < child.asked < COMMANDS_EACH and now - child.since < self._patience_s:
+            elif 0 < child.asked < MAX_COMMANDS_IN_FLIGHT and now - child.since < self._slow_command_s:
                 return child
         idle = [child for child in self._children if not child.asked]
         if not idle:

@@ -50,12 +50,12 @@ for line in sys.stdin:
 @pytest.fixture
 def writers(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Writers]:
     marker = request.node.get_closest_marker("writers")
-    return of_children(**(marker.kwargs if marker else {"patience_s": 30.0}))
+    return of_children(**(marker.kwargs if marker else {"slow_command_s": 30.0}))
 
 
 @asynccontextmanager
-async def of_children(patience_s: float) -> AsyncIterator[Writers]:
-    writers = Writers(30.0, (sys.executable, "-c", CHILD), patience_s=patience_s)
+async def of_children(slow_command_s: float) -> AsyncIterator[Writers]:
+    writers = Writers(30.0, (sys.executable, "-c", CHILD), slow_command_s=slow_command_s)
     try:
         yield writers
     finally:
@@ -114,7 +114,7 @@ async def test_both_commands_of_a_child_that_ends_are_given_back(writers: Writer
     assert await pid_of(writers) != pid
 
 
-@pytest.mark.writers(patience_s=0.0)
+@pytest.mark.writers(slow_command_s=0.0)
 async def test_a_child_whose_command_is_held_up_gets_no_second_one(writers: Writers, tmp_path: Path) -> None:
     fifos = [tmp_path / "a", tmp_path / "b"]
     asked = [await held_up(writers, fifo) for fifo in fifos]
@@ -126,7 +126,7 @@ async def test_a_child_whose_command_is_held_up_gets_no_second_one(writers: Writ
     assert (writers.processes, writers.busy) == (2, 0)
 
 
-@pytest.mark.writers(patience_s=0.0)
+@pytest.mark.writers(slow_command_s=0.0)
 async def test_the_first_child_yields_its_core_and_one_beside_it_does_not(writers: Writers, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     asked = await held_up(writers, fifo)
@@ -205,7 +205,7 @@ async def test_an_answer_of_megabytes_is_read_whole(writers: Writers) -> None:
     assert len(answer.version) == 3_000_000
 
 
-@pytest.mark.writers(patience_s=0.0)
+@pytest.mark.writers(slow_command_s=0.0)
 async def test_shrink_ends_idle_children_over_the_number_to_keep(writers: Writers, tmp_path: Path) -> None:
     fifo = tmp_path / "a"
     asked = await held_up(writers, fifo)
@@ -227,7 +227,7 @@ def is_zombie_or_gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.writers(patience_s=0.0)
+@pytest.mark.writers(slow_command_s=0.0)
 async def test_terminate_kills_idle_and_busy_children(writers: Writers, tmp_path: Path) -> None:
     busy = await held_up(writers, tmp_path / "a")
     idle = await pid_of(writers)
