@@ -230,8 +230,7 @@ async def test_callers_of_a_flush_over_the_bound_are_told_at_once(node: Node) ->
     assert len(node.scheduler._callers._of_flushes) == MAX_FLUSH_CALLERS
     node.writers.answer = written
     assert (await node.ask_flush()).pending == 1
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await asyncio.gather(*waiting)
 
 
@@ -250,8 +249,7 @@ async def test_a_torn_segment_is_put_out_of_use_and_the_next_body_goes_into_a_ne
     node: Node, tmp_path: Path
 ) -> None:
     node.submit(b"one")
-    assert node.journal.active is not None
-    torn = node.journal.active
+    torn = node.active
     torn.torn = True
     node.submit(b"two")
 
@@ -262,6 +260,5 @@ async def test_a_torn_segment_is_put_out_of_use_and_the_next_body_goes_into_a_ne
 
 async def test_entries_in_the_journal_carry_what_the_ack_said(node: Node) -> None:
     node.submit(b"one", count=3)
-    assert node.journal.active is not None
-    (entry,) = segments.read(node.journal.active.path).entries
+    (entry,) = segments.read(node.active.path).entries
     assert entry == Entry(2, 3, node.arrivals()[0], b"one")

@@ -133,8 +133,7 @@ async def test_a_segment_that_fails_for_itself_does_not_hold_up_the_others(
     assert node.writers.asked == [name(1), name(2), name(3)]
 
     node.writers.answer = written
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.until(lambda: not bodies_in(tmp_path))
 
 
@@ -155,14 +154,12 @@ async def test_a_fault_of_the_database_pauses_every_segment_until_its_time_has_c
     assert node.scheduler._attempts == 1
     assert node.figures.database.bad
 
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.settled()
     assert node.writers.asked[2:] == [name(3)]  # one, to see whether it is back
     assert node.scheduler._attempts == 2
 
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.settled()
     # The failed one stands behind the others now.
     assert node.writers.asked[3:] == [name(1)]
@@ -212,7 +209,7 @@ async def test_a_blocked_host_is_an_alarm_although_it_is_retried_like_a_lost_con
 async def test_a_segment_that_is_itself_at_fault_holds_up_no_other_and_its_alarm_stays_until_it_is_gone(
     node: Node,
 ) -> None:
-    bad = node.journal.active
+    bad = node.active
     assert bad is not None
     node.writers.answer = lambda path: (
         failed(ErrorClass.STORAGE, 5, of_segment=True) if path == bad.path else written(path)
@@ -221,8 +218,7 @@ async def test_a_segment_that_is_itself_at_fault_holds_up_no_other_and_its_alarm
     assert (await node.ask_flush(0.01)).pending == 1
     for number in range(20):  # a record a second, without a flush by hand
         node.submit(b"%d" % number)
-        node.clock.now += 1
-        node.scheduler.schedule()
+        node.pass_time(1)
         await node.until(lambda count=number + 1: len(node.writers.written_bodies) == count)
         await node.settled()
         assert node.alarm == "error 5 (storage)"
@@ -243,8 +239,7 @@ async def test_after_a_segment_at_fault_one_is_tried_at_a_time_until_one_is_writ
     await node.until(lambda: len(node.writers.asked) == 9)
     never: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     node.writers.answer = lambda path: never
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.settled()
     assert len(node.writers.asked) == 10
     never.set_result(failed(ErrorClass.SCHEMA, of_segment=True))
@@ -306,8 +301,7 @@ async def test_what_was_accepted_after_a_flush_was_asked_for_does_not_count_for_
     node.scheduler.schedule()
     await node.until(lambda: node.figures.records_written == 1)
     node.writers.answer = written
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
 
     assert (await flushed).rows == {"sessions": 0, "tasks": 1}
 
@@ -437,8 +431,7 @@ async def test_a_drain_does_not_wait_for_a_database_that_is_away(node: Node, tmp
     node.submit(b"kept")
     draining = asyncio.ensure_future(node.scheduler.drain(3600.0))
     while not draining.done():
-        node.clock.now += 60.0
-        node.scheduler.schedule()
+        node.pass_time(60.0)
         for _ in range(20):  # turns of the loop, not time: what follows an attempt has happened before the next
             await asyncio.sleep(0)
     assert bodies_in(tmp_path) == [b"kept"]
@@ -476,14 +469,12 @@ async def test_commit_callers_hear_of_their_own_segment_only_and_only_once_it_is
     node.writers.answer = lambda path: (
         written(path, dead_arrivals={7: 1, 8: 1}) if path.name == name(2) else failed(ErrorClass.RETRY)
     )
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.until(lambda: heard)
     assert heard == [encode(Committed(6, 7, {7: 1}))]
 
     node.writers.answer = written
-    node.clock.now += 60
-    node.scheduler.schedule()
+    node.pass_time(60)
     await node.until(lambda: len(heard) == 2)
     assert heard[-1] == encode(Committed(5, 5))
 

@@ -131,8 +131,7 @@ async def test_a_locked_table_is_not_writable_from_then_until_a_commit_and_never
     await node.settled()
     states = []
     for _ in range(60):
-        node.clock.now += 1
-        node.scheduler.schedule()
+        node.pass_time(1)
         await node.settled()
         node.scheduler.check_hanging()
         states.append(database.state)

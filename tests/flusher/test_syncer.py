@@ -203,8 +203,7 @@ async def test_a_file_whose_sync_failed_is_never_synced_again_and_its_records_ge
     node.writers.dies = True
     node.submit(b"kept")
     await node.until(node.acked)
-    assert node.journal.active is not None
-    failed = node.journal.active
+    failed = node.active
     pages = failed.path.stat().st_ino
     node.disk.broken = True
     before = len(node.disk.synced_fds)
@@ -243,8 +242,7 @@ async def test_a_segment_that_was_written_while_it_got_new_pages_does_not_come_b
 
     node.submit(b"kept")
     await node.until(node.acked)
-    assert node.journal.active is not None
-    path = node.journal.active.path
+    path = node.active.path
     node.disk.broken = True
     node.submit(b"lost")
     await node.until(node.rejected)
@@ -261,9 +259,8 @@ async def test_nothing_is_accepted_between_a_failed_sync_and_new_pages_and_then_
     node.writers.dies = True
     node.submit(b"kept")
     await node.until(node.acked)
-    assert node.journal.active is not None
     # The copy cannot be made while something else has its name.
-    blocker = node.journal.active.path.with_suffix(".rewrite")
+    blocker = node.active.path.with_suffix(".rewrite")
     blocker.mkdir()
     node.disk.broken = True
     node.submit(b"lost")
@@ -362,8 +359,7 @@ async def test_a_sealed_file_is_closed_once_it_is_synced_and_not_before(node: No
     node.disk.hold_syncs()
     node.submit(b"body")
     await node.disk.sync_has_begun()
-    assert node.journal.active is not None
-    segment = node.journal.active
+    segment = node.active
     node.ask_flush()
     assert node.journal.active is not segment
     assert segment.fd >= 0
@@ -383,8 +379,7 @@ async def test_while_writers_are_behind_segments_that_they_come_to_late_leave_th
     monkeypatch.setattr(syncer, "leave_cache", leave_cache)
     node.submit(b"body")
     await node.ask_flush()
-    assert node.journal.active is not None
-    written_up_to = node.journal.active.sequence - 1
+    written_up_to = node.active.sequence - 1
 
     behind = asyncio.Event()
 
@@ -397,7 +392,7 @@ async def test_while_writers_are_behind_segments_that_they_come_to_late_leave_th
     for _ in range(CACHED_SEGMENTS + 4):
         node.submit(b"body", count=FULL)
     node.submit(b"body")
-    active = node.journal.active.sequence
+    active = node.active.sequence
     node.disk.synced_fds.clear()
     node.disk.let_syncs_go()
     await node.until(lambda: not node.syncer.unsynced_records)
@@ -424,12 +419,11 @@ def test_what_has_left_the_cache_is_still_on_the_disk(tmp_path: Path) -> None:
 async def test_close_syncs_what_the_policy_wants_and_closes_the_files(tmp_path: Path, fsync: Fsync, syncs: int) -> None:
     node = Node(tmp_path, fsync=fsync)
     node.submit(b"body")
-    assert node.journal.active is not None
-    fd = node.journal.active.fd
+    fd = node.active.fd
     await node.close()
 
     assert node.disk.synced_fds == [fd] * syncs
-    assert node.journal.active.fd == -1
+    assert node.active.fd == -1
 
 
 async def test_no_file_stays_open_over_many_segments(node: Node) -> None:

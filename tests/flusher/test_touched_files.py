@@ -103,8 +103,7 @@ async def test_a_touched_segment_costs_at_most_what_was_in_it_and_has_a_way_out(
     submit(node, "sealed")
     node.journal.seal(FlushReason.SIZE)
     submit(node, "active")
-    assert node.journal.active is not None
-    path = next(segment.path for segment in node.journal if (segment is node.journal.active) == (target == "active"))
+    path = next(segment.path for segment in node.journal if (segment is node.active) == (target == "active"))
     caplog.set_level("INFO")
     if stopped:
         await node.close()
@@ -231,8 +230,7 @@ async def test_an_open_segment_that_cannot_be_rescued_yet_is_rescued_when_it_can
     node, writers = node_of(tmp_path, table)
     writers.away = False
     submit(node, "kept")
-    assert node.journal.active is not None
-    path = node.journal.active.path.rename(tmp_path / "elsewhere")
+    path = node.active.path.rename(tmp_path / "elsewhere")
     with monkeypatch.context() as patch:
         patch.setattr(node.journal, "_create", too_many)
         for _ in range(3):
@@ -248,7 +246,7 @@ async def test_an_open_segment_that_cannot_be_rescued_yet_is_rescued_when_it_can
     assert "accepting again" not in caplog.text
 
     if put_back:
-        path.rename(node.journal.active.path)
+        path.rename(node.active.path)
     node.journal.check_active_file()
     node.intake.probe()
     await node.until(lambda: table.texts == {"kept"})

@@ -141,7 +141,7 @@ async def test_an_active_segment_that_is_removed_is_rescued_within_a_look(watche
     watched.node.writers.answer = lambda path: failed(ErrorClass.RECONNECT, 2002)
     watched.node.submit(b"kept")
     assert watched.node.journal.active is not None
-    watched.node.journal.active.path.unlink()
+    watched.node.active.path.unlink()
     await watched.watch.look()
     assert bodies_in(short_path / "journal") == [b"kept"]
 

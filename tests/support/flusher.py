@@ -19,7 +19,7 @@ from flusher.answers import Answer, Failed, Written
 from flusher.callers import FlushResult
 from flusher.figures import Figures
 from flusher.intake import Intake
-from flusher.journal import Journal
+from flusher.journal import Journal, Segment
 from flusher.mysql_errors import ErrorClass
 from flusher.recovery import recover
 from flusher.scheduler import Scheduler
@@ -214,6 +214,15 @@ class Node:
         while not condition():
             assert time.monotonic() < give_up_at, "did not happen"
             await asyncio.sleep(0.001)
+
+    @property
+    def active(self) -> Segment:
+        assert self.journal.active is not None
+        return self.journal.active
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.scheduler.schedule()
 
     @property
     def alarm(self) -> str | None:
