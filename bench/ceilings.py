@@ -42,7 +42,7 @@ class Resource:
         response.data = ANSWER
 
 
-def in_falcon() -> falcon.asgi.App:
+def in_falcon() -> Any:
     app = falcon.asgi.App()
     app.add_route(TASKS.path, Resource())
     return app

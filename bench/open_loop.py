@@ -60,7 +60,7 @@ def _arguments(job: Job) -> list[str]:
 def _requests(job: Job) -> bytes:
     """Each behind its length, with PLACE where its number goes."""
     head = f"POST {job.path} HTTP/1.1\r\nHost: {job.address[0]}:{job.address[1]}\r\nContent-Type: application/json\r\n"
-    made = []
+    made: list[bytes] = []
     for pieces in _bodies(job.batch):
         body = PLACE.encode().join(pieces)
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

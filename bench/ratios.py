@@ -14,7 +14,7 @@ Raw = dict[str, Any]
 
 def ratios(raw: Raw, only: Sequence[str] = NAMES) -> dict[str, Any]:
     """Every key of `only`, in the order of KEYS."""
-    made = {**{key: partial(_cells, key=key) for key in CELLS_OF}, **_OTHERS}
+    made: dict[str, Callable[[Raw], Any]] = {**{key: partial(_cells, key=key) for key in CELLS_OF}, **_OTHERS}
     return {name: made[name](raw) for name in NAMES if name in only}
 
 
@@ -47,7 +47,8 @@ def rounds(raw: Raw, cell: Cell) -> Sequence[Raw]:
     """Of one cell; none if it was not measured."""
     for one in raw.get("cells", ()):
         if one["contender"] == cell.contender and one["load"].startswith(cell.load):
-            return one["rounds"]
+            found: Sequence[Raw] = one["rounds"]
+            return found
     return ()
 
 

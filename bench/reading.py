@@ -29,8 +29,8 @@ from bench.figures import percentile, ratio
 from bench.machine import ALL, peak_rss_mb
 from bench.open_loop import Running, job
 from bench.tasks import pool
-from flusher.schema import FILE as SCHEMA_FILE
 from flusher.store import schema_statements
+from flusher.tables import FILE as SCHEMA_FILE
 from reader.pages import Query
 from reader.queries import Select, one_session, progress, sessions_before, tasks_after
 from shared.records import SESSIONS, TASKS

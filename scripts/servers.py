@@ -17,8 +17,8 @@ from typing import Any
 
 import MySQLdb
 
-from flusher.schema import FILE as SCHEMA_FILE
 from flusher.store import schema_statements
+from flusher.tables import FILE as SCHEMA_FILE
 from scripts.network import Network
 
 NODES = (1, 2, 3)

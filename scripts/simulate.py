@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -157,7 +156,7 @@ def _write(layout: Layout, queues: Sequence[_Queue], now: float) -> None:
 
 def layouts(database_rate: float, node_rate: float) -> list[Layout]:
     """Those of docs/SCALING.md."""
-    common = {"database_rate": database_rate, "node_rate": node_rate}
+    common: dict[str, Any] = {"database_rate": database_rate, "node_rate": node_rate}
     return [
         Layout("10³ records/s: 2 nodes, 1 database", 1e3, 2, 1, **common),
         Layout("10⁵ records/s: 12 nodes, 6 databases", 1e5, 12, 6, journal_max_bytes=8 << 30, **common),
@@ -199,7 +198,7 @@ def check(measured: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
     def caught_up_at(back_at: float) -> float:
         most_at = max((one for one in samples if back_at - 1 < one[0] < back_at + 3 * NOTICE_S), key=lambda one: one[1])
-        return next(at for at, waiting, _ in samples if at > most_at[0] and waiting <= usual)
+        return float(next(at for at, waiting, _ in samples if at > most_at[0] and waiting <= usual))
 
     locked_at, unlocked_at = measured["locked"]
     drain_rate = rate * (1 + (unlocked_at - locked_at) / (caught_up_at(unlocked_at) - unlocked_at))
@@ -233,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

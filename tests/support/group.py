@@ -86,7 +86,7 @@ class Group(Servers):
     def members(self, number: int) -> list[tuple[str, str]]:
         """Who is online, as this server sees it: host and role; empty where it does not answer."""
         try:
-            return self.query(number, _MEMBERS, read_timeout=2)  # type: ignore[return-value]
+            return self.query(number, _MEMBERS, read_timeout=2)
         except FAULTS:
             return []
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import MySQLdb
 
 from flusher.mysql_errors import Flavour
-from flusher.schema import FILE as SCHEMA_FILE
 from flusher.store import schema_statements
+from flusher.tables import FILE as SCHEMA_FILE
 from shared.settings import Database
 
 _names = itertools.count(1)

@@ -172,8 +172,9 @@ class Run:
     async def _compare_nodes(self) -> dict[str, Any]:
         """What three nodes are tried for before anything is broken."""
         assert self._balancer is not None
+        nothing: tuple[list[str], int] = ([], 0)
         digests, rows = await self.attempt(
-            ([], 0), same_through_any_number, self._database, self._nodes, self._options.seed
+            nothing, same_through_any_number, self._database, self._nodes, self._options.seed
         )
         say(f"the same records through 1, 2 and 3 nodes: {len(set(digests))} digest of {len(digests)} tables")
         conflicts = {}
@@ -194,7 +195,7 @@ class Run:
 
     def end(self) -> None:
         for node in self._nodes:
-            node.kill()
+            node.kill_all()
         if self._balancer is not None:
             self._balancer.stop()
 

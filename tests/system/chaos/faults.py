@@ -74,7 +74,7 @@ class Faults(FaultRun):
 
     async def kill_node(self, fault: Fault) -> None:
         async with self._whole_node(fault) as node:
-            self.hit(fault, f"{node.name}, {await asyncio.to_thread(node.kill)} processes")
+            self.hit(fault, f"{node.name}, {await asyncio.to_thread(node.kill_all)} processes")
             await asyncio.sleep(fault.duration_s)
             node.start()
 

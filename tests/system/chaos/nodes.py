@@ -82,7 +82,7 @@ class Node(Supervised):
         """As deploy/persistence@.service does. Returns as soon as it is started."""
         self.launch(*self._prefix)
 
-    def kill(self) -> int:
+    def kill_all(self) -> int:
         """All its processes at once. Returns: how many."""
         killed = 0
         for _ in range(3):
@@ -194,14 +194,14 @@ class Balancer:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 self._network.command("", ["haproxy", "-db", "-f", str(self._configuration)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        wait_until(lambda: self._socket.exists() or self._process.poll() is not None, 10, "HAProxy starts")
-        if self._process.poll() is not None:
+        wait_until(lambda: self._socket.exists() or process.poll() is not None, 10, "HAProxy starts")
+        if process.poll() is not None:
             raise RuntimeError(self._log.read_text())
 
     def stop(self) -> None:

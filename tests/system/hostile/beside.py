@@ -66,7 +66,7 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        out, _ = self._process.communicate(timeout=60)
+        out, _errors = self._process.communicate(timeout=60)
         self.done = json.loads(out)
 
 
