@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.text import Text
 
 from shared import running
+from shared.clock import EPOCH
 from shared.config import ConfigError, load
 from shared.settings import DEFAULT_STATE_DIRECTORY, Config
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 STYLES = dict.fromkeys(("healthy", "up", "ok"), "green") | dict.fromkeys(("degraded", "unknown", "warning"), "yellow")
 

@@ -18,9 +18,9 @@ import msgspec
 from flusher import segments
 from flusher.sql import Insert, Row, Rows, inserts, with_values
 from shared.bodies import InvalidBody, decode, decode_raw
+from shared.clock import EPOCH
 from shared.records import KIND_OF_CODE, KINDS, UTC, Kind, Record, utc
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_ARRIVAL = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 """The last that a DATETIME holds."""
 

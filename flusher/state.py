@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import NamedTuple
 
 from flusher.answers import Failed
 from flusher.mysql_errors import ErrorClass
+from shared import clock
 
 log = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 HANGING_S = 15.0
 """Without a commit although writers try; waits for locks end after 10 s."""
@@ -189,11 +188,9 @@ def verdict(
 
 
 def date_of(wall: float) -> str:
-    return (_EPOCH + timedelta(seconds=wall)).strftime("%Y-%m-%d")
+    return clock.iso(int(wall * 1e6))[:10]
 
 
 def iso(wall: float | None) -> str | None:
     """Args: wall: seconds since 1970."""
-    if wall is None:
-        return None
-    return (_EPOCH + timedelta(seconds=wall)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return None if wall is None else clock.iso(round(wall * 1e6))

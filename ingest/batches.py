@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 
 import falcon
 import falcon.asgi
@@ -20,6 +18,7 @@ from ingest.request_ids import log_error, request_id
 from ingest.responses import JSON_TYPE, ErrorResponse, encode_response, unavailable
 from ingest.unpacking import SMALL_BODY_BYTES
 from shared.bodies import InvalidBody
+from shared.clock import iso
 from shared.validation import InvalidRecord, Validator
 
 MAX_FAST_BODY_BYTES = 256 * 1024
@@ -27,7 +26,6 @@ _LENGTH_DIGITS = len(str(MAX_FAST_BODY_BYTES))
 MAX_FAST_READING_BYTES = 16 * 1024 * 1024
 """Bodies over SMALL_BODY_BYTES on the fast path, as announced; more take the slow path."""
 _SLOW_FIELDS = frozenset((b"transfer-encoding", b"content-encoding", b"x-request-id", b"origin", b"sec-fetch-site"))
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 LARGE_BODY_BYTES = 1024 * 1024
 """One step of a larger body may take tens of milliseconds, so only one of them is validated in full at a time."""
 TURN_S = 0.002
@@ -42,19 +40,8 @@ _ACCEPTED = {
 """An accepted batch's answer, without the length of its body and the body."""
 
 
-@lru_cache(maxsize=4)
-def _second(seconds: int) -> bytes:
-    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S").encode()
-
-
-def timestamp(arrival_us: int) -> bytes:
-    """µs since 1970 UTC as ISO 8601. strftime() for every answer would cost more than its validation."""
-    seconds, fraction = divmod(arrival_us, 1_000_000)
-    return b"%b.%06dZ" % (_second(seconds), fraction)
-
-
 def accepted(status: str, count: int, arrival_us: int) -> bytes:
-    return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, timestamp(arrival_us))
+    return b'{"status":"%b","count":%d,"timestamp":"%b"}' % (status.encode(), count, iso(arrival_us).encode())
 
 
 class BatchRoute:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +38,9 @@ from reader.queries import (
     time_text,
     without,
 )
+from shared.clock import iso
 from shared.reading import END, MAX_PIECE_BYTES, NDJSON_TYPE, Call, Head, InvalidRequest, parameters, piece
-from shared.records import SESSIONS, TASKS, UTC, Kind
+from shared.records import SESSIONS, TASKS, Kind
 
 log = logging.getLogger(__name__)
 
@@ -322,4 +324,4 @@ def _where(call: Call) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return iso(time.time_ns() // 1000)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import orjson
 
+from shared.clock import iso
 from shared.process import open_own
 
 MAX_BYTES = 10_000_000
@@ -130,7 +131,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
-            "time": _timestamp(record.created),
+            "time": iso(int(record.created * 1e6)),
             "level": record.levelname,
             "program": self._program,
             "pid": record.process,
@@ -150,9 +151,7 @@ class TextFormatter(logging.Formatter):
         self._program = program
 
     def format(self, record: logging.LogRecord) -> str:
-        text = (
-            f"{_timestamp(record.created)} {record.levelname:7} {self._program}[{record.process}] {record.getMessage()}"
-        )
+        text = f"{iso(int(record.created * 1e6))} {record.levelname:7} {self._program}[{record.process}] {record.getMessage()}"
         if record.exc_info and record.exc_info[1]:
             text += f": {place(record.exc_info[1])}"
         if hasattr(record, "request_id"):
@@ -172,11 +171,6 @@ def place(error: BaseException) -> str:
     return "Traceback (innermost first): " + " < ".join(
         [what, *(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames)]
     )
-
-
-def _timestamp(seconds: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds % 1 * 1e6):06d}Z"
 
 
 def setup(program: str, *, level: str, format: str, file: str) -> None:  # noqa: A002 -- the key's own name
