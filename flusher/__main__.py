@@ -22,7 +22,7 @@ from flusher.placement import Placement
 from flusher.recovery import count_records, open_journal
 from flusher.scheduler import Scheduler
 from flusher.segments import SEGMENT_HEADER_BYTES
-from flusher.server import FlusherProtocol, Listener, Peers
+from flusher.server import Connections, FlusherProtocol, Listener
 from flusher.state import Database
 from flusher.stats import Stats
 from flusher.syncer import Fsync, Syncer
@@ -69,7 +69,7 @@ async def serve(config: Config, lock_fd: int) -> None:
         random=random.random,
     )
     intake = Intake(journal, syncer, scheduler, figures, max_bytes=config.journal.max_bytes)
-    peers = Peers()
+    peers = Connections()
     placement = Placement()
 
     stats = Stats(figures, journal, syncer, scheduler, intake, writers, peers)

@@ -1,9 +1,8 @@
-"""Who waits until something is written: callers of a flush, with what it has done so far, and peers that want to hear
-of a commit.
+"""Answers those that wait for segments to be written: callers of a flush, and peers that asked for a commit.
 
-Rules: belongs to the loop's thread. scheduler.py says which segment is written; nobody is called twice. For a commit a
-segment keeps one range of arrivals and the peers that asked, however many callers are behind them: an outage of the
-database costs the same with one as with a million.
+Rules: belongs to the loop's thread. scheduler.py reports written segments; each waiter is answered once. For commits a
+segment keeps one range of arrivals and the peers that asked, however many callers they have: memory does not grow with
+the number of callers during an outage of the database.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from shared.timers import logged
 from shared.wire import Committed, encode
 
 MAX_FLUSH_CALLERS = 1000
-"""More do not wait: they are told at once what is pending. What was accepted is flushed for the others anyway."""
+"""Further callers are told at once how many records are pending. The flush goes on for the others."""
 
 
 @dataclass(slots=True)
 class FlushResult:
-    """What a flush did up to now. `pending` records are still waiting."""
+    """The progress of a flush. `pending` records are not written yet."""
 
     rows: dict[str, int] = field(default_factory=dict)
     coalesced: int = 0
@@ -43,14 +42,14 @@ class _FlushCaller:
 
 @dataclass(slots=True)
 class _Wanted:
-    """Arrivals in one segment whose commit somebody waits for, and by which peers' replies."""
+    """The range of arrivals in one segment for whose commit peers wait, and how to reply to them."""
 
     first: int
     last: int
     replies: set[Callable[[bytes], None]] = field(default_factory=set)
 
 
-class Callers:
+class FlushWaiters:
     def __init__(self, journal: Journal, *, clock: Callable[[], float]) -> None:
         self._journal = journal
         self._clock = clock
@@ -58,7 +57,7 @@ class Callers:
         self._of_commits: dict[int, _Wanted] = {}
 
     def wait_for_flush(self, upto: int, timeout_s: float, done: Callable[[FlushResult], None]) -> None:
-        """Calls `done` once nothing up to that segment waits any more, and after `timeout_s` in any case."""
+        """Calls `done` once every segment up to `upto` is written, at the latest after `timeout_s`."""
         caller = _FlushCaller(upto, self._clock(), done)
         if len(self._of_flushes) >= MAX_FLUSH_CALLERS:
             timeout_s = 0.0
@@ -66,7 +65,7 @@ class Callers:
         self._of_flushes.append(caller)
 
     def wait_for_commit(self, sequence: int, arrival: int, reply: Callable[[bytes], None]) -> None:
-        """Gives `reply` a Committed frame that covers `arrival` when that segment has left the journal."""
+        """Sends `reply` a Committed frame that covers `arrival` when the segment has left the journal."""
         wanted = self._of_commits.get(sequence)
         if wanted is None:
             wanted = self._of_commits[sequence] = _Wanted(arrival, arrival)
@@ -74,14 +73,14 @@ class Callers:
         wanted.replies.add(reply)
 
     def forget(self, reply: Callable[[bytes], None]) -> None:
-        """That peer has gone."""
+        """The peer has disconnected."""
         for sequence, wanted in list(self._of_commits.items()):
             wanted.replies.discard(reply)
             if not wanted.replies:
                 del self._of_commits[sequence]
 
     def written(self, sequence: int, answer: Written) -> None:
-        """That segment has left the journal."""
+        """The segment is written and has left the journal."""
         for caller in self._of_flushes:
             if sequence <= caller.upto:
                 for name, count in answer.rows.items():
@@ -98,14 +97,14 @@ class Callers:
         self.settle()
 
     def lost(self, sequence: int, records: int) -> None:
-        """That segment has gone without being written: nobody is told otherwise."""
+        """The segment has vanished unwritten: flush callers see its records as pending, commit waiters time out."""
         self._of_commits.pop(sequence, None)
         for caller in [caller for caller in self._of_flushes if sequence <= caller.upto]:
             caller.result.pending = max(1, records)
             self._finish(caller)
 
     def settle(self) -> None:
-        """Answers the callers of a flush for whom nothing is left to wait."""
+        """Answers the callers of a flush whose segments are all written."""
         for caller in [caller for caller in self._of_flushes if not self._journal.holds(caller.upto)]:
             self._finish(caller)
 

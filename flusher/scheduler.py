@@ -17,7 +17,7 @@ from functools import partial
 
 from flusher import segments, triggers
 from flusher.answers import Failed, Written
-from flusher.callers import Callers, FlushResult
+from flusher.callers import FlushResult, FlushWaiters
 from flusher.figures import Figures
 from flusher.journal import Journal, Segment
 from flusher.mysql_errors import ErrorClass
@@ -55,7 +55,7 @@ class Scheduler:
     wall: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        self._callers = Callers(self.journal, clock=self.clock)
+        self._callers = FlushWaiters(self.journal, clock=self.clock)
         self._pinger = Pinger(self.writers, self.journal, self.figures, self.schedule, self.wall)
         self._under_way: set[asyncio.Task[None]] = set()
         self._writing_since: dict[int, float] = {}

@@ -24,12 +24,12 @@ from shared.wire import Answer, FlushRequest, Inbox, Message, ProtocolError, Sta
 
 log = logging.getLogger(__name__)
 
-MUCH_BYTES = 16 * 1024
-"""In one read. Where less comes, a small request is answered sooner on ingest's own core."""
+AFFINITY_MIN_READ_BYTES = 16 * 1024
+"""After a smaller read the placement stays: a small request is answered sooner on ingest's own core."""
 
 
-class Peers:
-    """Who is connected."""
+class Connections:
+    """The connected peers. `gone` is set while there are none."""
 
     def __init__(self) -> None:
         self._transports: set[asyncio.Transport] = set()
@@ -54,14 +54,14 @@ class Peers:
 
 
 class Listener:
-    """The socket at which ingest finds us."""
+    """The listening socket."""
 
     def __init__(self, protocol: Callable[[], FlusherProtocol]) -> None:
         self._protocol = protocol
         self._server: asyncio.AbstractServer | None = None
 
     async def listen(self, path: Path) -> None:
-        """Makes it, anew where there was one. Raises: OSError."""
+        """Makes the socket, or replaces it. Raises: OSError."""
         self.close()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(self._protocol, path=str(path), backlog=1024)
@@ -74,13 +74,13 @@ class Listener:
 class FlusherProtocol(asyncio.BufferedProtocol):
     def __init__(
         self,
-        peers: Peers,
+        connections: Connections,
         intake: Intake,
         scheduler: Scheduler,
         stats: Callable[[], dict[str, Any]],
         placement: Placement,
     ) -> None:
-        self._peers = peers
+        self._connections = connections
         self._intake = intake
         self._scheduler = scheduler
         self._stats = stats
@@ -97,16 +97,16 @@ class FlusherProtocol(asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = transport
-        self._peers.add(transport)
+        self._connections.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         if self._transport is not None:
-            self._peers.discard(self._transport)
+            self._connections.discard(self._transport)
             self._transport = None
             self._scheduler.forget(self._reply)
 
     def pause_writing(self) -> None:
-        """A peer that does not read its answers sends nothing more."""
+        """A peer that does not read its answers is not read either."""
         if self._transport is not None:
             self._transport.pause_reading()
 
@@ -120,7 +120,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None:
             return
-        if nbytes >= MUCH_BYTES and len(self._peers) == 1:
+        if nbytes >= AFFINITY_MIN_READ_BYTES and len(self._connections) == 1:
             self._placement.look(self._pid)
         try:
             self._take(self._inbox.received(nbytes))
@@ -130,7 +130,7 @@ class FlusherProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def _take(self, messages: list[Message]) -> None:
-        """Submits that came together are accepted together; a flush covers those sent before it."""
+        """Accepts the submits of one read together; a flush covers those sent before it. Raises: ProtocolError."""
         submits: list[Submit] = []
         for message in messages:
             if isinstance(message, Submit):

@@ -1,8 +1,8 @@
 """Logging: one line an event, text or JSON, to one file that several processes write and rotate.
 
-Rules: composition roots call setup() once; everything else uses logging.getLogger(__name__). No record
-content and no secret is ever an argument of a log call; of an exception only its type and place are written, since its
-message may quote anything. Where the same event comes again and again, most of it is counted instead of written.
+Rules: composition roots call setup() once; all other modules use logging.getLogger(__name__). Record content and
+secrets are never arguments of a log call. Of an exception only type and place are written, since its message may quote
+anything. Repeated events are counted instead of written.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_BYTES = 10_000_000
 KEPT = 5
 BURST = 5
 WINDOW_S = 30.0
-"""Of one kind of event so many lines are written in so many seconds."""
+"""Lines of one kind that are written in WINDOW_S."""
 _MAX_KINDS = 256
 
 
 class LimitedHandler(logging.Handler):
-    """Hands on the first BURST lines of a kind in WINDOW_S; how many more there were comes as a line when the time is
-    over, before the next line of any kind. A kind is a logger, a level and a message before its values are filled in.
+    """Passes on the first BURST lines of a kind in each WINDOW_S, and then a line with the number of suppressed ones,
+    before the next line of any kind. A kind is a logger, a level and a message without its values.
     """
 
     def __init__(self, target: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,7 +65,7 @@ class LimitedHandler(logging.Handler):
         super().close()
 
     def _report(self, over: list[_Kind]) -> None:
-        """Ends the time of these kinds."""
+        """Ends the windows of these kinds."""
         for kind in over:
             del self._kinds[kind.key]
             if kind.last is not None:
@@ -86,8 +86,8 @@ class _Kind:
 class SharedRotatingFileHandler(WatchedFileHandler):
     """Appends to a file that other processes append to and rotate as well.
 
-    Every line is one write in append mode. Who finds the file full takes the lock beside it, looks again, and
-    renames; the others notice the new inode at their next line.
+    Every line is one write in append mode. A process that finds the file full takes the lock beside it, checks again,
+    and renames; the others notice the new inode at their next line.
     """
 
     def __init__(self, path: str, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
@@ -116,7 +116,7 @@ class SharedRotatingFileHandler(WatchedFileHandler):
                 if Path(self.baseFilename).stat().st_size < self._max_bytes:
                     return  # another process was first
             except FileNotFoundError:
-                return  # it was first, and nobody has written to the new file yet
+                return  # another process was first, and the new file is not written yet
             for number in range(self._kept - 1, 0, -1):
                 older = Path(f"{self.baseFilename}.{number}")
                 if older.exists():
@@ -151,7 +151,8 @@ class TextFormatter(logging.Formatter):
         self._program = program
 
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{iso(int(record.created * 1e6))} {record.levelname:7} {self._program}[{record.process}] {record.getMessage()}"
+        text = f"{iso(int(record.created * 1e6))} {record.levelname:7} {self._program}[{record.process}]"
+        text += f" {record.getMessage()}"
         if record.exc_info and record.exc_info[1]:
             text += f": {place(record.exc_info[1])}"
         if hasattr(record, "request_id"):
@@ -163,7 +164,7 @@ _ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85)} | {0x20
 
 
 def place(error: BaseException) -> str:
-    """Of what type an exception is and where it came from, innermost first, on one line and without its message."""
+    """Type and traceback of an exception on one line, innermost frame first, without its message."""
     what = type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         what += f" ({error.strerror})"

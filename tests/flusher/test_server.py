@@ -14,7 +14,7 @@ import pytest
 
 from flusher.mysql_errors import ErrorClass
 from flusher.placement import Placement
-from flusher.server import MUCH_BYTES, FlusherProtocol, Peers
+from flusher.server import AFFINITY_MIN_READ_BYTES, Connections, FlusherProtocol
 from shared.process import peer_of
 from shared.wire import (
     Ack,
@@ -52,7 +52,7 @@ class Served:
     def __init__(self, node: Node, path: Path) -> None:
         self.node = node
         self.path = path
-        self.peers = Peers()
+        self.peers = Connections()
         self.peer: Peer
         self.placement = Looks()
 
@@ -267,7 +267,7 @@ def test_a_peer_is_known_by_its_process_and_user() -> None:
 
 
 async def test_the_only_peer_is_looked_at_when_much_comes_and_of_several_none(served: Served) -> None:
-    much = submit(1, bytes(MUCH_BYTES))
+    much = submit(1, bytes(AFFINITY_MIN_READ_BYTES))
     peer = served.peer
     peer.send(submit(1))
     await peer.next()

@@ -13,7 +13,7 @@ import pytest
 from flusher import dead_letters
 from flusher.answers import Alive
 from flusher.mysql_errors import ErrorClass
-from flusher.server import FlusherProtocol, Listener, Peers
+from flusher.server import Connections, FlusherProtocol, Listener
 from flusher.watch import LOCK_NAME, Watch
 from shared.process import lock_or_exit
 from shared.wire import SOCKET_NAME
@@ -31,7 +31,7 @@ class Watched:
         self.socket = directory / SOCKET_NAME
         self.lock = directory / LOCK_NAME
         self.listener = Listener(
-            lambda: FlusherProtocol(Peers(), self.node.intake, self.node.scheduler, dict, None)  # type: ignore[arg-type]
+            lambda: FlusherProtocol(Connections(), self.node.intake, self.node.scheduler, dict, None)  # type: ignore[arg-type]
         )
         self.watch = Watch(
             directory,

@@ -21,7 +21,7 @@ from flusher import segments
 from flusher.batch import Batch
 from flusher.intake import Intake
 from flusher.placement import Placement
-from flusher.server import FlusherProtocol, Peers
+from flusher.server import Connections, FlusherProtocol
 from flusher.sql import Row
 from shared import config, settings
 from shared.bodies import MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH, MAX_OBJECT_VALUES, InvalidBody
@@ -116,7 +116,7 @@ def _speak_to_the_flusher(stream: bytes, piece: int, messages: Sequence[Message]
     """The flusher answers every message of a peer, in order, or ends the connection."""
     transport = _Transport()
     try:
-        protocol = FlusherProtocol(Peers(), cast(Intake, _Intake()), cast(Any, _Flush()), dict, Placement())
+        protocol = FlusherProtocol(Connections(), cast(Intake, _Intake()), cast(Any, _Flush()), dict, Placement())
         protocol.connection_made(cast(asyncio.Transport, transport))
         while stream and not transport.aborted:
             room = protocol.get_buffer(-1)
