@@ -27,6 +27,7 @@ _MEANING = {
     422: "A record is invalid; nothing of the request is stored",
     503: "Cannot accept or answer now; see Retry-After",
 }
+_ENCODED = "percent-encoded, decoded once; the session `batch` is %62atch"
 _TEXT = {"type": "string"}
 _TIME = {"type": "string", "format": "date-time"}
 _OBJECT = {"type": "object"}
@@ -171,7 +172,9 @@ def _reading(policy: Policy) -> Schema:
         (TASK, "A task", (), 0),
     ):
         ids = [name for name in ("session_id", "task_id") if f"{{{name}}}" in path]
-        parameters = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in ids]
+        parameters = [
+            {"name": name, "in": "path", "required": True, "description": _ENCODED, "schema": _TEXT} for name in ids
+        ]
         parameters += [_query("fresh", {"enum": ["flushed"]}), _timeout()]
         if most:
             statuses = policy.statuses.get("sessions" if path == PREFIX else "tasks")

@@ -41,7 +41,6 @@ IDS = st.sampled_from(
         "\\",
         "..",
         "tasks",
-        "batch",
     ]
 )
 
