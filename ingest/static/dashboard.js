@@ -111,6 +111,7 @@ function askForToken(wrong) {
   sessionStorage.removeItem(TOKEN_KEY);
   token = seen = answeredAt = null;
   clearTimeout(timer);
+  leaveSessions();
   fine();
   setText(get("asked"), t(wrong ? "token.wrong" : "token.asked"));
   setText(get("live"), t("live.token"));

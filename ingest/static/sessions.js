@@ -21,6 +21,7 @@ function showSessions(shown) {
   }
   leaveSessions();
   sessionsFor = location.hash;
+  setText(get("sessions-said"), t("sessions.reading"));
   readSessions();
 }
 
@@ -32,10 +33,9 @@ function leaveSessions() {
 async function readSessions() {
   clearTimeout(sessionsTimer);
   const hash = sessionsFor;
-  const id = decodeURIComponent(hash.slice("#sessions/".length));
-  setText(get("sessions-title"), id ? t("sessions.one", { id }) : t("sessions.title"));
-  setText(get("sessions-said"), t("sessions.reading"));
   try {
+    const id = decodeURIComponent(hash.slice("#sessions/".length));
+    setText(get("sessions-title"), id ? t("sessions.one", { id }) : t("sessions.title"));
     const elements = id ? await oneSession(id) : await unfinished();
     if (hash !== sessionsFor) return; // somebody has gone on
     if (elements) get("sessions-shown").replaceChildren(...elements);
@@ -56,7 +56,7 @@ async function read(path) {
   if (status === 200) return said;
   const missing = status === 404 && said?.error_code !== "READ_DISABLED";
   const text = missing ? t("sessions.missing") : t("sessions.failed", { detail: said?.detail ?? status });
-  throw Object.assign(new Error(text), { name: "Unread" });
+  throw Object.assign(new Error(text), { name: "Unread", missing });
 }
 
 async function unfinished(cursor = "") {
@@ -67,7 +67,9 @@ async function unfinished(cursor = "") {
   const body = make("tbody");
   // Counted from the tasks, which are newer than the session's own row.
   for (const { session_id: id } of page.sessions) {
-    const session = await read(`/${encodeURIComponent(id)}`);
+    const session = await read(`/${encodeURIComponent(id)}`).catch((error) => {
+      if (!error.missing) throw error; // it was purged just now
+    });
     if (session) body.append(sessionRow(session));
   }
   const pending = page.pending_records ? ` ${t("sessions.pending", { records: records(page.pending_records) })}` : "";
@@ -93,7 +95,8 @@ function sessionRow(session) {
 async function oneSession(id) {
   const path = `/${encodeURIComponent(id)}`;
   const session = await read(path);
-  const failed = session && await read(`${path}/tasks?status=failed&limit=50`);
+  if (!session) return null;
+  const failed = session.progress.by_status.failed ? await read(`${path}/tasks?status=failed&limit=50`) : { tasks: [] };
   if (!failed) return null;
   setText(get("sessions-said"), failed.pending_records ? t("sessions.pending", { records: records(failed.pending_records) }) : "");
   const created = time(momentOf(session.created_at));
@@ -131,6 +134,7 @@ function more(next, act) {
   button.type = "button";
   button.addEventListener("click", () => {
     button.disabled = true;
+    clearTimeout(sessionsTimer); // else the first page would come again
     act(next, button);
   });
   return [button];

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.dashboard.pages import Pages, expect_accessible, url_of
 from tests.support.mariadb import MariaDB
-from tests.support.service import SESSIONS, TASKS, Service, session, task
+from tests.support.service import SESSIONS, TASKS, Service, session, task, wait_until
 
 AWKWARD = "50%/漢 <b>?#&"
 TOKENS = {"SERVICE_AUTH_TOKEN": "all", "READ_AUTH_TOKEN": "reads"}
@@ -106,6 +106,8 @@ def test_a_session_is_found_by_its_id_or_said_to_be_missing(reading: Service, pa
     page.keyboard.press("Enter")
     expect(page.locator("#sessions-said")).to_have_text("数据库中没有此 ID 的会话。")
     expect(rows(page)).to_have_count(0)
+    page.goto(f"{url_of(reading)}#sessions/50%")
+    expect(page.locator("#sessions-said")).to_have_text(re.compile("^无法读取：URIError"))
     pages.complaints = [text for text in pages.complaints if "404" not in text]
 
 
@@ -138,14 +140,13 @@ def test_the_token_that_only_reads_opens_it(
 ) -> None:
     service = start_service(mariadb, database, **TOKENS)
     service.reader = service._start("reader")
+    wait_until(lambda: service.request("GET", "/api/v1/persistence/sessions", headers=WRITE).status == 200)
     send(service, *runs("s1"), headers=WRITE)
     page = pages.open(f"{url_of(service)}#sessions")
     expect(page.locator("#ask")).to_be_visible()
     expect(page.locator("#sessions")).to_be_hidden()
     page.get_by_label("Token", exact=True).fill("reads")
     page.keyboard.press("Enter")
-    expect(page.locator("#sessions")).to_be_visible()
-    page.get_by_role("button", name="Refresh").click()
     expect(rows(page)).to_have_count(1)
     page.get_by_role("button", name="Forget the token").click()
     expect(page.locator("#ask")).to_be_visible()
