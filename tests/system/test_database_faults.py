@@ -115,7 +115,7 @@ def test_what_the_server_refuses_is_kept_until_it_is_mended(
 ) -> None:
     if fault == "small packets":
         server.execute("SET GLOBAL max_allowed_packet = 65536")
-    service = start_service(server, database_name, DB_USER="app", DB_POOL_RECYCLE=1)
+    service = start_service(server, database_name, DB_USER="app")
     wait_until(lambda: service.get("/health").json["database"] == "healthy")
     held = ExitStack()
 
