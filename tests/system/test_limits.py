@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.system.hostile.beside import GoodClient, worker_of
 
 from flusher.dead_letters import FILE_NAME
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
+from tests.system.hostile.beside import GoodClient, worker_of
 
 ACCEPTED = b"HTTP/1.1 202 Accepted"
 SMALL = "text"
