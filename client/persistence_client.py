@@ -7,9 +7,9 @@
     unfinished = [task async for task in persistence_client.tasks("s-1", status=("pending", "processing"))]
 
 Rules: a call encodes its records, so later changes do not matter, and queues them; of two states of a key the queue
-keeps the later `updated_at`. One daemon thread sends; it starts with the first record, in every process anew. One lock
-guards the queues; nobody holds it while waiting. A record counts as sent only if this service says so. Only the thread
-logs. A read runs in its caller's thread, over a connection of its own, and raises.
+keeps the later `updated_at`. One daemon thread sends and logs; each process starts its own with its first record. One
+lock guards the queues and is never held while waiting. A record counts as sent only if this service says so. A read
+runs in its caller's thread, over its own connection, and raises.
 Standard library only, Python 3.8 or later. Docs: docs/CLIENT.md.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import encodings.idna  # noqa: F401 -- or getaddrinfo() would, and a child forked meanwhile waits for it for ever
+import encodings.idna  # noqa: F401 -- else getaddrinfo() imports it, and a child forked meanwhile hangs
 import functools
 import http.client
 import itertools
@@ -44,10 +44,10 @@ from uuid import UUID
 BATCH_RECORDS = 100
 BATCH_BYTES = 1024 * 1024
 BATCH_AGE_S = 1.0
-"""A batch is sent when it has so many records, or bytes, or when its oldest record is so old."""
+"""A batch is sent when it has this many records or bytes, or when its oldest record is this old."""
 REQUEST_TIMEOUT_S = 2.0
 SLOWEST_BYTES_PER_S = 128 * 1024
-"""A request may take so much longer as its body takes at this rate."""
+"""A request gets REQUEST_TIMEOUT_S plus the time that its body takes at this rate."""
 READ_TIMEOUT_S = 30.0
 """For a page. The service itself gives up after 5 s for `fresh` and three times its `read.timeout`."""
 FLUSH_TIMEOUT_S = 10.0
@@ -57,9 +57,9 @@ MAX_PAUSE_S = 60.0
 WARNING_INTERVAL_S = 60.0
 MAX_RECORDS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
-"""Of one kind, that wait; beyond, the oldest are dropped."""
+"""Limits of each queue; beyond them the oldest records are dropped."""
 MAX_RECORD_BYTES = 10 * 1024 * 1024
-"""What the service takes in one body by default."""
+"""The default limit of a request body in the service."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _TICK_S = 0.05
 _RECORDS_A_STEP = 200
@@ -69,15 +69,15 @@ _MAX_WARNINGS = 20
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """A page holds some 1 MiB of text, which escapes make longer."""
 _LINGER_S = 10.0
-"""The thread ends when nothing has waited for so long."""
+"""The thread ends after this time without work."""
 _NEVER = float("inf")
 
 logger = logging.getLogger(__name__)
 
 
 class Counters(NamedTuple):
-    """Records since the process started. Each is acknowledged (`sent`), refused, unsendable or too many (`dropped`),
-    made unnecessary by a later state of its key (`coalesced`), or `waiting`; `retried` counts repetitions."""
+    """Records since the process started. Each is acknowledged (`sent`), refused, unsendable or beyond the limits
+    (`dropped`), replaced by a later state of its key (`coalesced`), or `waiting`; `retried` counts repetitions."""
 
     sent: int
     retried: int
@@ -113,7 +113,7 @@ class Unavailable(ReadFailed):
 
 
 class _Unusable(ValueError):
-    """A record, URL or token that cannot be used. Its text names fields and types and holds no content."""
+    """A record, URL or token cannot be used. The message names fields and types, never content."""
 
 
 class _Waiting(NamedTuple):
@@ -121,11 +121,11 @@ class _Waiting(NamedTuple):
     updated_at: datetime
     body: bytes
     since: float
-    """When the first state of its key was queued of which none has been sent: newer ones do not make it wait longer."""
+    """When the oldest unsent state of this key was queued: newer states do not make the key wait longer."""
 
 
 class _Queue:
-    """The records of one kind, those that waited longest first. Pure data: the caller holds the lock."""
+    """The records of record kind, the longest waiting first. Pure data: the caller holds the lock."""
 
     def __init__(self, name: str, key: tuple[str, ...]) -> None:
         self.name = name
@@ -135,15 +135,15 @@ class _Queue:
         self.trouble: dict[str, tuple[int, str]] = {}
         self._bytes = 0
         self._items: OrderedDict[object, _Waiting] = OrderedDict()
-        self._under_way: list[_Waiting] = []
+        self._in_flight: list[_Waiting] = []
         self._set_back_at = _NEVER
-        """No later than the `since` of any record that settle() has put at the end."""
+        """At most the `since` of every record that settle() has moved to the end."""
 
     def __len__(self) -> int:
-        return len(self._items) + len(self._under_way)
+        return len(self._items) + len(self._in_flight)
 
     def put(self, new: _Waiting) -> None:
-        """Keeps the later state of its key, on a tie the new one; the oldest records go where there is no room."""
+        """Keeps the later state of a key, on a tie the new record. Drops the oldest records beyond the limits."""
         old = self._items.get(new.key)
         if old is not None:
             self.coalesced += 1
@@ -158,38 +158,40 @@ class _Queue:
             self.drop(1, "the queue is full")
 
     def oldest_at(self) -> float:
-        """Since when the oldest that is not settled waits, or a time before that."""
-        first = next((one.since for one in self._items.values()), _NEVER)
-        return min(first, self._set_back_at, *[one.since for one in self._under_way])
+        """When the oldest unsettled record was queued, or an earlier time."""
+        first = next((record.since for record in self._items.values()), _NEVER)
+        return min(first, self._set_back_at, *[record.since for record in self._in_flight])
 
     def due(self, now: float) -> bool:
         full = len(self._items) >= BATCH_RECORDS or self._bytes >= BATCH_BYTES
         return full or self.oldest_at() <= now - BATCH_AGE_S
 
     def take(self) -> list[_Waiting]:
-        """The next batch; it counts as waiting until settle()."""
+        """Returns: the next batch. It counts as waiting until settle()."""
         size = 0
-        while self._items and len(self._under_way) < self.size and size < BATCH_BYTES:
-            one = self._items.popitem(last=False)[1]
-            self._under_way.append(one)
-            self._bytes -= len(one.body)
-            size += len(one.body)
-        return self._under_way
+        while self._items and len(self._in_flight) < self.size and size < BATCH_BYTES:
+            record = self._items.popitem(last=False)[1]
+            self._in_flight.append(record)
+            self._bytes -= len(record.body)
+            size += len(record.body)
+        return self._in_flight
 
     def settle(self, left: Sequence[_Waiting], *, at_end: bool = False) -> None:
-        """Ends what take() began; `left` waits again, in front or at the end, each in the latest state of its key."""
-        self._under_way = []
-        for one in left if at_end else reversed(left):
-            newer = self._items.get(one.key)
+        """Ends a take(). The records of `left` wait again, in front or at the end, in the latest state of each key."""
+        self._in_flight = []
+        for record in left if at_end else reversed(left):
+            newer = self._items.get(record.key)
             if newer is not None:
                 self.coalesced += 1
                 self._bytes -= len(newer.body)
-            stays = one if newer is None or newer.updated_at < one.updated_at else newer._replace(since=one.since)
-            self._items[one.key] = stays
-            self._items.move_to_end(one.key, last=at_end)
+            stays = (
+                record if newer is None or newer.updated_at < record.updated_at else newer._replace(since=record.since)
+            )
+            self._items[record.key] = stays
+            self._items.move_to_end(record.key, last=at_end)
             self._bytes += len(stays.body)
             if at_end:
-                self._set_back_at = min(self._set_back_at, one.since)
+                self._set_back_at = min(self._set_back_at, record.since)
         if not self._items:
             self._set_back_at = _NEVER
 
@@ -204,7 +206,7 @@ class _Queue:
             self._bytes, self._set_back_at = 0, _NEVER
 
     def note(self, count: int, what: str, *, add: bool = True) -> None:
-        """For the next warnings, one for each `what`, whatever the indexes in it."""
+        """Counts for the next warnings. Texts that differ only in an index share record warning."""
         kind = re.sub(r"\[\d+\]", "", what)
         if kind not in self.trouble and len(self.trouble) >= _MAX_WARNINGS:
             kind = what = "dropped or delayed for further reasons"
@@ -248,10 +250,10 @@ class _Answer(NamedTuple):
 
 _ACCEPTED = ("accepted", "committed", "dead_lettered")
 _REFUSED = ("INVALID_JSON", "INVALID_SHAPE", "INVALID_RECORD")
-"""Something in the body is at fault: the records that `errors` names, or else one that halving finds. Any other 400 is
-about the way that the body took, and ends when somebody mends that."""
+"""The body is at fault: the records that `errors` names, else one that halving finds. Any other 400 comes from the
+network path, and ends when somebody repairs that."""
 _TRY_AGAIN = (401, 403, 408, 429, 503)
-"""Not for what is in the body."""
+"""These say nothing about the body."""
 _READ_ERRORS = {400: InvalidRequest, 401: AccessDenied, 403: AccessDenied, 404: NotFound, 503: Unavailable}
 _NAMED_HEADERS = (("", "Content-Type"), (" from", "Server"), (" to", "Location"))
 _LOST = (http.client.HTTPException, OSError, ValueError)
@@ -299,7 +301,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Connection:
-    """Requests to one service, one after the other, over one connection as long as it lasts. Knows no proxies."""
+    """Requests to one service, one at a time, over one kept connection. Ignores proxy settings."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url = _shown(url)
@@ -309,7 +311,7 @@ class _Connection:
     def request(self, method: str, path: str, timeout_s: float, body: bytes | None = None) -> _Answer:
         """Blocks for at most some `timeout_s`. Raises: one of _LOST."""
         scheme, host, port, prefix, headers = _address(*self._given)
-        if self._http is None:  # kept when its socket is closed: it has loaded the certificates
+        if self._http is None:  # kept after close(): it holds the loaded certificates
             self._http = (http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection)(host, port)
             self._http.response_class = _Response
         deadline = time.monotonic() + timeout_s
@@ -329,7 +331,7 @@ class _Connection:
                 self.close()
                 if not kept or isinstance(error, socket.timeout):
                     raise
-                # The service may have closed a connection that was idle: that is no failure.
+                # The service may close an idle connection: try once more over a new one.
         if not response.isclosed():  # there is more
             self.close()
         return answer
@@ -339,13 +341,13 @@ class _Connection:
             self._http.close()
 
     def close_inherited(self) -> None:
-        """In a child: only the descriptor, since the parent's thread may have held a lock of what lies above it."""
+        """After a fork: closes the descriptor only; the parent's thread may hold a lock of the layers above it."""
         if self._http is not None and self._http.sock is not None:
             os.close(self._http.sock.detach())
 
 
 def _read(connection: _Connection, path: str, query: Mapping[str, str], kind: str = "") -> dict[str, Any]:
-    """Returns: the answer, which has a list of `kind`, or is a session. Raises: ReadFailed, ValueError."""
+    """Returns: an answer with a list of `kind`, or a session. Raises: ReadFailed, ValueError."""
     try:
         answer = connection.request("GET", f"{path}?{urlencode(query)}".rstrip("?"), READ_TIMEOUT_S)
     except (http.client.HTTPException, OSError) as error:
@@ -360,13 +362,13 @@ def _read(connection: _Connection, path: str, query: Mapping[str, str], kind: st
 
 
 def _segment(session_id: object) -> str:
-    """Percent-encoded, all of it where a path would mean something else: a session `batch` or `..`."""
+    """Percent-encoded. The ids `batch`, `.` and `..` in full: as they are, they are other paths."""
     text = _parameter(session_id, "session_id")
     return "".join(f"%{ord(one):02X}" for one in text) if text in ("batch", ".", "..") else quote(text, safe="")
 
 
 def _parameter(value: object, name: str) -> str:
-    """Of several values a list separated by commas. Raises: ValueError."""
+    """Joins several values with commas. Raises: ValueError."""
     sent = _plain(value, name)
     return ",".join(map(str, sent)) if isinstance(sent, list) else str(sent)
 
@@ -374,9 +376,9 @@ def _parameter(value: object, name: str) -> str:
 class SyncPersistenceClient:
     """Without await, for scripts and threads: `with SyncPersistenceClient() as client`, or `persistence_client.sync`.
 
-    Any thread may call it, and every process after a fork. close() ends it, the next call starts it again.
-    Args: url, token: else PERSISTENCE_URL and PERSISTENCE_TOKEN as they are when the thread starts, else the service on
-    this machine, without a token. Raises: ValueError, for a URL or token that can never work.
+    Any thread may call it, also after a fork. close() ends it; the next call starts it again.
+    Args: url, token: by default PERSISTENCE_URL and PERSISTENCE_TOKEN, read when the thread starts, else the service on
+    this machine without a token. Raises: ValueError, for a URL or token that can never work.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
@@ -397,8 +399,8 @@ class SyncPersistenceClient:
         self._put(self._tasks, tasks)
 
     def flush_all(self) -> dict[str, Any]:
-        """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`. Blocks
-        for at most some 12 s."""
+        """Sends all waiting records and has the service write them. Returns: its answer, or one with
+        `"status": "error"`. Blocks for up to 12 s."""
         called_at = self._hurry_at = time.monotonic()
         connection = _Connection(*self._service())
         while True:
@@ -478,7 +480,7 @@ class SyncPersistenceClient:
             connection.close()
 
     def close(self) -> None:
-        """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
+        """Sends waiting records for up to 5 s, drops the rest with a warning, and ends the thread."""
         self._wait(self._end(CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> SyncPersistenceClient:  # noqa: PYI034 -- Self came with Python 3.11
@@ -500,15 +502,17 @@ class SyncPersistenceClient:
         return str(url).strip(), token.strip()
 
     def _begin(self) -> None:
-        """As new. After a fork: what waited is the parent's to send, and nobody may be left to release the lock."""
-        # Reentrant, for a handler of a signal that persists a record in the middle of a call.
+        """Resets. After a fork the queued records are the parent's to send, and its threads no longer release locks."""
+        # Reentrant: a signal handler may persist a record in the middle of a call.
         self._lock = threading.RLock()
         self._sessions = _Queue("sessions", ("session_id",))
         self._tasks = _Queue("tasks", ("session_id", "task_id"))
         self._queues = (self._sessions, self._tasks)
         if self._connection is not None:
             self._connection.close_inherited()
-        self._sending = threading.Lock()  # taken while a sender runs: a signal's handler comes in between any two steps
+        self._sending = (
+            threading.Lock()
+        )  # held while a sender runs; taken atomically, since a signal handler may interrupt
         self._done = threading.Event()
         self._done.set()
         self._close_at, self._hurry_at = _NEVER, -_NEVER
@@ -555,7 +559,7 @@ class SyncPersistenceClient:
             queue.drop(1, reason)
 
     def _stamp(self) -> datetime:
-        """Now, and later than the stamp before, also when the clock is set back a little."""
+        """Returns: now, and always later than before, also when the clock steps back a little."""
         with self._lock:
             now = datetime.now(timezone.utc)
             if now <= self._last_stamp < now + _CLOCK_STEP:
@@ -564,7 +568,7 @@ class SyncPersistenceClient:
             return now
 
     def _go(self) -> None:
-        """Has a thread send; or sends here and now, when the interpreter exits and no thread would live on."""
+        """Starts the sender if none runs; at the exit of the interpreter, where no thread lives on, sends here."""
         exiting = not threading.main_thread().is_alive()
         with self._lock:
             if not self._sending.acquire(blocking=False):
@@ -575,7 +579,7 @@ class SyncPersistenceClient:
             else:
                 try:
                     threading.Thread(target=self._run, name="persistence-client", daemon=True).start()
-                except RuntimeError:  # none is to be had: the records wait, and the next call tries again
+                except RuntimeError:  # no thread can start: the next call tries again
                     self._sending.release()
                     self._done.set()
         if exiting:
@@ -584,10 +588,10 @@ class SyncPersistenceClient:
             self._exit_left_s -= time.monotonic() - began_at
 
     def _end(self, within_s: float) -> threading.Event:
-        """Has the sender try at once, send what it can in time, drop the rest, and end. Returns: what is set then."""
+        """Makes the sender try at once, send for `within_s`, drop the rest and end. Returns: set when it has."""
         with self._lock:
             if any(map(len, self._queues)):
-                self._go()  # no thread was to be had before
+                self._go()  # an earlier call may have failed to start it
             self._close_at = min(self._close_at, time.monotonic() + within_s)
             self._not_before = 0.0
             return self._done
@@ -600,20 +604,20 @@ class SyncPersistenceClient:
         return f"persistence client of {_shown(self._service()[0])}"
 
     def _run(self) -> None:
-        """The sender. From here on, all runs in its thread."""
+        """The sender's thread; it alone calls the methods below."""
         done, connection = self._done, _Connection(*self._service())
-        self._connection = connection  # the next sender may put its own there before we have closed ours
+        self._connection = connection  # the next sender may replace it before we close ours
         due: list[_Queue] | None = []
         try:
             if self._close_at == _NEVER:
-                time.sleep(_TICK_S)  # the call that started this thread returns before we compete for the interpreter
+                time.sleep(_TICK_S)  # let the call that started us return first
             while due is not None:
                 due = self._due(time.monotonic())
                 for queue in due or ():
                     self._send(queue, connection)
                 self._report(time.monotonic(), all_kinds=due is None)
                 if due == []:
-                    time.sleep(_TICK_S)  # no lock's timeout: before Python 3.11 it follows a clock that is set back
+                    time.sleep(_TICK_S)  # before Python 3.11 a lock's timeout follows clock steps
         except BaseException:
             if due is not None:
                 self._sending.release()
@@ -623,7 +627,7 @@ class SyncPersistenceClient:
             done.set()
 
     def _due(self, now: float) -> list[_Queue] | None:
-        """The queues to send from; None to end, since nothing waits, or nothing can be sent before a close()."""
+        """Returns: the queues to send from; None to end: idle, or a close() leaves no time to send more."""
         with self._lock:
             waiting = [queue for queue in self._queues if len(queue)]
             closing = self._close_at < _NEVER
@@ -640,7 +644,7 @@ class SyncPersistenceClient:
             return [one for one in waiting if closing or one.due(now) or one.oldest_at() <= self._hurry_at]
 
     def _send(self, queue: _Queue, connection: _Connection) -> None:
-        """Sends one batch, and settles what becomes of it."""
+        """Sends one batch and settles it."""
         with self._lock:
             left = batch = queue.take()
         at_end = False
@@ -651,7 +655,7 @@ class SyncPersistenceClient:
                 queue.settle(left, at_end=at_end)
 
     def _try(self, queue: _Queue, batch: list[_Waiting], connection: _Connection) -> tuple[list[_Waiting], bool]:
-        """Returns: what must be sent again, and whether after all others, since its content may be the reason."""
+        """Returns: the records to send again, and whether after all others, since their content may be the cause."""
         body = b'{"%b":[%b]}' % (queue.name.encode(), b",".join([one.body for one in batch]))
         timeout_s = REQUEST_TIMEOUT_S + len(body) / SLOWEST_BYTES_PER_S
         timeout_s = min(timeout_s, max(self._close_at - time.monotonic(), EXIT_TIMEOUT_S))
@@ -686,7 +690,7 @@ class SyncPersistenceClient:
         return batch, at_end
 
     def _report(self, now: float, *, all_kinds: bool) -> None:
-        """A warning of each kind at once, then at most one an interval."""
+        """Logs each kind of warning at once, then at most once an interval."""
         lines = []
         with self._lock:
             self._quiet = {kind: until for kind, until in self._quiet.items() if until > now and not all_kinds}
@@ -701,7 +705,7 @@ class SyncPersistenceClient:
 
 
 def _without_refused(queue: _Queue, batch: list[_Waiting], answer: _Answer) -> list[_Waiting]:
-    """Drops the records that a refusal names; where it names none, halves the batches until one is left to drop."""
+    """Drops the records that a refusal names. If it names none, halves the batch until one record is left to drop."""
     faults: dict[int, list[str]] = {}
     errors = answer.document.get("errors") if answer.code else None
     for error in errors if isinstance(errors, list) else ():
@@ -741,7 +745,7 @@ class PersistenceClient:
         self.sync.persist_tasks(tasks)
 
     async def flush_all(self) -> dict[str, Any]:
-        """Sends what waits and has the service write it. Returns: its answer, or one with `"status": "error"`."""
+        """Sends all waiting records and has the service write them. Returns: as `sync.flush_all`."""
         return dict(await _in_thread(self.sync.flush_all))
 
     def sessions(self, **filters: Any) -> AsyncIterator[dict[str, Any]]:
@@ -757,7 +761,7 @@ class PersistenceClient:
         return _each(self.sync.tasks(session_id, **filters))
 
     async def aclose(self) -> None:
-        """Sends what waits, for at most some 5 s, and ends the thread; what is left is dropped with a warning."""
+        """Sends waiting records for up to 5 s, drops the rest with a warning, and ends the thread."""
         await _in_thread(self.sync.close)
 
     @property
@@ -772,20 +776,20 @@ class PersistenceClient:
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Not in the event loop's pool, whose threads may all be busy."""
+    """Runs it in a thread of its own: those of the loop's pool may all be busy."""
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 
     def call() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 -- or its caller would wait for ever
+        except BaseException as error:  # noqa: BLE001 -- else the caller waits for ever
             future.set_exception(error)
 
     thread = threading.Thread(target=call, name="persistence-client-call", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # none is to be had, as when the interpreter exits
+    except RuntimeError:  # no thread can start at the exit of the interpreter
         return function()
     return await asyncio.wrap_future(future)
 
@@ -801,7 +805,7 @@ _clients: weakref.WeakSet[SyncPersistenceClient] = weakref.WeakSet()
 
 @functools.lru_cache(maxsize=None)
 def _hook() -> None:
-    """Once a process, with the first call. No client is held by it."""
+    """Once a process, at the first call: an import has no side effect. Holds no client."""
     atexit.register(_at_exit)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
@@ -819,7 +823,7 @@ def _after_fork() -> None:
 
 
 def _records(given: Any) -> Any:
-    """One record is taken for a list of one; of a DataFrame its rows."""
+    """Returns: an iterable of records: the rows of a DataFrame, a list of one for a single record."""
     if hasattr(given, "to_dict") and hasattr(given, "columns"):
         return given.to_dict("records")
     several = hasattr(given, "__iter__") and not isinstance(given, str) and _fields(given) is None
@@ -827,7 +831,7 @@ def _records(given: Any) -> Any:
 
 
 def _fields(record: Any) -> dict[Any, Any] | None:
-    """A copy of a record's fields, one deep; None if it is no record."""
+    """Returns: a shallow copy of a record's fields; None if it is no record."""
     if isinstance(record, Mapping):
         return dict(record)
     if is_dataclass(record) and not isinstance(record, type):
@@ -844,32 +848,32 @@ def _fields(record: Any) -> dict[Any, Any] | None:
 
 
 def _encode(record: Mapping[Any, Any], where: str) -> bytes:
-    """JSON. Raises: _Unusable, which names the field and its type."""
+    """Returns: JSON. Raises: _Unusable, which names the field and its type."""
     try:
         return _json(record).encode()
-    except Exception:  # noqa: BLE001 -- NaN, which JSON lacks, a key that is no text, or a value that cannot be sent
+    except Exception:  # noqa: BLE001 -- NaN, a key that is no text, or an unknown type
         return _json(_plain(record, where)).encode()
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A value in what JSON has. Raises: _Unusable, which names the field and the type."""
+    """Converts a value to JSON types. Raises: _Unusable, which names the field and the type."""
     try:
         return _converted(value, where, depth)
     except _Unusable:
         raise
     except _Unsendable as error:
         name = str(error)
-    except Exception:  # noqa: BLE001 -- whatever it is, it is no value that can be sent
+    except Exception:  # noqa: BLE001 -- foreign types may raise anything
         name = type(value).__name__
     raise _Unusable(f"{where}: {name} cannot be sent")
 
 
 class _Unsendable(Exception):
-    """Its text says what a value is, where the type does not."""
+    """The message describes a value whose type alone does not explain the refusal."""
 
 
 def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR0911, PLR0912 -- a line or two a type
-    """pandas and numpy are known by what they look like. Raises: anything, for a value that cannot be sent."""
+    """Recognizes pandas and numpy by their attributes. Raises: anything, for a value that cannot be sent."""
     if value is None or isinstance(value, bool) or type(value).__name__ in ("NAType", "NaTType"):
         return value if isinstance(value, bool) else None
     if isinstance(value, Enum):
@@ -892,7 +896,7 @@ def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR091
     if depth >= _MAX_DEPTH:
         raise _Unsendable(f"{type(value).__name__} nested over {_MAX_DEPTH} deep")
     depth += 1
-    if isinstance(value, datetime):  # a Timestamp too, whose methods differ
+    if isinstance(value, datetime):  # also a pandas Timestamp, whose methods differ
         day, clock = (value.year, value.month, value.day), (value.hour, value.minute, value.second, value.microsecond)
         moment = datetime(*day, *clock, tzinfo=value.tzinfo, fold=value.fold)
         if moment.utcoffset() is None:
@@ -914,7 +918,7 @@ def _converted(value: Any, where: str, depth: int) -> Any:  # noqa: C901, PLR091
     if kind == "m" or hasattr(value, "columns") or isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError
     if kind == "M":
-        value = value.astype("datetime64[us]")  # of nanoseconds tolist() makes integers
+        value = value.astype("datetime64[us]")  # tolist() of nanoseconds returns integers
     if getattr(value, "ndim", 0):
         return _plain(list(value), where, depth)
     result = value.tolist()
@@ -929,8 +933,8 @@ _json = json.JSONEncoder(
 
 
 def _moment(updated_at: object) -> tuple[datetime, str]:
-    """Returns: the time, and a name for those that it can be compared with. The service alone knows in which zone it
-    reads a time without an offset, and whether it can read what is none to us."""
+    """Returns: the time, and a name for the times that it compares with: only the service knows the zone of a time
+    without an offset, and whether it can read one that we cannot."""
     text = str(updated_at)
     try:
         moment = datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)

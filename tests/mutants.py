@@ -244,8 +244,8 @@ BREAKS = {
         Break(
             "a task that could not be sent replaces its newer state",
             "client/persistence_client.py",
-            "stays = one if newer is None or newer.updated_at < one.updated_at else",
-            "stays = one if newer is None or newer.updated_at >= one.updated_at else",
+            "stays = record if newer is None or newer.updated_at < record.updated_at else",
+            "stays = record if newer is None or newer.updated_at >= record.updated_at else",
             ("tests/client/test_queue.py",),
         ),
     ),
