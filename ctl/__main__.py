@@ -1,10 +1,10 @@
-"""Composition root of the command line: Ctrl-C ends it at any moment, while it loads its modules, too."""
+"""Composition root of the command line. Ctrl-C ends it at any moment, also while modules load."""
 
 from __future__ import annotations
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would raise it, and may lose it in an import
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python may lose a KeyboardInterrupt inside an import
 
 from ctl.commands import cli  # noqa: E402
 

@@ -1,5 +1,5 @@
-"""What is wrong with a database, and what mends it. Pure: facts in, findings out. Tables are judged by
-flusher/tables.py, as the writer does."""
+"""Faults of a database and their remedies. Pure: facts in, findings out. flusher/tables.py judges the tables, as it
+does for the writer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SESSION = {"sql_mode": "strict in our session", "time_zone": "UTC in our sessio
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`mend` is a statement to run, or what else a person does; None where all is right."""
+    """`mend`: a statement to run or another remedy; None if nothing is wrong."""
 
     state: State
     what: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 def check(facts: Facts, faults: Sequence[tables.Fault], database: str, *, recycle_s: float) -> list[Finding]:
-    """Everything that can be judged without writing; what is wrong with the tables in the order of its remedies."""
+    """Everything that can be judged without writing; faults of the tables in the order of their remedies."""
     found = [*_check_server(facts, recycle_s)]
     named = {fault.what for fault in faults}
     found += [Finding("ok", name, detail) for name, detail in _SESSION.items() if name not in named]

@@ -17,11 +17,11 @@ from shared import VERSION
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="Persistence Service")
 def cli() -> None:
-    """Looks at Persistence Service and keeps it going.
+    """Inspects and operates Persistence Service.
 
     Configuration and token are those of the service: config/config.yaml and the environment.
 
-    Exit status of every command: 0 all right, 1 something is wrong, 2 usage, or what was asked is not reached.
+    Exit status of every command: 0 all right, 1 something is wrong, 2 wrong usage, or not reached.
     """
 
 

@@ -1,4 +1,4 @@
-"""`db init`, `db check`, `db upgrade`: the tables made and changed; whether every host takes our writes."""
+"""`db init`, `db check`, `db upgrade`: makes, checks and changes the tables on every host."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ EXAMPLES: dict[type, Any] = {
     msgspec.inspect.DateTimeType: datetime(2000, 1, 1),
     msgspec.inspect.RawType: msgspec.Raw(b"{}"),
 }
-"""What a required field may be, by its type."""
+"""A valid value of a required field, by its type."""
 UPGRADE_S = 7 * 24 * 3600
 
 
 class HostView(msgspec.Struct, frozen=True):
-    """A host of database.host, and what was found there."""
+    """The findings on one host of database.host."""
 
     host: str
     reached: bool
@@ -63,7 +63,7 @@ def user_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def entered_by(user: str | None) -> Database:
-    """The service's database, for somebody who may do more there than the service."""
+    """The service's database, entered by a user with more rights than the service."""
     database = configuration().database
     if user is None:
         return database
@@ -82,7 +82,7 @@ def db() -> None:
 @user_option
 @json_option
 def init(user: str | None, as_json: bool) -> None:
-    """Makes the database and the tables that are missing (sql/schema.sql); changes none that is there.
+    """Makes the missing database and tables (sql/schema.sql); changes no existing one.
 
     Exit status: 0 they are there, 1 the server refuses, 2 it is not reached.
     """
@@ -104,7 +104,7 @@ def init(user: str | None, as_json: bool) -> None:
 @db.command("check")
 @json_option
 def check_database(as_json: bool) -> None:
-    """Connection, version, settings, tables, columns, keys, and our rights, by writing what is rolled back.
+    """Connection, version, settings, tables, columns, keys, and our rights, by writes that are rolled back.
 
     Each host of database.host is looked at. Exit status: 0 all right, 1 something is wrong, 2 no host is reached.
     """
@@ -127,7 +127,7 @@ def check_database(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Apply the statements without asking.")
 @user_option
 def upgrade(user: str | None, yes: bool) -> None:
-    """Makes ours what an earlier version, or an earlier service with the same columns, has left; rows are kept.
+    """Changes tables of an earlier version, or of an earlier service with the same columns, to ours. Keeps all rows.
 
     Shows the statements and applies them after a yes. Each is done or not done as a whole; run it again after an
     interruption. Tables of another program are left alone.
@@ -190,10 +190,10 @@ def single(database: Database) -> list[Database]:
 
 
 def writable(database: Database) -> tuple[Store, Facts | None]:
-    """The first host that takes writes, and what is there. Raises: Stop."""
+    """Returns: the first host that takes writes, and its facts. Raises: Stop."""
     failed: Stop | None = None
     for one in single(database):
-        # An ALTER TABLE takes as long as it takes, and goes on in the server if we leave.
+        # An ALTER TABLE may take hours, and goes on in the server if we leave.
         store = open_store(msgspec.structs.replace(one, read_timeout=UPGRADE_S))
         try:
             facts = look(store)
@@ -234,7 +234,7 @@ def look_at(database: Database) -> HostView:
 
 
 def standing_by(view: HostView) -> HostView:
-    """A read-only host is as it should be where another takes the writes."""
+    """A read-only host is no fault if another takes the writes."""
     findings = [
         replace(finding, state="warning", mend=None) if finding.what == "read_only" and view.read_only else finding
         for finding in view.findings
@@ -243,7 +243,7 @@ def standing_by(view: HostView) -> HostView:
 
 
 def sample(kind: Kind, key: str) -> Record:
-    """A record of a kind with nothing but what must be there."""
+    """A record of a kind with its required fields only."""
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind.record):
         if field.name in kind.key:
@@ -257,7 +257,7 @@ def sample(kind: Kind, key: str) -> Record:
 
 
 def rehearsed(store: Store, facts: Facts, kind: Kind, database: str) -> Finding:
-    """Writes a record that nobody has, as a flush would, and rolls it back."""
+    """Writes a record with an unused key, as a flush does, and rolls it back."""
     record = sample(kind, str(uuid4()))
     rows = {kind: with_values(kind, [Row(datetime.now(timezone.utc), record, 0, 0)])}
     try:

@@ -1,6 +1,6 @@
-"""`deadletters list|show|replay`: the records that the database refused, and giving them another try.
+"""`deadletters list|show|replay`: records that the database refused.
 
-They lie in a file of this node; listing needs no service, a replay needs the flusher.
+They are in a file of this node: listing needs no service, a replay needs the flusher.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ERROR_SHOWN = 100
 
 @click.group()
 def deadletters() -> None:
-    """Records that the database refused for what is in them."""
+    """Records that the database refused for their content."""
 
 
 def chosen_by(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +83,7 @@ def letters_path() -> Path:
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="The newest so many; 0: all.")
 @json_option
 def list_letters(keys: Sequence[str], errors: Sequence[int], limit: int, as_json: bool) -> None:
-    """How many, refused for what, and the newest of them, without their content.
+    """Their number, the reasons, and the newest of them without content.
 
     Exit status: 0, also where there are some (status tells); 2 the file cannot be read.
     """
@@ -153,10 +153,10 @@ def show(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: 
 @deadletters.command("replay")
 @all_option
 def replay_letters(keys: Sequence[str], errors: Sequence[int], everything: bool, as_json: bool) -> None:
-    """Sends them through acceptance again and writes them; mend what refused them first.
+    """Sends them through acceptance again and writes them. Mend the cause of the refusals first.
 
-    A newer row stays as it is. Letters refused for one reason go in growing rounds: where the first is refused again,
-    the others are held back.
+    A newer row stays as it is. Letters with the same reason go in growing rounds: if the first is refused again, the
+    others are held back.
 
     Exit status: 0 none of those chosen is left, 1 some stay or are refused again, 2 usage or no flusher.
     """
@@ -205,7 +205,7 @@ def tell(counts: dict[str, int]) -> None:
 
 @contextmanager
 def progress(total: int, *, as_json: bool) -> Iterator[Callable[[Round], None]]:
-    """A bar on stderr while a person looks; nothing in a log or beside JSON."""
+    """A bar on stderr in a terminal; none in a log or with --json."""
     terminal = Console(stderr=True)
     columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=terminal, disable=as_json or not terminal.is_terminal) as bar:

@@ -1,7 +1,7 @@
-"""`journal inspect`: what lies in the segment files, whether the flusher runs or not. Opened to read, never to write.
+"""`journal inspect`: the content of the segment files, whether the flusher runs or not. Opens them read-only.
 
-While it runs, a segment may go between listing and reading (its rows are in the database then), and the active one may
-be read in the middle of an append, which shows as torn.
+While it runs, a segment may vanish between listing and reading (its rows are in the database then), and an append under
+way shows as a torn tail of the active one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SegmentView(msgspec.Struct, frozen=True):
     last_arrival: int
     damage: list[Damage]
     torn: int
-    """Bytes of an append that had not ended, at the end of the newest: nobody was promised them, and no damage."""
+    """Bytes of an unfinished append at the end of the newest segment: never acknowledged, so no damage."""
 
 
 @click.group()
@@ -70,7 +70,7 @@ def journal() -> None:
 def inspect(paths: Sequence[Path], with_records: bool, keys: Sequence[str], as_json: bool) -> None:
     """Segments, entries, age and damage of the journal, or of the PATHs (segments, directories).
 
-    Exit status: 0 all readable, 1 damage was found, 2 nothing to read there.
+    Exit status: 0 all readable, 1 damage was found, 2 there is nothing to read.
     """
     with_records = with_records or bool(keys)
     works = not paths and running.found(Path(configuration().state_directory)) is not None
@@ -81,7 +81,7 @@ def inspect(paths: Sequence[Path], with_records: bool, keys: Sequence[str], as_j
             if contents.torn and not is_newest(path):
                 contents = read(path)  # it was the newest a moment ago
         except FileNotFoundError:
-            continue  # written and gone since we listed it
+            continue  # written and unlinked since the listing
         except OSError as error:
             raise Stop(f"{path}: {error.strerror}") from error
         view = view_of(path, contents, works=works)
@@ -113,12 +113,12 @@ def segments_in(paths: Sequence[Path]) -> list[Path]:
 
 
 def is_newest(path: Path) -> bool:
-    """Of the segments in its directory that wait."""
+    """Whether it is the newest waiting segment of its directory."""
     return path.suffix == SUFFIX and path.name == max(each.name for each in path.parent.glob(f"*{SUFFIX}"))
 
 
 def view_of(path: Path, contents: Contents, *, works: bool) -> SegmentView:
-    """Args: works: whether a flusher appends to the newest."""
+    """Args: works: whether a flusher runs, and appends to the newest segment."""
     newest = is_newest(path)
     records: dict[str, int] = {}
     for entry in contents.entries:
@@ -146,7 +146,7 @@ def kind_name(entry: Entry) -> str:
 
 
 def records_of(entry: Entry) -> list[Any]:
-    """Every record as it was received; the text of an entry that is not JSON."""
+    """The records as they were received; for an entry that is not JSON its text."""
     kind = KIND_OF_CODE.get(entry.kind)
     try:
         if kind:
@@ -191,7 +191,7 @@ def print_damage(views: list[SegmentView]) -> None:
 
 
 def print_records(view: SegmentView, contents: Contents, keys: Sequence[str], *, as_json: bool) -> None:
-    """Printed segment by segment: a journal may be larger than what memory should hold."""
+    """Prints segment by segment: a journal may be larger than memory."""
     for number, entry in enumerate(contents.entries):
         kind = kind_name(entry)
         for record in records_of(entry):

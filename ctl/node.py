@@ -1,4 +1,4 @@
-"""The service of a node, over HTTP: this one's, by its configuration, or any other by --url."""
+"""A node's service over HTTP: this node's, by its configuration, or another one by --url."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ API = "/api/v1/persistence"
 
 
 class NotReached(Stop):
-    """Nobody answers there, or not this service."""
+    """No answer, or not one of this service."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The service redirects nobody, and the token must not follow to where somebody else points."""
+    """The service never redirects, and the token must not follow a stranger's redirect."""
 
     def redirect_request(self, *_args: Any) -> None:
         return None
 
 
 class Node:
-    """Blocks in every call, for at most 10 s between two bytes. Proxies of the environment are not asked.
+    """Every call blocks for at most 10 s between two bytes. Ignores proxies of the environment.
 
-    Args: tls: None: certificate and host name are checked as everywhere; hint: what to do where nobody answers.
+    Args: tls: None: the default checks of certificate and host name; hint: what to do if there is no answer.
     """
 
     def __init__(self, url: str, token: str | None, *, tls: ssl.SSLContext | None = None, hint: str = "") -> None:

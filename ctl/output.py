@@ -1,7 +1,7 @@
-"""What every command shares: exit statuses, JSON or text, tables, times, sizes and ages in words.
+"""Shared by all commands: exit statuses, JSON or text, tables, times, sizes and ages in words.
 
-Rules: answers go to stdout, what went wrong in one line to stderr. What a record holds may be anything, so it passes
-printable() before it meets a terminal. No name is cut or folded: a long line goes on in the terminal's next.
+Rules: answers go to stdout, an error in one line to stderr. Text of records passes printable() before a terminal sees
+it. Names are never cut or folded: the terminal itself wraps long lines.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ExitStatus(IntEnum):
 
 
 class Stop(click.ClickException):
-    """Ends the command with one line on stderr for each reason: it cannot do what was asked."""
+    """Ends the command with one line on stderr for each reason: it cannot do its work."""
 
     exit_code = int(ExitStatus.NOT_REACHED)
 
@@ -46,7 +46,7 @@ class Stop(click.ClickException):
 
 
 class Wrong(Stop):
-    """The command could look, and what it found must be put right."""
+    """The command looked, and found something that a person must mend."""
 
     exit_code = int(ExitStatus.WRONG)
 
@@ -61,7 +61,7 @@ def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_chosen(key: Sequence[str], keys: Sequence[str]) -> bool:
-    """Whether --key names this key, whole or one of its ids; all are chosen where it names none."""
+    """Whether --key names this key, in full or by one of its ids. Without --key every key is chosen."""
     return not keys or not {*key, "/".join(key)}.isdisjoint(keys)
 
 
@@ -71,7 +71,7 @@ def key_text(key: Sequence[str]) -> str:
 
 @lru_cache
 def configuration() -> Config:
-    """The running service's, else that of this environment. Raises: Stop, with a line for each thing that is wrong."""
+    """The running service's configuration, else this environment's. Raises: Stop, with a line for each fault."""
     try:
         own = os.path.realpath(os.environ.get("PERSISTENCE_STATE_DIR") or DEFAULT_STATE_DIRECTORY)
         settings = running.found(Path(own))
@@ -101,7 +101,7 @@ def finish(status: ExitStatus) -> None:
 
 
 def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[str] = ()) -> Text:
-    """Args: columns: their names, all of them empty for none; right: those whose values line up at the right."""
+    """Args: columns: their names, all empty for a table without a header; right: the right-aligned columns."""
     lines = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     if any(columns):
         lines.insert(0, [Text(name, "bold") for name in columns])
@@ -119,7 +119,7 @@ def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[s
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Text:
-    """Names on the left, what is to be said of them on the right."""
+    """Names on the left, their values on the right."""
     return table("", "", rows=[(Text(name, "bold"), value) for name, value in rows])
 
 
@@ -128,12 +128,12 @@ def styled(state: str) -> Text:
 
 
 def printable(text: str) -> str:
-    """Control characters as their escapes: what a record holds must not steer a terminal."""
+    """Escapes control characters: text of a record must not steer a terminal."""
     return text.translate(_CONTROLS)
 
 
 def pretty(document: Any) -> str:
-    """JSON for a person: indented, other scripts as they are, nothing that a terminal would obey."""
+    """JSON for a person: indented, non-Latin scripts unescaped, control characters escaped."""
     lines = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode().split("\n")
     return "\n".join(map(printable, lines))
 
@@ -160,8 +160,8 @@ def age(seconds: float) -> str:
 
 
 def moment(given: int | str | None) -> str:
-    """An arrival (µs since 1970 UTC), or ISO 8601 in UTC, as every time is shown. Damage may have made any number of
-    an arrival."""
+    """The one form in which times are shown. Args: given: µs since 1970 UTC, which damage may have made any number, or
+    ISO 8601 in UTC."""
     try:
         text = (EPOCH + timedelta(microseconds=given)).isoformat() if isinstance(given, int) else given or "?"
     except OverflowError:

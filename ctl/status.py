@@ -1,4 +1,4 @@
-"""`status` and `flush`: how a node is, and writing now what waits."""
+"""`status` and `flush`: the state of a node; writing all waiting records now."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from ctl.output import (
 @url_option
 @json_option
 def status(url: str | None, as_json: bool) -> None:
-    """How the node is, once.
+    """The state of the node.
 
-    Exit status: 0 all right, 1 something is wrong, 2 nobody answers or lets us in.
+    Exit status: 0 all right, 1 something is wrong, 2 no answer or no access.
     """
     node = node_of(url)
     health, stats = node.health(), node.stats()
@@ -45,7 +45,7 @@ def status(url: str | None, as_json: bool) -> None:
 
 
 def problems(health: dict[str, Any], stats: dict[str, Any] | None) -> list[str]:
-    """What a person must look at, a sentence each."""
+    """What a person must look at: a sentence each."""
     found = []
     if health["status"] != "healthy":
         since = f", since {moment(health['since'])}" if health["since"] else ""
@@ -54,7 +54,7 @@ def problems(health: dict[str, Any], stats: dict[str, Any] | None) -> list[str]:
         return found
     state, flushes, waits_s = stats["state"], stats["flush_info"], stats["at_risk"]["oldest_uncommitted_seconds"]
     failed = (state["last_error_at"] or "") > (flushes["last_flush_time"] or "")
-    failed &= state["last_error"] != stats["dead_letters"]["last_error"]  # which was a write that went well otherwise
+    failed &= state["last_error"] != stats["dead_letters"]["last_error"]  # that write went well otherwise
     if failed and health["status"] == "healthy" and stats["buffer"]["total_count"]:
         found.append(f"the last write failed, {moment(state['last_error_at'])}: {state['last_error']}")
     if waits_s > 2 * flushes["flush_interval_seconds"]:
@@ -144,7 +144,7 @@ def refusals(rejected: dict[str, int]) -> str:
 def flush(timeout_s: float, everywhere: bool, url: str | None, as_json: bool) -> None:
     """Writes everything accepted so far.
 
-    Exit status: 0 all was written, 1 some of it still waits, 2 nobody answers or lets us in; with --all-nodes the worst
+    Exit status: 0 all was written, 1 some of it still waits, 2 no answer or no access; with --all-nodes the worst
     of all nodes.
     """
     if everywhere and url:

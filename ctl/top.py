@@ -1,4 +1,4 @@
-"""`top`: what `status` says, live, with rates between two samples and the last minute of them as bars."""
+"""`top`: `status` live, with the rates between two samples and their last minute as bars."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the node said. `at` in monotonic seconds; `stats` is None where its flusher did not answer."""
+    """A node at one moment. `at`: monotonic seconds; `stats`: None if its flusher did not answer."""
 
     at: float
     health: dict[str, Any]
@@ -47,7 +47,7 @@ class Sample:
 
 
 def rates(before: Sample, after: Sample) -> Rates | None:
-    """None where a sample has no figures."""
+    """None if a sample has no figures."""
     if before.stats is None or after.stats is None:
         return None
     return shared.rates.rates(before.stats, after.stats, after.at - before.at)
@@ -84,7 +84,7 @@ def frame(node: Node, sample: Sample, rates: Rates | None, history: History) -> 
 
 
 def flow(stats: dict[str, Any], rates: Rates | None, history: History) -> Text:
-    """What comes in, what goes out, what waits: by kind, in all, and over the last minute."""
+    """Records in, rows out, backlog: by kind, in total, and over the last minute."""
     kinds = list(stats["accepted"])
 
     def row(name: str, values: dict[str, float] | None, past: Sequence[float]) -> list[str | Text]:
@@ -104,8 +104,8 @@ def flow(stats: dict[str, Any], rates: Rates | None, history: History) -> Text:
 
 
 class CtrlC:
-    """Ctrl-C ends what waits, and is remembered meanwhile: it is never lost (Python drops an exception that a signal
-    raises in a callback of its own), and never cuts a drawing in two, which would leave the screen as it is."""
+    """Ctrl-C interrupts waits only, and is remembered otherwise. So it is never lost (Python drops an exception that a
+    signal raises inside a finalizer), and never cuts a drawing in two, which would spoil the screen."""
 
     def __init__(self) -> None:
         self._pressed = False
@@ -129,14 +129,14 @@ class CtrlC:
 
 
 def waited(seconds: float) -> bool:
-    """Waits where no key can be pressed."""
+    """Waits without a keyboard. Returns: False."""
     time.sleep(seconds)
     return False
 
 
 @contextmanager
 def quit_key() -> Iterator[Callable[[float], bool]]:
-    """Yields a function that waits so many seconds, or until q is pressed, and says whether it was."""
+    """Yields a function that waits that many seconds or until q is pressed, and returns whether it was."""
     if not sys.stdin.isatty():
         yield waited
         return
@@ -169,7 +169,7 @@ def quit_key() -> Iterator[Callable[[float], bool]]:
 def top(interval_s: float, once: bool, url: str | None, as_json: bool) -> None:
     """The node live; q or Ctrl-C ends. Through a pipe, or as JSON, one look an interval.
 
-    Exit status: 0, with --once that of status; 2 nobody answers or lets us in at the first look.
+    Exit status: 0, with --once that of status; 2 no answer or no access at the first look.
     """
     ctrl_c = CtrlC()
     node, history = node_of(url), History()
@@ -203,7 +203,7 @@ def look(node: Node) -> Sample:
 
 
 def pairs_of(ask: Callable[[], Sample], first: Sample, wait: Callable[[], bool]) -> Iterator[tuple[Sample, Sample]]:
-    """Each sample with the one before it, until wait() says that it is enough. One that fails is a problem shown."""
+    """Yields each sample with its predecessor until wait() returns True. A failed look is shown as a problem."""
     before = first
     while not wait():
         try:
