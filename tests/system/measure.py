@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import shutil
 import signal
 import sys
@@ -30,8 +29,8 @@ from scripts.servers import DATABASE, Servers
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service
 from tests.system.chaos import databases
+from tests.system.hostile.beside import cpu_seconds
 
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 BATCH = 100
 LOOK_S = 0.25
 SENDERS = 2
@@ -60,12 +59,6 @@ def body(first: int, count: int, version: int) -> bytes:
         for number in range(first, first + count)
     ]
     return json.dumps({"tasks": tasks}, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def cpu_s(pid: int, *, ended_children: bool = False) -> float:
-    """User and system time of a process so far (proc(5), /proc/PID/stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return TICK_S * sum(map(int, fields[11 : 15 if ended_children else 13]))
 
 
 def send(service: Service, bodies: Sequence[bytes]) -> None:
@@ -128,12 +121,12 @@ def cost(servers: Servers, service: Service, what: str, bodies: Sequence[bytes],
     ingest, flusher = service.ingest, service.flusher
 
     def cpu() -> dict[str, float]:
-        own = cpu_s(flusher.pid)
+        own = cpu_seconds(flusher.pid)
         return {
-            "ingest": cpu_s(ingest.pid, ended_children=True) + sum(map(cpu_s, service.workers())),
+            "ingest": cpu_seconds(ingest.pid, ended_children=True) + sum(map(cpu_seconds, service.workers())),
             "flusher": own,
-            "writer": cpu_s(flusher.pid, ended_children=True) - own + sum(map(cpu_s, service.writers())),
-            **{f"database node {number}": cpu_s(servers.pid(number)) for number in servers.numbers},
+            "writer": cpu_seconds(flusher.pid, ended_children=True) - own + sum(map(cpu_seconds, service.writers())),
+            **{f"database node {number}": cpu_seconds(servers.pid(number)) for number in servers.numbers},
         }
 
     cpu_before, counts_before = cpu(), counts(servers)
