@@ -29,7 +29,7 @@ from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS, Faults, deck
 from tests.system.chaos.load import Load, percentiles
 from tests.system.chaos.model import TABLES, Differences, Model, compare
-from tests.system.chaos.nodes import PORT, Balancer, Node, all_flushed, restart_in_turn
+from tests.system.chaos.nodes import LEFT, PORT, Balancer, Node, all_flushed, restart_in_turn
 from tests.system.chaos.run import schedule
 from tests.system.chaos.same import same_through_any_number
 
@@ -115,7 +115,8 @@ class Run:
             await self.attempt(None, node.stop)
         await self.attempt(False, wait, lambda: not any(node.left()["processes_left"] for node in nodes), 10.0)
 
-        left = [node.left() for node in nodes]
+        nothing: dict[str, int] = {}
+        left = [await self.attempt(nothing, node.left) for node in nodes]
         report: dict[str, Any] = {
             "seed": options.seed,
             "database": options.database,
@@ -153,7 +154,7 @@ class Run:
                 "duplicated": differences.duplicated,
                 "unexpected": differences.unexpected,
                 "committed_but_not_stored": figures.committed_not_stored,
-                **{name: sum(one[name] for one in left) for name in left[0]},
+                **{name: sum(one.get(name, 0) for one in left) for name in LEFT},
                 "requests_never_acknowledged": undelivered,
                 "wrong_answers": figures.wrong.total(),
             },

@@ -173,8 +173,8 @@ class Load:
         await asyncio.wait(self._tasks)
         self._log.close()
         for task in self._tasks:
-            if not task.cancelled():
-                task.result()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.figures.wrong[f"a client ended: {error!r}"] += 1
         return len(late)
 
     def batch(self, kind: str, items: Sequence[tuple[str, int]]) -> Batch:

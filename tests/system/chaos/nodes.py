@@ -47,6 +47,8 @@ AMONG_OTHERS = {
     "DB_CONNECT_TIMEOUT": "1",
     "DB_READ_TIMEOUT": "15",
 }
+LEFT = ("dead_letters", "journaled_entries_left", "processes_left", "tracebacks")
+"""What must be 0 once everything is written and a node has stopped."""
 
 
 class Node(Supervised):
@@ -159,15 +161,15 @@ class Node(Supervised):
         return ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
     def left(self) -> dict[str, int]:
-        """What must be 0 once everything is written and the node has stopped."""
+        """By the names of LEFT."""
         logs = [*self.directory.glob("log*"), *self.directory.glob("*.stderr*")]
-        letters = self.dead_letters
-        return {
-            "dead_letters": len(letters.read_bytes().splitlines()) if letters.exists() else 0,
-            "journaled_entries_left": sum(len(segments.read(one).entries) for one in self.journal.glob("*.segment")),
-            "processes_left": len(processes_of(self.directory)),
-            "tracebacks": sum(path.read_bytes().count(b"Traceback (") for path in logs),
-        }
+        counts = (
+            len(self.dead_letters.read_bytes().splitlines()) if self.dead_letters.exists() else 0,
+            sum(len(segments.read(one).entries) for one in self.journal.glob("*.segment")),
+            len(processes_of(self.directory)),
+            sum(path.read_bytes().count(b"Traceback (") for path in logs),
+        )
+        return dict(zip(LEFT, counts, strict=True))
 
     def set_aside(self) -> int:
         return len(list(self.journal.glob("*.broken")))
