@@ -41,6 +41,7 @@ def _of_ingest(counts: dict[str, Any]) -> Iterator[Metric]:
     help_text = "From the request's header to the last byte of its answer."
     yield _histogram("http_request_duration_seconds", help_text, durations, "path")
     yield _counter("read_requests", "Those of them that read back.", reads, "route", "status")
+    yield _counter("read_answers_cut_off", "Reads that broke off when the reader ended.", counts["cut_off"])
     help_text = "Records refused, one for a request that nobody could read."
     yield _counter("records_rejected", help_text, counts["rejected"], "reason")
     help_text = "Fields that are not kept (records.unknown_fields: ignore)."

@@ -33,13 +33,15 @@ _NAME_SHOWN = 64
 
 class Counts(msgspec.Struct):
     """By path and status: requests; by path: durations in buckets, and their sum in seconds; by reason: records that
-    were refused; by kind: fields that were ignored; connections that are open now."""
+    were refused; by kind: fields that were ignored; answers of the read side that broke off; connections that are open
+    now."""
 
     requests: dict[str, dict[int, int]] = {}
     durations: dict[str, list[int]] = {}
     seconds: dict[str, float] = {}
     rejected: dict[str, int] = {}
     ignored: dict[str, int] = {}
+    cut_off: int = 0
     connections: int = 0
 
     def durations_of(self, paths: Iterable[str]) -> list[int]:
@@ -87,6 +89,10 @@ class RequestMetrics:
         if name not in self._ignored and len(self._ignored) < _NAMES_KEPT:
             self._ignored.add(name)
             log.warning("%s: the field %s is ignored (records.unknown_fields: ignore)", kind, repr(name[1]))
+
+    def cut_off(self) -> None:
+        """Counts an answer of the read side that broke off."""
+        self._counts.cut_off += 1
 
     def publish(self, connections: int | None = None) -> None:
         """Writes the file if anything has changed; whole or not at all. Blocks for well under a millisecond.
@@ -168,6 +174,7 @@ def _sum(all_counts: Iterable[Counts]) -> Counts:
             total.seconds[path] = total.seconds.get(path, 0.0) + counts.seconds[path]
         _add(total.rejected, counts.rejected)
         _add(total.ignored, counts.ignored)
+        total.cut_off += counts.cut_off
         total.connections += counts.connections
     return total
 

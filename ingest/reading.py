@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -78,12 +78,16 @@ def _decoded(segment: bytes) -> str:
 
 
 class Reading:
-    """ASGI. Args: path: the reader's socket, None where `read.enabled` is false; timeout_s: of a statement."""
+    """ASGI. Args: path: the reader's socket, None where `read.enabled` is false; timeout_s: of a statement; cut_off():
+    told of each answer that breaks off."""
 
-    def __init__(self, path: str | None, forwarder: Forwarder, *, timeout_s: float) -> None:
+    def __init__(
+        self, path: str | None, forwarder: Forwarder, *, timeout_s: float, cut_off: Callable[[], None] = lambda: None
+    ) -> None:
         self._path = path
         self._forwarder = forwarder
         self._timeout_s = 3 * timeout_s + _SLACK_S
+        self._cut_off = cut_off
         self._calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,6 +181,7 @@ class Reading:
                     await send({"type": "http.response.body", "body": b""})
         except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
             if begun:
+                self._cut_off()
                 raise CutOff(f"the reader's answer broke off ({type(error).__name__})") from error
             raise _away("it gave no answer") from error
 

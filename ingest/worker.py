@@ -158,7 +158,7 @@ def main() -> None:
     history = History(Path(config.state_directory, HISTORY_DIRECTORY))
     leaving = asyncio.Event()
     reader = str(Path(config.state_directory, READER_SOCKET_NAME)) if config.read.enabled else None
-    reading = Reading(reader, forwarder, timeout_s=config.read.timeout)
+    reading = Reading(reader, forwarder, timeout_s=config.read.timeout, cut_off=metrics.cut_off)
     app, batches = create_app(
         forwarder,
         metrics,

@@ -323,6 +323,7 @@ def test_a_reader_that_dies_in_mid_stream_cuts_the_answer_off_and_its_successor_
     data = to_the_end(begun)
     assert not data.endswith(b"0\r\n\r\n")
     assert b'{"end"' not in data
+    assert "persistence_read_answers_cut_off_total 1.0" in reading.get("/metrics").body.decode()
     answer = reading.get(f"{READ}/large")
     assert (answer.status, answer.json["error_code"]) == (503, "READER_UNAVAILABLE")
     assert answer.headers["retry-after"] == "1"
