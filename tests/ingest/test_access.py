@@ -218,7 +218,7 @@ def test_these_paths_and_no_others_are_open() -> None:
         assert guarded.ask(path).status == 401
 
 
-def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     class Watched:
@@ -237,18 +237,14 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         compared.clear()
 
 
-@pytest.mark.parametrize("value", ["t0ken 0ther", "t0ken0ther", "", " ", "t0ke", "0therr"])
-def test_two_tokens_are_not_one(value: str) -> None:
-    assert Guarded(auth_token="t0ken 0ther").ask(authorization=f"Bearer {value}").code == "TOKEN_WRONG"
-
-
-@pytest.mark.parametrize("value", ["Bearer t0ken", "bearer t0ken", "BEARER  t0ken "])
-def test_the_scheme_has_no_case_and_spaces_do_not_count(value: str) -> None:
-    assert Guarded(auth_token="t0ken").ask(authorization=value).status == 200
-
-
 @pytest.mark.parametrize(
-    "value", ["t0ken", "Bearer", "Bearer T0KEN", "Bearer t0ke", "Bearer t0kent0ken", "Basic t0ken", "é"]
+    ("value", "good"),
+    [
+        *((value, True) for value in ("Bearer t0ken", "bearer 0ther", "BEARER  t0ken ")),
+        *((f"Bearer {value}", False) for value in ("t0ken 0ther", "t0ken0ther", "", " ", "t0ke", "0therr", "T0KEN")),
+        *((value, False) for value in ("t0ken", "Bearer", "Basic t0ken", "é")),
+    ],
 )
-def test_anything_else_is_a_wrong_token(value: str) -> None:
-    assert Guarded(auth_token="t0ken").ask(authorization=value).code == "TOKEN_WRONG"
+def test_a_token_is_one_of_ours_to_the_byte(value: str, good: bool) -> None:
+    exchange = Guarded(auth_token="t0ken 0ther").ask(authorization=value)
+    assert exchange.status == 200 if good else exchange.code == "TOKEN_WRONG"
