@@ -36,40 +36,42 @@ class Clock:
 class Request:
     query_string = ""
 
-    def __init__(self, body: bytes) -> None:
-        self.scope = {"body": body}
+    def __init__(self, body: bytes, record_count: int | None) -> None:
+        self.scope = {"body": body, "record_count": record_count}
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The bodies that were given to the slow path."""
-    found: list[bytes] = []
-    validate = Validator.validate
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How a body was looked at."""
+    found: list[str] = []
+    validate, count = Validator.validate, Validator.count
 
-    def counting(self: Validator, body: bytes, now_s: float) -> Iterator[None]:
-        found.append(body)
+    def validating(self: Validator, body: bytes, now_s: float) -> Iterator[None]:
+        found.append("validate")
         return validate(self, body, now_s)
 
-    monkeypatch.setattr(Validator, "validate", counting)
+    def counting(self: Validator, body: bytes, now_s: float) -> int:
+        found.append("count")
+        return count(self, body, now_s)
+
+    monkeypatch.setattr(Validator, "validate", validating)
+    monkeypatch.setattr(Validator, "count", counting)
     monkeypatch.setattr(batches, "time", Clock())
     return found
 
 
-def post(body: bytes) -> int:
+def post(body: bytes, record_count: int | None = None) -> int:
     """Returns: the turns that another task had until the answer."""
     keeper = Access(None, protected_mode=True, allowed_hosts=())
+    validator, forwarder = Validator(TASKS, POLICY), cast(Forwarder, None)
     batch = BatchRoute(
-        Validator(TASKS, POLICY),
-        cast(Forwarder, None),
-        keeper,
-        max_body_bytes=10_000_000,
-        reject=lambda _records: None,
-        wall=lambda: 2e9,
+        validator, forwarder, keeper, max_body_bytes=10**7, reject=lambda _records: None, wall=lambda: 2e9
     )
+    request = cast(Any, Request(body, record_count))
 
     async def run() -> int:
         turns = 0
-        answer = asyncio.ensure_future(batch.on_post(cast(Any, Request(body)), cast(Any, None)))
+        answer = asyncio.ensure_future(batch.on_post(request, cast(Any, None)))
         while not answer.done():
             turns += 1
             await asyncio.sleep(0)
@@ -81,13 +83,14 @@ def post(body: bytes) -> int:
     return asyncio.run(run())
 
 
-def test_other_tasks_have_a_turn_every_few_milliseconds(looks: list[bytes]) -> None:
+def test_other_tasks_have_a_turn_every_few_milliseconds(looks: list[str]) -> None:
     records = [task(row_index="7")] * 200 + [task(status="done")]
     turns = post(body_of(TASKS, *records))
     assert turns > 200 * 0.001 / batches.TURN_S / 2
-    assert len(looks) == 1
+    assert looks == ["count", "validate"]
 
 
-def test_a_body_of_many_invalid_records_is_looked_at_once(looks: list[bytes]) -> None:
-    post(body_of(TASKS, *[task(status="done")] * 500))
-    assert len(looks) == 1
+def test_a_body_of_many_invalid_records_is_looked_at_once_by_both_doors_together(looks: list[str]) -> None:
+    """The fast path counts it before (tests/ingest/test_fast_path.py)."""
+    post(body_of(TASKS, *[task(status="done")] * 500), record_count=0)
+    assert looks == ["validate"]

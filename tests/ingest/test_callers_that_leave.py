@@ -6,8 +6,6 @@ One that closes it in order may have closed only its sending half: it is answere
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,6 @@ from tests.ingest.test_forwarder import LONG_S, FakeFlusher, barrier, result, ru
 from tests.support.connections import Front, play, post
 
 
-def reset(client: Any) -> None:
-    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.writer.transport.abort()
-
-
 @pytest.mark.parametrize("callers", [1, 50])
 def test_a_request_ends_when_its_caller_goes(callers: int) -> None:
     async def scenario(front: Front, connect: Any) -> None:
@@ -33,7 +26,7 @@ def test_a_request_ends_when_its_caller_goes(callers: int) -> None:
             await front.started.acquire()
         assert len(front.state.tasks) == callers
         for client in clients:
-            reset(client)
+            client.reset()
         await front.until(lambda: not front.state.tasks)  # nobody has released it
 
     play(scenario)
@@ -44,7 +37,7 @@ def test_a_request_whose_body_is_still_to_come_ends_when_its_caller_goes() -> No
         client = await connect()
         await client.send(post(b"12345")[:-1])
         await front.until(lambda: bool(front.state.tasks))
-        reset(client)
+        client.reset()
         await front.until(lambda: not front.state.tasks)
         assert front.seen == []
 

@@ -193,7 +193,7 @@ def test_upgrade_is_ignored_and_never_makes_a_body_a_request(upgrade: str) -> No
         fields = (f"Upgrade: {upgrade}", "Connection: Upgrade")
         for parts in ([get_with(*fields) + GET], [get_with(*fields), GET]):
             assert await ask(connect, *parts) == [(200, b"-"), (200, b"-")]
-        front.seen.clear()
+        front.scopes.clear()
         whole = post(HEALTH, *fields)
         header = whole[: -len(HEALTH)]
         for parts in ([whole], [header, HEALTH]):

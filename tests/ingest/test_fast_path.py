@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
-import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, cast
 
 import orjson
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uvicorn.server import ServerState
 
 from ingest.access import Access
 from ingest.batches import MAX_FAST_BODY_BYTES, MAX_FAST_READING_BYTES, BatchRoute, FastPathRequest
-from ingest.connection import Connection
 from ingest.forwarder import Forwarder, Rejected
 from ingest.guard import Guard
-from ingest.responses import SITE_HEADERS
 from ingest.unpacking import SMALL_BODY_BYTES
 from shared.records import TASKS
 from shared.validation import Policy, Validator
 from shared.wire import Reason
+from tests.support import connections
+from tests.support.connections import Client, Front
 from tests.support.service import task
 
 ARRIVAL = 1_700_000_000_123_456
 LOCAL = ("127.0.0.1", 40000)
 STRANGER = ("203.0.113.7", 40000)
 JSON = (b"content-type", b"application/json")
-SITE_FIELDS = b"".join(f"{name}: {value}\r\n".encode() for name, value in SITE_HEADERS)
 BODY = orjson.dumps({"tasks": [task("t1")]})
+LARGE = BODY + b" " * (MAX_FAST_BODY_BYTES - len(BODY))
 
 
 class FakeForwarder:
@@ -55,24 +49,14 @@ class FakeForwarder:
         return True
 
 
-async def slow_path(scope: Any, receive: Any, send: Any) -> None:
-    """Stands for the application: it says which way a request came."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
-    await send({"type": "http.response.body", "body": b"slow"})
-
-
 def access(auth_token: str | None = None, *, protected_mode: bool = True) -> Access:
     return Access(auth_token, protected_mode=protected_mode, allowed_hosts=())
 
 
-def guard(keeper: Access, *, max_body_bytes: int = 2 * MAX_FAST_BODY_BYTES) -> Guard:
-    return Guard(
-        slow_path,
-        keeper,
-        routes={TASKS.path: frozenset(["POST"])},
-        posts_with_body=frozenset([TASKS.path]),
-        max_body_bytes=max_body_bytes,
-    )
+def guard(keeper: Access, app: Any, *, max_body_bytes: int = 2 * MAX_FAST_BODY_BYTES) -> Guard:
+    paths = frozenset([TASKS.path])
+    routes = dict.fromkeys(paths, frozenset(["POST"]))
+    return Guard(app, keeper, routes=routes, posts_with_body=paths, max_body_bytes=max_body_bytes)
 
 
 def route(
@@ -87,110 +71,67 @@ def route(
     return BatchRoute(validator, door, keeper or access(), max_body_bytes=max_body_bytes, reject=reject)
 
 
-class Front:
-    """A connection on a port, with the fast path in front of the slow one. `observed`: what the metrics hear."""
+class Fast:
+    """A client of a connection whose fast path ends in a fake forwarder."""
 
     def __init__(self) -> None:
+        self.front: Front
+        self.client: Client
         self.forwarder = FakeForwarder()
         self.rejected: Counter[str] = Counter()
         self.route = route(self.forwarder, reject=self.rejected.update)
-        self.observed: list[tuple[str, int]] = []
-        self.state = ServerState()
 
-    async def start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        config = uvicorn.Config(
-            cast(Any, guard(access())), ws="none", lifespan="off", log_config=None, headers=SITE_HEADERS
-        )
-        config.load()
-        self.state.default_headers = config.encoded_headers
-        make = partial(
-            Connection,
-            config=config,
-            server_state=self.state,
-            app_state={},
-            max_connections=10,
-            batches={TASKS.path.encode(): self.route},
-            observe=lambda route, status, _: self.observed.append((route, status)),
-            reject=self.rejected.update,
-        )
-        self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-        return await asyncio.open_connection(*self.server.sockets[0].getsockname())
+    async def send(self, data: bytes) -> None:
+        await self.client.send(data)
 
-    async def submitted(self, count: int = 1) -> None:
-        while len(self.forwarder.done) < count:
-            await asyncio.sleep(0.001)
+    async def answer(self, number: int = 0, arrival: int | Exception = ARRIVAL) -> tuple[int, bytes, bytes]:
+        """Of the flusher's answer to the request that was submitted as this one."""
+        await self.front.until(lambda: len(self.forwarder.done) > number)
+        self.forwarder.done[number](arrival)
+        return await self.client.whole_answer()
 
 
-def play(scenario: Callable[[Front, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
-    async def main() -> None:
-        front = Front()
-        reader, writer = await front.start()
-        try:
-            await scenario(front, reader, writer)
-        finally:
-            writer.transport.abort()
-            front.server.close()
-            while front.state.connections:
-                await asyncio.sleep(0.001)
+def play(scenario: Callable[[Fast], Awaitable[None]]) -> None:
+    fast = Fast()
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    async def run(front: Front, connect: Callable[[], Awaitable[Client]]) -> None:
+        fast.front, fast.client = front, await connect()
+        await scenario(fast)
+
+    connections.play(run, batches={TASKS.path.encode(): fast.route})
 
 
-def post(body: bytes = BODY, *fields: str, target: str = TASKS.path, method: str = "POST") -> bytes:
-    usual = ["Host: h", f"Content-Length: {len(body)}"]
-    if not any(field.startswith("Content-Type") for field in fields):
-        usual.append("Content-Type: application/json")
-    lines = [f"{method} {target} HTTP/1.1", *usual, *fields, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
-    """Status, header, body."""
-    header = await reader.readuntil(b"\r\n\r\n")
-    assert header.count(SITE_FIELDS) == 1
-    length = re.search(rb"content-length: (\d+)", header)
-    assert length
-    return int(header.split()[1]), header, await reader.readexactly(int(length[1]))
+def post(body: bytes = BODY, *fields: str, target: str = TASKS.path) -> bytes:
+    return connections.post(body, *fields, path=target)
 
 
 def test_a_plain_batch_is_forwarded_as_it_is_and_answered_when_the_flusher_has_it() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def scenario(fast: Fast) -> None:
         for number in range(2):
-            writer.write(post(BODY, "Content-Type: application/json", "User-Agent: any"))
-            await front.submitted(number + 1)
-            assert not front.observed[number:]
-            front.forwarder.done[number](ARRIVAL)
-            status, header, body = await answer(reader)
+            await fast.send(post(BODY, "User-Agent: any"))
+            await fast.front.until(lambda number=number: len(fast.forwarder.done) > number)  # type: ignore[misc]
+            assert not fast.front.observed[number:]
+            status, header, body = await fast.answer(number)
             assert status == 202
             assert b"content-type: application/json\r\n" in header
             assert b"connection" not in header
             expected = {"status": "accepted", "count": 1, "timestamp": "2023-11-14T22:13:20.123456Z"}
             assert orjson.loads(body) == expected
-        assert front.forwarder.bodies == [BODY, BODY]
-        assert front.observed == [(TASKS.path, 202)] * 2
+        assert fast.forwarder.bodies == [BODY, BODY]
+        assert fast.front.observed == [(TASKS.path, 202)] * 2
 
     play(scenario)
 
 
 def test_a_body_that_comes_byte_by_byte_is_taken_whole() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def scenario(fast: Fast) -> None:
         for byte in post():
-            writer.write(bytes([byte]))
+            await fast.send(bytes([byte]))
             await asyncio.sleep(0)
-        await front.submitted()
-        front.forwarder.done[0](ARRIVAL)
-        assert (await answer(reader))[0] == 202
-        assert front.forwarder.bodies == [BODY]
+        assert (await fast.answer())[0] == 202
+        assert fast.forwarder.bodies == [BODY]
 
     play(scenario)
-
-
-LARGE = BODY + b" " * (MAX_FAST_BODY_BYTES - len(BODY))
 
 
 def header_of(size: int) -> list[tuple[bytes, bytes]]:
@@ -214,52 +155,39 @@ def free_bytes(way: BatchRoute) -> int:
 
 
 def test_a_batch_that_is_not_small_takes_room_while_it_comes() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = post(LARGE)
-        writer.write(request[:-1])
-        while free_bytes(front.route) == MAX_FAST_READING_BYTES:
-            await asyncio.sleep(0.001)
-        assert free_bytes(front.route) == MAX_FAST_READING_BYTES - MAX_FAST_BODY_BYTES
-        writer.write(request[-1:])
-        await front.submitted()
-        front.forwarder.done[0](ARRIVAL)
-        assert (await answer(reader))[0] == 202
-        assert front.forwarder.bodies == [LARGE]
-        assert free_bytes(front.route) == MAX_FAST_READING_BYTES
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post(LARGE)[:-1])
+        await fast.front.until(lambda: free_bytes(fast.route) != MAX_FAST_READING_BYTES)
+        assert free_bytes(fast.route) == MAX_FAST_READING_BYTES - MAX_FAST_BODY_BYTES
+        await fast.send(post(LARGE)[-1:])
+        assert (await fast.answer())[0] == 202
+        assert fast.forwarder.bodies == [LARGE]
+        assert free_bytes(fast.route) == MAX_FAST_READING_BYTES
 
     play(scenario)
 
 
 @pytest.mark.parametrize("cut", ["closed", "half-closed", "reset"])
 def test_room_comes_back_where_a_body_does_not(cut: str) -> None:
-    async def scenario(front: Front, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post(LARGE)[:-1])
-        while free_bytes(front.route) == MAX_FAST_READING_BYTES:
-            await asyncio.sleep(0.001)
-        if cut == "closed":
-            writer.close()
-        elif cut == "half-closed":
-            writer.write_eof()
-        else:
-            reset(writer)
-        while free_bytes(front.route) != MAX_FAST_READING_BYTES:
-            await asyncio.sleep(0.001)
-        assert front.forwarder.bodies == []
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post(LARGE)[:-1])
+        await fast.front.until(lambda: free_bytes(fast.route) != MAX_FAST_READING_BYTES)
+        {"closed": fast.client.writer.close, "half-closed": fast.client.send_no_more, "reset": fast.client.reset}[cut]()
+        await fast.front.until(lambda: free_bytes(fast.route) == MAX_FAST_READING_BYTES)
+        assert fast.forwarder.bodies == []
 
     play(scenario)
 
 
-def test_without_room_a_batch_that_is_not_small_goes_the_slow_path_and_a_small_one_does_not() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fill(front.route)
+def test_without_room_a_batch_takes_the_slow_path_unless_it_is_small() -> None:
+    async def scenario(fast: Fast) -> None:
+        fill(fast.route)
         small = BODY + b" " * (SMALL_BODY_BYTES - len(BODY))
-        writer.write(post(small))
-        await front.submitted()
-        front.forwarder.done[0](ARRIVAL)
-        assert (await answer(reader))[0] == 202
-        writer.write(post(LARGE))
-        assert (await answer(reader))[2] == b"slow"
-        assert front.forwarder.bodies == [small]
+        await fast.send(post(small))
+        assert (await fast.answer())[0] == 202
+        await fast.send(post(LARGE))
+        assert await fast.client.answer() == (200, LARGE)
+        assert fast.forwarder.bodies == [small]
 
     play(scenario)
 
@@ -271,106 +199,99 @@ def test_a_body_over_the_configured_limit_is_not_taken_however_small_the_limit_i
 
 
 @pytest.mark.parametrize(
-    "request_bytes",
+    ("request_bytes", "counted"),
     [
-        post(BODY, target=TASKS.path + "?ack=committed"),
-        post(BODY, target=TASKS.path + "?"),
-        post(BODY, "Content-Type: application/json; charset=utf-8"),
-        post().replace(b"Content-Type: application/json\r\n", b""),
-        post().replace(b"Host: h", b"Host: h/h"),
-        post(BODY, "Content-Encoding: identity"),
-        post(BODY, "Expect: 100-continue"),
-        post(BODY, "Authorization: Bearer x", "Authorization: Bearer y"),
-        post(BODY, "X-Forwarded-For: a", "X-Forwarded-For: b"),
-        post(BODY + b" " * (MAX_FAST_BODY_BYTES + 1 - len(BODY))),
-        post(b'{"tasks":[{}]}'),
-        post(b'{"sessions":[]}'),
-        post(b"not JSON"),
-        post(b""),
-        post(BODY).replace(b" HTTP/1.1", b" HTTP/1.0"),
-        f"POST {TASKS.path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-        + b"1\r\n1\r\n0\r\n\r\n",
+        (post(BODY, target=TASKS.path + "?ack=committed"), None),
+        (post(BODY, target=TASKS.path + "?"), None),
+        (post().replace(b"/json", b"/json; charset=utf-8"), None),
+        (post(BODY, "Content-Encoding: identity"), None),
+        (post(BODY, "Expect: 100-continue"), None),
+        (post(BODY, "X-Forwarded-For: a", "X-Forwarded-For: b"), None),
+        (post(BODY + b" " * (MAX_FAST_BODY_BYTES + 1 - len(BODY))), None),
+        (connections.CHUNKED.replace(b"/echo", TASKS.path.encode()) + b"1\r\n1\r\n0\r\n\r\n", None),
+        (post(b""), None),
+        (post(BODY).replace(b" HTTP/1.1", b" HTTP/1.0"), None),
+        (post(b'{"tasks":[{}]}'), 0),
+        (post(b'{"sessions":[]}'), 0),
+        (post(b"not JSON"), 0),
     ],
 )
-def test_what_has_anything_special_to_it_goes_the_slow_path_and_nothing_is_forwarded(request_bytes: bytes) -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(request_bytes)
-        header = await reader.readuntil(b"\r\n\r\n")
-        if header.startswith(b"HTTP/1.1 100"):
-            header = await reader.readuntil(b"\r\n\r\n")
-        assert not header.startswith(b"HTTP/1.1 202")
-        assert front.forwarder.bodies == []
+def test_every_other_request_takes_the_slow_path_once_and_nothing_is_forwarded(
+    request_bytes: bytes, counted: int | None
+) -> None:
+    """`counted`: what on_post() is told, so that no body is counted twice (tests/ingest/test_batches.py)."""
+
+    async def scenario(fast: Fast) -> None:
+        await fast.send(request_bytes)
+        await fast.front.until(lambda: (TASKS.path, 200) in fast.front.observed)
+        assert [scope["record_count"] for scope in fast.front.scopes] == [counted]
+        assert fast.forwarder.bodies == []
 
     play(scenario)
 
 
-def test_where_the_flusher_gets_too_much_at_once_a_request_waits_on_the_slow_path() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        front.forwarder.full = True
-        writer.write(post())
-        assert (await answer(reader))[2] == b"slow"
+def test_where_the_window_to_the_flusher_is_full_a_request_waits_on_the_slow_path() -> None:
+    async def scenario(fast: Fast) -> None:
+        fast.forwarder.full = True
+        await fast.send(post())
+        assert await fast.client.answer() == (200, BODY)
+        assert fast.front.scopes[0]["record_count"] == 1
 
     play(scenario)
 
 
-def test_a_refusal_is_worded_as_on_the_slow_path() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post())
-        await front.submitted()
-        front.forwarder.done[0](Rejected(Reason.JOURNAL_FULL, 7.0))
-        status, header, body = await answer(reader)
+def test_a_refusal_is_counted_and_worded_as_on_the_slow_path() -> None:
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post())
+        status, header, body = await fast.answer(arrival=Rejected(Reason.JOURNAL_FULL, 7.0))
         assert (status, orjson.loads(body)["error_code"]) == (503, "JOURNAL_FULL")
         assert b"retry-after: 7\r\n" in header
-        assert front.observed == [(TASKS.path, 503)]
+        assert b"x-request-id: " in header
+        assert fast.front.observed == [(TASKS.path, 503)]
+        assert fast.rejected == {"JOURNAL_FULL": 1}
 
     play(scenario)
 
 
 def test_the_answer_says_so_where_the_connection_ends_with_it() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post(BODY, "Connection: close"))
-        await front.submitted()
-        front.forwarder.done[0](ARRIVAL)
-        assert b"connection: close\r\n" in (await answer(reader))[1]
-        assert await reader.read() == b""
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post(BODY, "Connection: close"))
+        assert b"connection: close\r\n" in (await fast.answer())[1]
+        assert await fast.client.has_ended()
 
     play(scenario)
 
 
 def test_requests_behind_a_plain_one_wait_for_their_turn() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post() + post(target=TASKS.path + "?") + post())
-        await front.submitted()
-        assert front.observed == []
-        front.forwarder.done[0](ARRIVAL)
-        assert [(await answer(reader))[0] for _ in range(2)] == [202, 200]
-        await front.submitted(2)
-        front.forwarder.done[1](ARRIVAL)
-        assert (await answer(reader))[0] == 202
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post() + post(target=TASKS.path + "?") + post())
+        await fast.front.until(lambda: bool(fast.forwarder.done))
+        assert fast.front.observed == []
+        assert (await fast.answer())[0] == 202
+        assert await fast.client.answer() == (200, BODY)
+        assert (await fast.answer(1))[0] == 202
 
     play(scenario)
 
 
 def test_a_client_that_has_left_is_counted_once_and_its_late_answer_goes_nowhere() -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(post())
-        await front.submitted()
-        reset(writer)  # after a plain end it might still be reading
-        while front.state.connections:
-            await asyncio.sleep(0.001)
-        front.forwarder.done[0](ARRIVAL)
-        assert front.observed == [(TASKS.path, 0)]
+    async def scenario(fast: Fast) -> None:
+        await fast.send(post())
+        await fast.front.until(lambda: bool(fast.forwarder.done))
+        fast.client.reset()
+        await fast.front.until(lambda: not fast.front.connections)
+        fast.forwarder.done[0](ARRIVAL)
+        assert fast.front.observed == [(TASKS.path, 0)]
 
     play(scenario)
 
 
-def test_a_fault_of_ours_is_a_500_and_logged_and_no_fault_of_the_caller(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(front: Front, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        front.forwarder.done = None  # type: ignore[assignment]
-        writer.write(post())
-        status, _, body = await answer(reader)
-        assert (status, orjson.loads(body)["error_code"]) == (500, "INTERNAL_ERROR")
-        assert await reader.read() == b""
+def test_a_fault_of_ours_is_a_500_and_logged_and_no_fault_of_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(fast: Fast) -> None:
+        fast.forwarder.done = None  # type: ignore[assignment]
+        await fast.send(post())
+        assert await fast.client.answer() == (500, b"INTERNAL_ERROR")
+        assert await fast.client.has_ended()
 
     play(scenario)
     assert "AttributeError" in caplog.text
@@ -440,7 +361,10 @@ def test_no_header_passes_at_a_glance_that_the_guard_would_refuse(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(guard(keeper, max_body_bytes=max_body_bytes)(scope, receive, send))
+    async def accepts(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    asyncio.run(guard(keeper, accepts, max_body_bytes=max_body_bytes)(scope, receive, send))
     assert sent[0]["status"] == 200
 
 

@@ -57,7 +57,7 @@ def calls_of(reads: list[bytes]) -> int:
     """The most that one of these reads of a connection causes."""
 
     async def main() -> int:
-        config = uvicorn.Config(cast(Any, guard(access())), ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(cast(Any, guard(access(), None)), ws="none", lifespan="off", log_config=None)
         config.load()
         way = {TASKS.path.encode(): route(FakeForwarder())}
         make = partial(Connection, max_connections=10, batches=way, observe=lambda *_: None, reject=lambda _: None)

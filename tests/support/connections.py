@@ -6,10 +6,12 @@ import asyncio
 import json
 import re
 import socket
+import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import uvicorn
@@ -17,6 +19,7 @@ import uvloop
 from uvicorn.server import ServerState
 
 from ingest.access import Access
+from ingest.batches import BatchRoute
 from ingest.connection import Connection
 from ingest.deadlines import Clock, Phase, sweep
 from ingest.guard import Guard
@@ -51,16 +54,18 @@ def get_with(*fields: str) -> bytes:
 
 class Front:
     """Connection and Guard on a port, in front of an application that answers with what it got. POST /slow waits for
-    `release`; GET /large answers more than any kernel takes."""
+    `release`; GET /large answers more than any kernel takes. `scopes`: those that reached the application; `observed`:
+    what the metrics hear."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, batches: Mapping[bytes, BatchRoute]) -> None:
         self.release = asyncio.Event()
         self.started = asyncio.Semaphore(0)
-        self.seen: list[str] = []
-        self.refused: list[int] = []
+        self.scopes: list[Any] = []
+        self.observed: list[tuple[str, int]] = []
         self.rejected: Counter[str] = Counter()
         self.state = ServerState()
         self._max_connections = max_connections
+        self._batches = batches
         self._server: asyncio.Server
         self.port = 0
         self.clients = ExitStack()
@@ -76,12 +81,13 @@ class Front:
                 "/large": frozenset(["GET"]),
                 "/echo": frozenset(["POST"]),
                 "/slow": frozenset(["POST"]),
+                **{path.decode(): frozenset(["POST"]) for path in self._batches},
             },
-            posts_with_body=frozenset(["/echo", "/slow"]),
+            posts_with_body=frozenset(["/echo", "/slow", *map(bytes.decode, self._batches)]),
             max_body_bytes=1_000_000,
         )
         config = uvicorn.Config(
-            cast(Any, app), ws="none", lifespan="off", log_config=None, access_log=False, headers=SITE_HEADERS
+            cast(Any, app), ws="none", lifespan="off", log_config=None, proxy_headers=False, headers=SITE_HEADERS
         )
         config.load()
         self.state.default_headers = config.encoded_headers
@@ -92,15 +98,15 @@ class Front:
             server_state=self.state,
             app_state={},
             max_connections=self._max_connections,
-            batches={},
-            observe=lambda _route, status, _seconds: self.refused.append(status) if status >= 400 else None,
+            batches=self._batches,
+            observe=lambda route, status, _seconds: self.observed.append((route, status)),
             reject=self.rejected.update,
         )
         self._server = await loop.create_server(make, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        self.seen.append(scope["path"])
+        self.scopes.append(scope)
         if scope["path"] == "/slow":
             self.started.release()
             await self.release.wait()
@@ -108,6 +114,14 @@ class Front:
         headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    @property
+    def seen(self) -> list[str]:
+        return [scope["path"] for scope in self.scopes]
+
+    @property
+    def refused(self) -> list[int]:
+        return [status for _, status in self.observed if status >= 400]
 
     async def sweep(self, now: float) -> None:
         """Lets that much time pass since the start. What follows from it has happened on return, as far as it does not
@@ -154,16 +168,23 @@ class Client:
     def send_no_more(self) -> None:
         self.writer.write_eof()
 
-    async def answer(self) -> tuple[int, bytes]:
-        """One answer: its status, and its body or error code."""
+    def reset(self) -> None:
+        """Leaves; after a plain end it might still be reading."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+    async def whole_answer(self) -> tuple[int, bytes, bytes]:
+        """Status, header, body."""
         header = await self.reader.readuntil(b"\r\n\r\n")
         assert header.count(SITE_FIELDS) == 1
         length = re.search(rb"content-length: (\d+)", header)
         assert length
-        body = await self.reader.readexactly(int(length[1]))
-        if b"application/json" in header:
-            body = json.loads(body)["error_code"].encode()
-        return int(header[9:12]), body
+        return int(header[9:12]), header, await self.reader.readexactly(int(length[1]))
+
+    async def answer(self) -> tuple[int, bytes]:
+        """One answer: its status, and its body or error code."""
+        status, header, body = await self.whole_answer()
+        return status, json.loads(body)["error_code"].encode() if b"application/json" in header else body
 
     async def rest(self) -> list[tuple[int, bytes]]:
         """Every answer until the connection ends, without an error of the connection."""
@@ -183,11 +204,13 @@ class Client:
 Scenario = Callable[[Front, Callable[[], Awaitable[Client]]], Awaitable[None]]
 
 
-def play(scenario: Scenario, *, max_connections: int = 1000) -> None:
+def play(
+    scenario: Scenario, *, max_connections: int = 1000, batches: Mapping[bytes, BatchRoute] = MappingProxyType({})
+) -> None:
     clients = []
 
     async def main() -> None:
-        front = Front(max_connections)
+        front = Front(max_connections, batches)
         await front.start()
 
         async def connect() -> Client:
