@@ -12,7 +12,6 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -94,8 +93,9 @@ class Forwarder:
         self._pending: dict[int, Pending] = {}
         self._committing: dict[int, Commit] = {}
         self._in_flight_bytes = 0
+        self._waiting = 0
+        """Submits that wait for room in the window; the first of them holds `_turn`."""
         self._turn = asyncio.Lock()
-        """Held by the first of those that wait for room in the window."""
         self._room = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -126,11 +126,12 @@ class Forwarder:
         """
         if self._is_full(len(body)):
             await self._wait_for_room(len(body))
-        seq = self._next_seq()
+        answer, done = self._awaited()
+        seq = self._submit(kind, count, body, done, want_commit=want_commit)
         if want_commit:
             self._committing[seq] = Commit(self._loop.create_future())
         try:
-            return await self._answer(partial(self._submit, seq, kind, count, body, want_commit=want_commit)), seq
+            return await answer, seq
         except BaseException:
             self.forget(seq)
             raise
@@ -142,7 +143,7 @@ class Forwarder:
         """
         if self._is_full(len(body)):
             return False
-        self._submit(self._next_seq(), kind, count, body, done)
+        self._submit(kind, count, body, done)
         return True
 
     async def committed(self, seq: int, timeout_s: float) -> int | None:
@@ -174,19 +175,24 @@ class Forwarder:
         return self._seq
 
     def _submit(
-        self, seq: int, kind: int, count: int, body: bytes, done: Callable[[Any], None], *, want_commit: bool = False
-    ) -> None:
+        self, kind: int, count: int, body: bytes, done: Callable[[Any], None], *, want_commit: bool = False
+    ) -> int:
+        """Returns: its seq."""
+        seq = self._next_seq()
         size = len(body)
         head = encode_submit_header(seq, kind, count, size, want_commit=want_commit, rules=self._rules)
         parts = (head + body,) if size < _COPIED_BODY_BYTES else (head, body)
         self._send(seq, parts, size + SUBMIT_BYTES, self._ack_timeout_s, done)
+        return seq
 
     async def _ask(self, question: FlushRequest | StatsRequest, timeout_s: float) -> bytes:
         frame = encode(question)
-        answer: bytes = await self._answer(partial(self._send, question.seq, (frame,), len(frame), timeout_s))
-        return answer
+        answer, done = self._awaited()
+        self._send(question.seq, (frame,), len(frame), timeout_s, done)
+        return await answer  # type: ignore[no-any-return]
 
-    def _answer(self, send: Callable[[Callable[[Any], None]], None]) -> asyncio.Future[Any]:
+    def _awaited(self) -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
+        """A future, and what sets it to an answer or an exception."""
         answer = self._loop.create_future()
 
         def done(result: Any) -> None:
@@ -197,8 +203,7 @@ class Forwarder:
             else:
                 answer.set_result(result)
 
-        send(done)
-        return answer
+        return answer, done
 
     def _send(
         self, seq: int, parts: tuple[bytes, ...], size: int, timeout_s: float, done: Callable[[Any], None]
@@ -214,7 +219,7 @@ class Forwarder:
         if pending is None:
             return  # its deadline has passed
         self._in_flight_bytes -= pending.size
-        if self._turn.locked():
+        if self._waiting:
             self._room.set()
         try:
             pending.done(result)
@@ -236,12 +241,16 @@ class Forwarder:
     async def _wait_for_room(self, size: int) -> None:
         """Waits in turn until `size` more bytes fit into the window. Raises: FlusherUnavailable after ack_timeout_s."""
         give_up_at = self._loop.time() + self._ack_timeout_s
-        async with self._turn:
-            while self._loop.time() < give_up_at:
-                if not self._is_full(size):
-                    return
-                self._room.clear()
-                await self._room.wait()  # every answer and every sweep sets it
+        self._waiting += 1
+        try:
+            async with self._turn:
+                while self._loop.time() < give_up_at:
+                    if not self._is_full(size):
+                        return
+                    self._room.clear()
+                    await self._room.wait()  # every answer and every sweep sets it
+        finally:
+            self._waiting -= 1
         raise FlusherUnavailable("too many bytes wait for the flusher's answer")
 
     def _sweep(self) -> None:
