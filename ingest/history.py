@@ -100,15 +100,15 @@ def point(before: Sample | None, after: Sample) -> Point:
             "accepted": round(sum(did.accepted_per_s.values()), 2),
             "written": round(did.records_per_s, 2),
             "rows": round(sum(did.rows_per_s.values()), 2),
-            "flush_ms": _rounded(did.flush_ms),
-            "coalesced_percent": _rounded(did.coalesced_percent),
+            "flush_ms": did.flush_ms and round(did.flush_ms, 3),
+            "coalesced_percent": did.coalesced_percent and round(did.coalesced_percent, 3),
         }
     state, letters = stats["state"], stats["dead_letters"]
     return Point(
         at,
         status=state["status"],
         cause=state["cause"],
-        reason=_cut(state["reason"]),
+        reason=state["reason"] and state["reason"][:_PROBLEM_CHARACTERS],
         since=state["since"],
         database=None if state["database"] == "unknown" else state["database"],
         problems=_problems(old, stats),
@@ -170,14 +170,6 @@ def percentile(counts: Sequence[int], rank: float) -> float:
         wanted -= count
         lower = upper
     return lower
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
-
-
-def _cut(text: str | None) -> str | None:
-    return None if text is None else text[:_PROBLEM_CHARACTERS]
 
 
 class History:
