@@ -93,9 +93,8 @@ class Forwarder:
         self._pending: dict[int, Pending] = {}
         self._committing: dict[int, Commit] = {}
         self._in_flight_bytes = 0
-        self._waiting = 0
-        """Submits that wait for room in the window; the first of them holds `_turn`."""
         self._turn = asyncio.Lock()
+        """Held by the first of the submits that wait for room in the window."""
         self._room = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -219,8 +218,7 @@ class Forwarder:
         if pending is None:
             return  # its deadline has passed
         self._in_flight_bytes -= pending.size
-        if self._waiting:
-            self._room.set()
+        self._room.set()
         try:
             pending.done(result)
         except Exception:
@@ -241,16 +239,12 @@ class Forwarder:
     async def _wait_for_room(self, size: int) -> None:
         """Waits in turn until `size` more bytes fit into the window. Raises: FlusherUnavailable after ack_timeout_s."""
         give_up_at = self._loop.time() + self._ack_timeout_s
-        self._waiting += 1
-        try:
-            async with self._turn:
-                while self._loop.time() < give_up_at:
-                    if not self._is_full(size):
-                        return
-                    self._room.clear()
-                    await self._room.wait()  # every answer and every sweep sets it
-        finally:
-            self._waiting -= 1
+        async with self._turn:
+            while self._loop.time() < give_up_at:
+                if not self._is_full(size):
+                    return
+                self._room.clear()
+                await self._room.wait()  # every answer and every sweep sets it
         raise FlusherUnavailable("too many bytes wait for the flusher's answer")
 
     def _sweep(self) -> None:
@@ -307,12 +301,11 @@ class Forwarder:
     def answered(self, message: Any) -> None:
         """Raises: ProtocolError."""
         if type(message) is Ack:
-            arrival = message.arrival
-            for seq in range(message.seq, message.seq + message.count):
+            for at in range(message.count):
+                seq, arrival = message.seq + at, message.arrival + at
                 if seq in self._committing:
                     self._committing[seq].arrival = arrival
                 self._settle(seq, arrival)
-                arrival += 1
         elif type(message) is Committed:
             for commit in self._committing.values():
                 if message.first <= commit.arrival <= message.last and not commit.dead.done():
