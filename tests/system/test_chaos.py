@@ -22,6 +22,7 @@ from tests.support import group
 from tests.support.service import ROOT
 from tests.system.chaos import report as reports
 from tests.system.chaos.faults import KINDS, deck
+from tests.system.chaos.load import REQUESTS_AT_ONCE, Client, Load
 from tests.system.chaos.model import COLUMNS, KEYS, SESSIONS, TABLES, TASKS, Differences, Model, compare, fetched, row
 from tests.system.chaos.run import Fault, FaultRun, schedule
 
@@ -127,6 +128,21 @@ def test_a_run_ends_whatever_its_actions_meet(tmp_path: Path) -> None:
     assert run.hits == {"even": 1}
     assert run.missed == Counter(odd=1)
     assert run.broken == ["odd: ZeroDivisionError()"]
+
+
+def test_a_client_that_ends_is_in_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def go() -> Load:
+        nowhere = ("127.0.0.1", 1)
+        load = Load(Model(STARTED_AT), nowhere, 1, tmp_path / "log", clients=1, rate=1, stored_at=lambda *_: {})
+        load.start()
+        assert await load.stop(1) == 0
+        return load
+
+    monkeypatch.setattr(Client, "run", run)
+    assert asyncio.run(go()).figures.wrong == {"a client ended: ZeroDivisionError()": REQUESTS_AT_ONCE}
 
 
 class GivenUp(Servers):
