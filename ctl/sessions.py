@@ -21,19 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctl.database import entered_by, user_option, writable
 from ctl.node import node_of, url_option
-from ctl.output import (
-    Stop,
-    Wrong,
-    age,
-    configuration,
-    console,
-    emit,
-    json_option,
-    pairs,
-    plural,
-    printable,
-    table,
-)
+from ctl.output import Stop, Wrong, age, configuration, console, emit, json_option, pairs, plural, printable, table
 from flusher.purge import Purge, journaled, pause_s, tasks_of
 from flusher.schema import refusal
 from flusher.store import Store, StoreError
@@ -68,21 +56,18 @@ def list_sessions(status: str | None, limit: int, fresh: bool, url: str | None, 
     """
     node = node_of(url)
     found: list[dict[str, Any]] = []
-    cursor = None
-    while not found or (cursor and len(found) < limit):
+    cursor: str | None = ""
+    while cursor is not None and len(found) < limit:
         most = min(_PAGE, limit - len(found))
-        page = node.read(status=status, limit=most, cursor=cursor, fresh=fresh and not found)
+        page = node.read(status=status, limit=most, cursor=cursor or None, fresh=fresh and not cursor)
         found += page["sessions"]
         cursor = page["next"]
-        if not found:
-            break
     if as_json:
         emit({"sessions": found, "as_of": page["as_of"], "pending_records": page["pending_records"]})
         return
-    rows = [
-        (printable(one["session_id"]), printable(one["status"]), news(one), printable(one["filename"])) for one in found
-    ]
-    console().print(table("session", "status", "last news", "file", rows=rows) if rows else "no sessions")
+    texts = ("session_id", "status", "filename")
+    rows = [(*(printable(one[name]) for name in texts), news(one)) for one in found]
+    console().print(table("session", "status", "file", "last news", rows=rows) if rows else "no sessions")
 
 
 def news(session: dict[str, Any]) -> str:
@@ -106,21 +91,13 @@ def show(session_id: str, fresh: bool, url: str | None, as_json: bool) -> None:
         emit(session)
         return
     progress = session.pop("progress")
-    states = ", ".join(f"{printable(name)} {count:,}" for name, count in progress["by_status"].items())
+    tasks = f"{progress['total']:,}"
+    if progress["by_status"]:
+        tasks += ": " + ", ".join(f"{printable(name)} {count:,}" for name, count in progress["by_status"].items())
+        tasks += f"; the last {progress['last_task_at']}"
+    rows = [(printable(name), printable(as_text(value))) for name, value in session.items() if value not in (None, "")]
     terminal = console()
-    given = {name: value for name, value in session.items() if value not in (None, "") and name != "updated_at"}
-    terminal.print(
-        pairs(
-            [
-                *((printable(name), printable(as_text(value))) for name, value in given.items()),
-                ("last news", f"{session['updated_at']}, {news(session)}"),
-                (
-                    "tasks",
-                    f"{progress['total']:,}" + (f": {states}; the last {progress['last_task_at']}" * bool(states)),
-                ),
-            ]
-        )
-    )
+    terminal.print(pairs([*rows, ("last news", news(session)), ("tasks", tasks)]))
     if progress["by_status"].get("failed"):
         fields = "task_id,error_message"
         failed = node.read(session_id, "tasks", status="failed", limit=_FAILED_SHOWN, fields=fields)["tasks"]
@@ -160,13 +137,7 @@ def days_or_hours(text: str) -> timedelta:
 
 
 @sessions.command()
-@click.option(
-    "--older-than",
-    required=True,
-    type=days_or_hours,
-    metavar="90d",
-    help="Without news for so long: days or hours (12h).",
-)
+@click.option("--older-than", required=True, type=days_or_hours, metavar="90d", help="No news for so long; or 12h.")
 @click.option("--status", required=True, help="In one of these states: completed,failed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted.")
 @user_option
