@@ -452,27 +452,6 @@ def test_a_right_that_was_taken_away_is_the_operators_business(
     store.close()
 
 
-def test_a_refused_login_is_the_operators_business(mariadb: MariaDB, database: str, limited_user: str) -> None:
-    with refused(ErrorClass.SCHEMA, 1045):
-        store_of(mariadb, database, limited_user, "wrong").ping()
-
-
-def test_a_read_only_server_is_told_from_a_broken_one(mariadb: MariaDB, database: str, limited_user: str) -> None:
-    store = store_of(mariadb, database, limited_user)
-    store.write(rows_of(task("before")))
-    mariadb.execute("SET GLOBAL read_only = 1")
-    try:
-        with pytest.raises(StoreError) as caught:
-            store.write(rows_of(task("while")))
-    finally:
-        mariadb.execute("SET GLOBAL read_only = 0")
-
-    assert (caught.value.error_class, caught.value.number) == (ErrorClass.READ_ONLY, 1290)
-    store.write(rows_of(task("after")))
-    store.close()
-    assert set(stored(mariadb, database, TASKS)) == {"before", "after"}
-
-
 def test_a_lock_that_does_not_go_away_is_retried_and_nothing_half_written_stays(
     store: Store, mariadb: MariaDB, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
