@@ -121,7 +121,7 @@ def pages(service: Service, client: Client, sessions: int, tasks: int, rounds: i
             [one_session("s7"), *progress("s7")],
             2 + len({one["status"] for one in pool()[:tasks]}),
         ),
-        "tasks": (f"{READ}/s7/tasks", tasks_after("s7", Query(), (), 201), min(201, tasks)),
+        "tasks": (f"{READ}/s7/tasks", tasks_after("s7", Query(), (), 201)[0], min(201, tasks)),
     }
     connection = service.connect()
     found: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def pages(service: Service, client: Client, sessions: int, tasks: int, rounds: i
 
 def export(service: Service, client: Client, rounds: int) -> dict[str, list[float]]:
     """Seconds for all tasks of `big`, in turns."""
-    statement = text(tasks_after("big", Query(), (), EXPORTED)[0])
+    statement = text(tasks_after("big", Query(), (), EXPORTED)[0][0])
     took: dict[str, list[float]] = {"http": [], "sql": []}
     for _ in range(rounds):
         took["http"].append(timed_ms(lambda: drain(service)) / 1000)

@@ -57,25 +57,19 @@ def progress(session_id: str) -> tuple[Select, Select]:
     return Select(counts, (session_id,)), Select(latest, (session_id,))
 
 
-def tasks_after(session_id: str, query: Query, position: Position, limit: int) -> list[Select]:
-    """A page in the order of task_id: one range for each status, or for the batch, or for the whole session."""
-    where, args = "session_id=%s", [session_id]
-    index = "PRIMARY"
-    if query.batch_id is not None:
-        where, index = f"{where} AND batch_id=%s", "ix_tasks_batch"
-        args.append(query.batch_id)
+def tasks_after(session_id: str, query: Query, position: Position, limit: int) -> list[list[Select]]:
+    """A page in the order of task_id. Returns: a range for each status, or one for the batch, or for the session."""
     after = " AND task_id>%s" if position else ""
     tail = f"{after} ORDER BY task_id LIMIT {limit}"
-    if not query.statuses or query.batch_id is not None:
-        among = ""
-        if query.statuses:
-            among = f" AND status IN ({','.join(['%s'] * len(query.statuses))})"
-        values = (*args, *query.statuses, *position) if query.statuses else (*args, *position)
-        return [_select(TASKS, index, where + among + tail, values)]
-    return [
-        _select(TASKS, "ix_tasks_session_status", f"{where} AND status=%s{tail}", (*args, status, *position))
-        for status in query.statuses
-    ]
+    if query.batch_id is not None:
+        among = f" AND status IN ({','.join(['%s'] * len(query.statuses))})" if query.statuses else ""
+        args = (session_id, query.batch_id, *query.statuses, *position)
+        return [[_select(TASKS, "ix_tasks_batch", f"session_id=%s AND batch_id=%s{among}{tail}", args)]]
+    if not query.statuses:
+        return [[_select(TASKS, "PRIMARY", f"session_id=%s{tail}", (session_id, *position))]]
+    where = f"session_id=%s AND status=%s{tail}"
+    index = "ix_tasks_session_status"
+    return [[_select(TASKS, index, where, (session_id, status, *position))] for status in query.statuses]
 
 
 def sessions_before(query: Query, position: Position, limit: int) -> list[list[Select]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 from zlib import compressobj
 
@@ -151,9 +152,7 @@ class Reader:
             self._under_way[call.stream] -= 1
 
     async def _read(self, call: Call, writer: asyncio.StreamWriter) -> None:
-        if call.session_id is None:
-            await self._sessions(call, writer)
-        elif call.task_id is not None:
+        if call.task_id is not None and call.session_id is not None:
             parameters(call.query, FOR_INGEST)
             ((rows, _),) = await self._fetch([[one_task(call.session_id, call.task_id)]], 1)
             if not rows:
@@ -161,30 +160,14 @@ class Reader:
             await self._document(call, writer, *Encoder(TASKS).encode(rows))
         elif call.tasks and call.stream:
             await self._stream(call, writer)
-        elif call.tasks:
-            await self._tasks(call, writer)
+        elif call.tasks or call.session_id is None:
+            await self._page(call, writer)
         else:
-            await self._session(call, writer)
+            await self._session(call.session_id, call, writer)
 
-    async def _sessions(self, call: Call, writer: asyncio.StreamWriter) -> None:
-        page = self._page_of(SESSIONS, call)
-        as_of = _now()
-        names = COLUMNS[SESSIONS]
-        updated_at, session_id = names.index("updated_at"), names.index("session_id")
-        groups = sessions_before(page.query, page.position, page.limit + 1)
-        rows, more = merged(
-            await self._fetch(groups, page.limit + 1),
-            page.limit,
-            key=lambda row: (row[updated_at], row[session_id]),
-            falling=True,
-        )
-        at = (rows[-1][updated_at].decode(), rows[-1][session_id]) if rows else ()
-        await self._document(call, writer, self._page(call, page, rows, at if more else None, as_of))
-
-    async def _session(self, call: Call, writer: asyncio.StreamWriter) -> None:
+    async def _session(self, session_id: str, call: Call, writer: asyncio.StreamWriter) -> None:
         parameters(call.query, FOR_INGEST)
-        assert call.session_id is not None
-        selects = (one_session(call.session_id), *progress(call.session_id))
+        selects = (one_session(session_id), *progress(session_id))
         (rows, _), (counts, _), (latest, _) = await self._fetch([[select] for select in selects], 1000)
         if not rows:
             raise InvalidRequest("there is no such session in the database", "NOT_FOUND", 404)
@@ -199,67 +182,64 @@ class Reader:
         (record,) = Encoder(SESSIONS).encode([without(SESSIONS, rows[0], "progress")])
         await self._document(call, writer, record[:-1] + b',"progress":' + orjson.dumps(document) + b"}")
 
-    async def _tasks(self, call: Call, writer: asyncio.StreamWriter) -> None:
-        page = self._page_of(TASKS, call)
-        as_of = _now()
-        rows, more = await self._task_rows(call, page)
-        at = (rows[-1][_TASK_ID],) if more and rows else None
-        await self._document(call, writer, self._page(call, page, rows, at, as_of))
+    async def _page(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        page = self._page_of(call)
+        as_of = iso(time.time_ns() // 1000)
+        rows, more = await self._rows(call, page)
+        kind = _kind(call)
+        records = b",".join(Encoder(kind, page.query.fields).encode(rows))
+        rest = {
+            "next": encode_cursor(_where(call), page.query, _position(call, rows[-1])) if more and rows else None,
+            "as_of": as_of,
+            "pending_records": call.pending_records,
+        }
+        body = b'{"%b":[%b],%b' % (kind.name.encode(), records, orjson.dumps(rest)[1:])
+        await self._document(call, writer, body)
 
-    def _page_of(self, kind: Kind, call: Call) -> Page:
+    def _page_of(self, call: Call) -> Page:
         return parse_page(
-            kind,
+            _kind(call),
             _where(call),
             call.query,
-            statuses=self._statuses[kind],
+            statuses=self._statuses[_kind(call)],
             to_utc=self._to_utc,
             also=FOR_INGEST,
             limited=not call.stream,
         )
 
-    async def _task_rows(self, call: Call, page: Page) -> tuple[list[Row], bool]:
-        assert call.session_id is not None
-        selects = tasks_after(call.session_id, page.query, page.position, page.limit + 1)
-        found = await self._fetch([[select] for select in selects], page.limit + 1)
-        return merged(found, page.limit, key=lambda row: row[_TASK_ID])
+    async def _rows(self, call: Call, page: Page) -> tuple[list[Row], bool]:
+        """A page's, and whether more follow."""
+        if call.session_id is None:
+            groups = sessions_before(page.query, page.position, page.limit + 1)
+        else:
+            groups = tasks_after(call.session_id, page.query, page.position, page.limit + 1)
+        found = await self._fetch(groups, page.limit + 1)
+        return merged(found, page.limit, key=partial(_position, call), falling=call.session_id is None)
 
     async def _stream(self, call: Call, writer: asyncio.StreamWriter) -> None:
         """All tasks, a line each: every fetch is a short transaction of its own, so that no snapshot is held open."""
-        page = msgspec.structs.replace(self._page_of(TASKS, call), limit=STREAM_ROWS)
+        page = msgspec.structs.replace(self._page_of(call), limit=STREAM_ROWS)
         encoder = Encoder(TASKS, page.query.fields)
         count = 0
-        rows, more = await self._task_rows(call, page)
+        rows, more = await self._rows(call, page)
         answer = _Answer(writer, Head(200, NDJSON_TYPE, gzip=call.gzip))
         while True:
             count += len(rows)
             if more:
                 # Of large rows a fetch brings fewer than it asked for, and the server sends all.
                 limit = min(STREAM_ROWS, 2 * len(rows))
-                page = msgspec.structs.replace(page, position=(rows[-1][_TASK_ID],), limit=limit)
+                page = msgspec.structs.replace(page, position=_position(call, rows[-1]), limit=limit)
             lines = b"".join([line + b"\n" for line in encoder.encode(rows)])
             rows = []  # its caller may take its time for the lines
             await answer.write(lines)
             if not more:
                 break
             try:
-                rows, more = await self._task_rows(call, page)
+                rows, more = await self._rows(call, page)
             except ReadFailed as error:
                 raise _BrokenOff(str(error)) from error
         await answer.write(orjson.dumps({"end": True, "count": count}) + b"\n")
         await answer.end()
-
-    @staticmethod
-    def _page(call: Call, page: Page, rows: Sequence[Row], at: Position | None, as_of: str) -> bytes:
-        """A page as JSON. Args: at: the position of the next page, None where this is the last."""
-        kind = SESSIONS if call.session_id is None else TASKS
-        encoder = Encoder(kind, page.query.fields)
-        records = b",".join(encoder.encode(rows))
-        rest = {
-            "next": None if at is None else encode_cursor(_where(call), page.query, at),
-            "as_of": as_of,
-            "pending_records": call.pending_records,
-        }
-        return b'{"%b":[%b],%b' % (kind.name.encode(), records, orjson.dumps(rest)[1:])
 
     async def _fetch(self, groups: Sequence[Sequence[Select]], limit: int) -> list[tuple[list[Row], bool]]:
         try:
@@ -286,9 +266,6 @@ class Reader:
         answer = _Answer(writer, head)
         await answer.write(body)
         await answer.end()
-
-
-_TASK_ID = COLUMNS[TASKS].index("task_id")
 
 
 def merged(
@@ -318,10 +295,23 @@ async def _end_of(stream: asyncio.StreamReader) -> None:
         await stream.read(1)
 
 
+def _kind(call: Call) -> Kind:
+    """Of the records of a page."""
+    return SESSIONS if call.session_id is None else TASKS
+
+
+def _position(call: Call, row: Row) -> Position:
+    """By which a page is ordered, and where the next begins."""
+    values = (row[at] for at in _POSITIONS[_kind(call)])
+    return tuple(value if isinstance(value, str) else value.decode() for value in values)
+
+
+_POSITIONS = {
+    kind: [COLUMNS[kind].index(name) for name in names]
+    for kind, names in ((SESSIONS, ("updated_at", "session_id")), (TASKS, ("task_id",)))
+}
+
+
 def _where(call: Call) -> str:
     """What a cursor is good for; the page of sessions is no session, whatever its id."""
     return "sessions" if call.session_id is None else f"tasks {call.session_id}"
-
-
-def _now() -> str:
-    return iso(time.time_ns() // 1000)

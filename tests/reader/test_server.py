@@ -268,7 +268,8 @@ def selects() -> Iterator[Select]:
                 yield from ranges
     for query in (Query(), Query(statuses=("failed", "pending")), Query(batch_id="b1"), Query(("failed",), "b1")):
         for position in ((), ("T0100",)):
-            yield from tasks_after("s1", query, position, 201)
+            for ranges in tasks_after("s1", query, position, 201):
+                yield from ranges
 
 
 @pytest.mark.usefixtures("rows")
