@@ -239,39 +239,29 @@ def _at(line: bytes) -> float:
         return 0.0
 
 
+@dataclass
 class Recorder:
     """Looks at the node every `interval_s`, and appends a point where this process leads."""
 
-    def __init__(
-        self,
-        history: History,
-        stats: Callable[[], Awaitable[bytes]],
-        counts: Callable[[], Counts],
-        paths: Sequence[str],
-        *,
-        interval_s: float = INTERVAL_S,
-        wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._history = history
-        self._stats = stats
-        self._counts = counts
-        self._paths = paths
-        self._interval_s = interval_s
-        self._wall = wall
-        self._monotonic = monotonic
-        self._before: Sample | None = None
-        self._failing = False
-        self._task: asyncio.Task[None] | None = None
+    history: History
+    stats: Callable[[], Awaitable[bytes]]
+    counts: Callable[[], Counts]
+    paths: Sequence[str]
+    interval_s: float = INTERVAL_S
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    _before: Sample | None = None
+    _failing: bool = False
+    _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        record = repeat("dashboard: a look at the node", self._interval_s, self._record)
+        record = repeat("dashboard: a look at the node", self.interval_s, self._record)
         self._task = asyncio.get_running_loop().create_task(record)
 
     def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._history.close()
+        self.history.close()
 
     async def _record(self) -> None:
         try:
@@ -279,7 +269,7 @@ class Recorder:
             self._failing = False
         except Exception as error:
             # The next look begins anew, by whichever worker takes the lock first.
-            self._history.close()
+            self.history.close()
             self._before = None
             if not isinstance(error, OSError):
                 raise
@@ -289,16 +279,16 @@ class Recorder:
 
     async def step(self) -> None:
         """One look. Raises: OSError."""
-        if not self._history.lead():
+        if not self.history.lead():
             return
         stats: dict[str, Any] | str
         try:
-            stats = orjson.loads(await self._stats())
+            stats = orjson.loads(await self.stats())
         except FlusherUnavailable as error:
             stats = no_flusher(error)
-        counts = self._counts()
-        durations = counts.durations_of(self._paths)
-        sample = Sample(self._wall(), self._monotonic(), stats, durations, counts.rejected)
+        counts = self.counts()
+        durations = counts.durations_of(self.paths)
+        sample = Sample(self.wall(), self.monotonic(), stats, durations, counts.rejected)
         before, self._before = self._before, sample
         if before is not None:
-            self._history.append(point(before, sample))
+            self.history.append(point(before, sample))
