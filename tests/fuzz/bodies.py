@@ -26,6 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tests.fuzz.values import LISTS
+
 if TYPE_CHECKING:
     from shared.records import Kind
 
@@ -45,57 +47,9 @@ _VALUES = """
 "2026-11-23T10:15" "2026-11-23T24:00:00Z"
 """
 VALUES = [value.replace("_", " ").encode() for value in _VALUES.split()] + [b'"\xff"', b'"\xed\xa0\x80"', b'"\x00"']
-NAMES = [
-    *("task_id", "session_id", "batch_id", "filename", "status", "source_text", "context", "confidence", "row_index"),
-    *(
-        "duration_ms",
-        "metadata",
-        "game_info",
-        "updated_at",
-        "start_time",
-        "created_at",
-        "extra",
-        "colour",
-        "日本",
-        "\\u0061",
-    ),
-    *("task\\u005fid", "tasks", "sessions", ""),
-]
-PIECES = [
-    *(b"%c" % code for code in (0, 9, 10, 32, 34, 44, 47, 58, 91, 92, 93, 123, 125, 127, 255)),
-    *(b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xf0\x9f", b"\xc0\x80", b"//", b"\\ud83d", b"\\u00", b"[]", b"{}", b"[" * 21),
-]
-PATTERNS = [
-    *(
-        b"[],",
-        b"{},",
-        b'{"a":[]},',
-        b"[",
-        b"{",
-        b'{"a":',
-        b"1",
-        b"1,",
-        b"-",
-        b"1e15,",
-        b'"",',
-        b"\\u0000",
-        b"\\",
-        b"\\\\",
-    ),
-    *(
-        b" ",
-        b"\n",
-        b"x",
-        b'"',
-        b'"a":0,',
-        b'"a":[],',
-        b'{"task_id":"',
-        b"2026-11-23T10:15:30Z",
-        b"\xf0\x9f\x99\x82",
-        b",",
-        b":",
-    ),
-]
+NAMES = LISTS["names"]
+PIECES = [*(piece.encode("latin-1") for piece in LISTS["pieces"]), b"[" * 21]
+PATTERNS = [pattern.encode("latin-1") for pattern in LISTS["patterns"]]
 
 
 class Mutator:

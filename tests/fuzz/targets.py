@@ -30,6 +30,7 @@ from shared.records import KIND_OF_CODE, Kind, Record, utc
 from shared.validation import MAX_ERRORS, InvalidRecord, Policy
 from shared.wire import Ack, Inbox, Message, ProtocolError, Submit, acks, encode
 from tests.fuzz.draw import Draw
+from tests.fuzz.values import LISTS
 from tests.support.bodies import NOW, POLICY, check
 from tests.support.bodies import policy as policy_with
 from tests.support.wire import read
@@ -358,45 +359,7 @@ SECRET_VALUES = (
     f"'{SECRET}",
     f"&a [*a, {SECRET}]",
 )
-YAML_VALUES = (
-    "0",
-    "-1",
-    "1.5",
-    "8001",
-    '"8001"',
-    "yes",
-    "true",
-    "null",
-    "~",
-    "[]",
-    "{}",
-    "[a, b]",
-    ".nan",
-    ".inf",
-    "1e999",
-    "2001-02-03",
-    "2001-99-99",
-    "0o9",
-    "9" * 5000,
-    "!!int x",
-    "!!float x",
-    "!!timestamp x",
-    "!!bool x",
-    "!!int ''",
-    "!!python/object/apply:os.system [id]",
-    "!!binary =",
-    "&a [*a]",
-    "*b",
-    "<<: *b",
-    "[" * 2000,
-    "|\n  text",
-    "? [1]",
-    "localhost, other",
-    "VERIFY_IDENTITY",
-    "always",
-    "\\x00",
-    '"\\x00\\n\\u2028"',
-)
+YAML_VALUES = [*LISTS["yaml"], "9" * 5000, "[" * 2000]
 
 
 def _file(draw: Draw) -> bytes:
