@@ -1,11 +1,11 @@
-"""Bodies -> records. Ingest (validation.py) and writer read with the same functions, so what was accepted is written.
+"""Bodies -> records. Ingest (validation.py) and the writer use the same functions, so that both read the same values.
 
-Most bodies msgspec reads in one pass; fields that the kind does not have are moved into `extra` before. Every other
-body is cut into its records, which are parsed one after the other, so that memory holds the objects of one; numbers in
-strings, integral floats, other forms of ISO 8601 and objects as texts are converted then, null becomes the default.
+msgspec reads most bodies in one pass, after unknown fields have been moved into `extra`. Any other body is cut into its
+records, which are parsed one by one, so that memory holds the objects of one record. Then numbers in strings, integral
+floats, other forms of ISO 8601 and objects as texts are converted, and null becomes the default.
 
-A body's rules (records.Rules) say which fields are kept, and what a time without an offset means. A time that local
-clocks show twice is the earlier one, a time that they skip counts from the offset before (PEP 495, fold 0).
+A body's rules (records.Rules) decide which fields are kept and in which zone times without an offset are read. A time
+that occurs twice is the earlier one; a time that the zone skips uses the offset before (PEP 495, fold 0).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shared.fast_validator import children, fold
 from shared.records import KIND_OF_CODE, KINDS, SESSIONS, UTC, Kind, Record, Rules, utc
 
 MAX_OBJECT_BYTES = 64 * 1024
-"""As JSON. An object's limits, which validation.py checks before it is parsed, and fast_validator.cpp too."""
+"""As JSON. validation.py checks these limits before it parses an object, and so does record_counter.h."""
 MAX_OBJECT_VALUES = 4096
 MAX_OBJECT_DEPTH = 20
 IGNORED = "created_at"
@@ -40,11 +40,11 @@ _OFFSET_WITH_SECONDS = re.compile(r"(.{10,40}[+-]\d\d:\d\d):(\d\d)", re.ASCII)
 _MAX_TIME_CHARACTERS = 64
 _EARLIEST = datetime(1000, 1, 1, tzinfo=UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
-"""What a DATETIME column holds."""
+"""The range of a DATETIME column."""
 
 
 class InvalidBody(Exception):
-    """The body as a whole is not what the path takes."""
+    """The body as a whole is not what the path expects."""
 
     def __init__(self, detail: str, *, code: str) -> None:
         super().__init__(detail)
@@ -55,8 +55,8 @@ class InvalidBody(Exception):
 def decode(kind: Kind, body: bytes | memoryview, rules: bytes = b"") -> list[Record]:
     """Records of a body that was accepted under these rules.
 
-    Raises: InvalidBody, ValueError, msgspec.ValidationError where the body comes from a version with other limits, from
-    a dead letter that somebody has edited, or where its time zone is not known any more.
+    Raises: InvalidBody, ValueError, msgspec.ValidationError if the body comes from a version with other limits or from
+    an edited dead letter, or if its time zone is no longer known.
     """
     reader = _reader(kind.code, rules)
     records = _in_one_pass(kind, body) or reader.in_one_pass_folded(body)
@@ -79,7 +79,7 @@ def _in_one_pass(kind: Kind, body: bytes | memoryview) -> list[Record] | None:
 
 
 def _items(kind: Kind, body: bytes | memoryview) -> Iterator[Any]:
-    """Parsed records. Version 1 also took bodies with further keys, and of two lists the last. Raises: InvalidBody."""
+    """Parsed records. Version 1 also accepted further keys, and used the last of two lists. Raises: InvalidBody."""
     try:
         _, members = children(body, 0, len(body), len(body))
         spans = [(start, end) for key, start, end, *_ in members if key and orjson.loads(key) == kind.name]
@@ -91,10 +91,10 @@ def _items(kind: Kind, body: bytes | memoryview) -> Iterator[Any]:
 
 
 class Reader:
-    """Reads parsed records of a kind under some rules. No state but those."""
+    """Reads parsed records of a kind under some rules. Has no other state."""
 
     def __init__(self, kind: Kind, rules: Rules) -> None:
-        """Raises: ValueError where the time zone is not known."""
+        """Raises: ValueError if the time zone is unknown."""
         fields = msgspec.structs.fields(kind.record)
         self.zone: tzinfo = time_zone(rules.time_zone)
         self._keep = rules.unknown_fields == "keep"
@@ -128,7 +128,7 @@ class Reader:
         return msgspec.convert(item, self._stored)
 
     def set_extra(self, item: dict[str, Any]) -> None:
-        """Moves unknown fields into `extra`, one of them called so included, and makes objects JSON."""
+        """Moves unknown fields into `extra`, also one of that name, and encodes objects as JSON."""
         unknown = item.keys() - self._known
         if unknown:
             extra = {
@@ -145,7 +145,7 @@ class Reader:
                 item[name] = msgspec.Raw(orjson.dumps(item[name]))
 
     def relax(self, item: dict[str, Any]) -> None:
-        """Converts, in place, what may be sent in another form."""
+        """Converts alternative forms of values, in place."""
         for name, value in list(item.items()):
             if value is None and name in self._defaults:
                 del item[name]
@@ -167,7 +167,7 @@ class Reader:
         return self.in_utc(found)
 
     def in_utc(self, time: datetime) -> datetime:
-        """Raises: ValueError where no DATETIME holds it."""
+        """Raises: ValueError if a DATETIME column cannot hold it."""
         try:
             time = (time if time.tzinfo else time.replace(tzinfo=self.zone)).astimezone(UTC)
         except OverflowError:
@@ -177,7 +177,7 @@ class Reader:
         return time
 
     def with_times_in_utc(self, records: list[Record]) -> list[Record]:
-        """Looks at all times together: each by itself would cost twice as much. Raises: ValueError."""
+        """Checks all times together; one by one would cost twice as much. Raises: ValueError."""
         times_of = _TIMES_OF[self._kind.code]
         times: list[datetime] = list(filter(None, chain.from_iterable(map(times_of, records))))
         if not times:
@@ -225,7 +225,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _time(value: Any) -> Any:
-    """Other forms of ISO 8601 as a time; what msgspec takes is left to it, rounding included, and so is an error."""
+    """Parses forms of ISO 8601 that msgspec does not know. All other values are left to msgspec, errors too."""
     if type(value) is not str or len(value) > _MAX_TIME_CHARACTERS:
         return value
     seconds = 0

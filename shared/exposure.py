@@ -1,4 +1,4 @@
-"""Who may reach what: what a configuration leaves open, and how to reach our own port. Reads certificates only."""
+"""How a configuration exposes the service: warnings, TLS on our own port, and its URL. Reads certificates only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from shared.settings import Config, Service
 
 
 class TlsUnusable(ValueError):
-    """One line that names the key and why no TLS can be made of it. The operator must act."""
+    """One line that names the key and the reason. The operator must act."""
 
 
 def warnings(config: Config) -> list[str]:
-    """What is allowed, and should be known: one sentence each."""
+    """Allowed settings that an operator should know about: one sentence each."""
     found = []
     service, database = config.service, config.database
     if not is_local(database) and database.ssl_mode in (None, "DISABLED", "PREFERRED"):
         found.append(
-            f"database.host = {','.join(database.host)} is another machine, and what is sent there is not encrypted:"
+            f"database.host = {','.join(database.host)} is another machine, and the connection is not encrypted:"
             " set database.ssl_ca (it checks certificate and host name), or another database.ssl_mode"
         )
     elif not is_local(database) and database.ssl_mode == "REQUIRED":
@@ -36,7 +36,7 @@ def warnings(config: Config) -> list[str]:
 
 
 def check_tls(service: Service) -> None:
-    """Whether a worker will be able to serve with the certificate. Raises: TlsUnusable."""
+    """Checks that a worker can serve with the certificate. Raises: TlsUnusable."""
     if service.tls_cert is None:
         if service.tls_key is not None:
             raise TlsUnusable("service.tls_key is set, and service.tls_cert is not: nothing would be encrypted")
@@ -56,8 +56,8 @@ def local_url(service: Service) -> str:
 
 
 def local_tls(service: Service) -> ssl.SSLContext | None:
-    """For a program on this machine: whoever answers must hold the very certificate that is configured. Its name is
-    that of the world outside, so it is not compared. Raises: OSError, where the certificate cannot be read."""
+    """For programs on this machine: trusts exactly the configured certificate. Its host name is that of the outside
+    world, so it is not compared. Raises: OSError if the certificate cannot be read."""
     if service.tls_cert is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,5 +1,4 @@
-"""What a process of ours does before anything else: no other user reads its files, its memory or its core, and the
-memory of one body serves the next."""
+"""What each of our processes sets up first: private files, memory and cores; locks; memory that is reused."""
 
 from __future__ import annotations
 
@@ -23,10 +22,10 @@ LARGE_BYTES = 1024 * 1024
 
 
 def close_to_others() -> None:
-    """New files are ours alone, and no core is written: tokens, the database's password and records would be in it.
+    """Makes new files private and disables core dumps, which would hold tokens, passwords and records.
 
-    Not being dumpable also gives /proc/PID/environ and /proc/PID/mem to root (prctl(2), proc(5)). A child starts
-    dumpable again, so each calls this for itself.
+    A process that is not dumpable also leaves /proc/PID/environ and /proc/PID/mem to root (prctl(2), proc(5)). A child
+    is dumpable again, so each process calls this itself.
     """
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -34,16 +33,14 @@ def close_to_others() -> None:
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """The kernel sends us `number` when the parent has died (prctl(2)): a supervisord that was killed leaves nobody
-    behind whom no later one could stop."""
+    """Makes the kernel signal us when the parent dies (prctl(2)): a killed supervisord leaves no orphans."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def open_own(path: str | Path, flags: int) -> int:
-    """Opens a file of ours, or makes it, for us alone. A file or link of another user but root is refused: it may
-    have been put there.
+    """Opens or creates a private file. A file or link of another user but root is refused: it may be a trap.
 
-    Raises: OSError, PermissionError with what is wrong as its strerror. Blocks.
+    Raises: OSError; PermissionError with the reason as its strerror. Blocks.
     """
     real = os.fspath(path)
     try:
@@ -69,9 +66,9 @@ def _refuse_strangers(found: os.stat_result, what: str) -> None:
 
 
 def lock(state_directory: Path, name: str) -> int:
-    """One process of a name in a state directory, for as long as the descriptor is open that this returns.
+    """Allows one process of a name in a state directory, as long as the returned descriptor is open.
 
-    Raises: BlockingIOError, another one is at work; OSError.
+    Raises: BlockingIOError if another process holds the lock; OSError.
     """
     fd = open_own(state_directory / f"{name}.lock", os.O_RDWR)
     try:
@@ -83,7 +80,7 @@ def lock(state_directory: Path, name: str) -> int:
 
 
 def check_built(name: str) -> None:
-    """For composition roots: without it no worker and no writer could start. Raises: SystemExit with one line."""
+    """For composition roots: workers and writers need the extension. Raises: SystemExit with one line."""
     try:
         import_module("shared.fast_validator")
     except ImportError as error:
@@ -91,7 +88,7 @@ def check_built(name: str) -> None:
 
 
 def lock_or_exit(state_directory: Path, name: str) -> int:
-    """For composition roots, in a state directory that they make sure of first. Raises: SystemExit with one line."""
+    """For composition roots: secures the state directory and locks it. Raises: SystemExit with one line."""
     own_state_directory(state_directory)
     if os.environ.get("SUPERVISOR_ENABLED"):
         end_with_parent()
@@ -104,10 +101,10 @@ def lock_or_exit(state_directory: Path, name: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Up to KEPT_BYTES that were freed stay with the process, but for pieces from LARGE_BYTES on.
+    """Keeps up to KEPT_BYTES of freed memory in the process, except pieces from LARGE_BYTES on.
 
-    By itself glibc returns what some bodies took as soon as they are gone, and the kernel clears every page anew for
-    the next ones: a quarter of the flusher's work on large batches (mallopt(3)). Other C libraries are left alone.
+    By default glibc returns the memory of bodies at once, and the kernel clears every page again for the next ones: a
+    quarter of the flusher's work on large batches (mallopt(3)). Other C libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -116,9 +113,9 @@ def keep_freed_memory() -> None:
 
 
 def own_state_directory(path: Path) -> None:
-    """Makes it, or makes sure that it is ours alone. Raises: SystemExit with one line.
+    """Creates the directory, or checks that it is private. Raises: SystemExit with one line.
 
-    One that is open to others is closed only while it is empty: it may be /var, which somebody has named by mistake.
+    A directory that is open to others is made private only if it is empty: it may be /var, named by mistake.
     """
     where = f"PERSISTENCE_STATE_DIR = {path}"
     try:
@@ -141,7 +138,7 @@ def own_state_directory(path: Path) -> None:
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """The process at the other end and its user (SO_PEERCRED, unix(7)); the process is 0 if it cannot be seen here."""
+    """Process and user at the other end (SO_PEERCRED, unix(7)); the process is 0 if it is not visible here."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     pid, uid, _ = _PEERCRED.unpack(credentials)
     return pid, uid

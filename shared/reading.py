@@ -5,7 +5,7 @@
     piece  := length:u32 body:u8[length]      -- little-endian, 1 to MAX_PIECE_BYTES
     end    := 0:u32
 
-A connection that ends before `end` was read carries an answer that was cut off: nobody may take it for a whole one.
+An answer is complete only if `end` was read; if the connection closes earlier, the answer must not be used as a whole.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class InvalidRequest(Exception):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What is read: a page of sessions where there is no session, one of its tasks where `tasks`, or one record.
+    """A request: a page of sessions if `session_id` is None, a page of tasks if `tasks`, or else one record.
 
-    `query` is the URL's, still percent-encoded; `pending_records`: of this node, which the database has not yet, None
-    where nobody knows.
+    `query` is the URL's, still percent-encoded. `pending_records`: records of this node that are not in the database
+    yet, None if unknown.
     """
 
     session_id: str | None = None

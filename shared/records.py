@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=2147483647)]
 Status = Annotated[str, Meta(min_length=1, max_length=32)]
-"""Which ones a kind may have is configured: `records.session_statuses`, `records.task_statuses`."""
+"""`records.session_statuses` and `records.task_statuses` list the allowed ones."""
 Key36 = Annotated[str, Meta(min_length=1, max_length=36)]
 Key64 = Annotated[str, Meta(min_length=1, max_length=64)]
 Str50 = Annotated[str, Meta(max_length=50)]
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Object: TypeAlias = msgspec.Raw | None
 else:
     Object = msgspec.Raw
-"""An object as its JSON: nobody here looks into it. msgspec reads null as one too, and knows no union with it."""
+"""An object as its JSON text. msgspec reads null as one too, and does not support a union with it."""
 
 
 class Session(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
@@ -147,7 +147,7 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 V1_RULES = Rules(unknown_fields="ignore").encode()
-"""What bodies mean that version 1 has accepted."""
+"""The rules of bodies that version 1 accepted."""
 
 
 def utc(time: datetime) -> datetime:

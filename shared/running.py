@@ -1,5 +1,5 @@
-"""With which settings the running service was started: the flusher leaves them in the state directory, so that the
-command line looks where the service looks. They may hold the database's password: the file is the service's alone."""
+"""The settings of the running service. The flusher writes them to the state directory, so that the command line uses
+them too. They may hold the database's password: the file is private."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = {*ENVIRONMENT, *(name for names in OTHER_NAMES.values() for name in nam
 class Settings(msgspec.Struct, frozen=True):
     pid: int
     environment: dict[str, str]
-    """Variables of ours, PERSISTENCE_CONFIG and PERSISTENCE_STATE_DIR among them, both absolute."""
+    """Our variables, among them PERSISTENCE_CONFIG and PERSISTENCE_STATE_DIR, both absolute."""
 
 
 def leave(state_directory: Path, environ: Mapping[str, str]) -> None:
@@ -39,7 +39,7 @@ def forget(state_directory: Path) -> None:
 
 
 def found(state_directory: Path) -> Settings | None:
-    """None where no flusher runs. Blocks. Raises: PermissionError, the service is another user's."""
+    """None if no flusher runs. Blocks. Raises: PermissionError if the service belongs to another user."""
     try:
         settings = msgspec.json.decode((state_directory / _NAME).read_bytes(), type=Settings)
         runs = b"flusher" in Path(f"/proc/{settings.pid}/cmdline").read_bytes()
@@ -49,7 +49,7 @@ def found(state_directory: Path) -> Settings | None:
 
 
 def unlike(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """Variables that an environment sets to something else."""
+    """Variables that the environment sets to another value."""
     return [
         name
         for name in sorted(_NAMES & environ.keys())

@@ -1,4 +1,4 @@
-"""Work that repeats on a loop: a step that fails is logged, and the next step runs all the same."""
+"""Repeated work on a loop: a failed step is logged, and the next step runs anyway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def logged(what: str) -> Iterator[None]:
-    """Logs an exception of its block instead of raising it. For blocks of which one may not stop the others."""
+    """Logs an exception of its block instead of raising it, for blocks that must not stop others."""
     try:
         yield
     except Exception:
@@ -20,7 +20,7 @@ def logged(what: str) -> Iterator[None]:
 
 
 async def repeat(what: str, interval_s: float, step: Callable[[], Awaitable[None] | None]) -> None:
-    """Runs `step` and then rests for `interval_s`, until it is cancelled. A step that raises is logged as `what`."""
+    """Runs `step`, then sleeps for `interval_s`, until cancelled. A step that raises is logged as `what`."""
     while True:
         with logged(what):
             done = step()

@@ -33,11 +33,11 @@ from shared.fast_validator import children
 from shared.records import UTC, Kind, Rules
 
 MAX_ERRORS = 100
-"""Records whose faults are named."""
+"""Invalid records that an answer lists."""
 _MAX_FAULTS = 32
-"""Of a record, from which on unknown fields are not named."""
+"""Listed faults of one record; beyond, unknown fields are left out."""
 _SHORT_BODY_BYTES = 64 * 1024
-"""Of a body that may be parsed whole, to say where it stops being JSON."""
+"""A body up to this size may be parsed whole to find where it stops being JSON."""
 _MAX_FIELDS = 64
 _NAMES = {dict: "object", list: "array", str: "str", int: "int", float: "float", bool: "bool", type(None): "null"}
 _BRACE, _BRACKET = b"{["
@@ -46,8 +46,8 @@ _NO_JSON = (b"NaN", b"Infinity", b"-Infinity")
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One fault. `reason` is for counting: KIND, KIND.FIELD, or one of these and a kind of fault after a blank, like
-    `tasks.updated_at in the future`. The set of reasons is fixed: nothing that a caller chooses stands in one."""
+    """One fault. `reason` is for counting: KIND or KIND.FIELD, perhaps followed by a kind of fault, as in
+    `tasks.updated_at in the future`. The set of reasons is fixed: it includes no text of a caller."""
 
     field: str
     message: str
@@ -55,7 +55,7 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class InvalidRecord(Exception):
-    """At least one record is invalid. `errors` names every fault of the first MAX_ERRORS; `records` came in all."""
+    """At least one record is invalid. `errors` lists every fault of the first MAX_ERRORS; `records`: of the body."""
 
     def __init__(self, errors: list[FieldError], records: int) -> None:
         super().__init__(f"{len(errors)} invalid")
@@ -63,8 +63,8 @@ class InvalidRecord(Exception):
         self.records = records
 
     def reasons(self) -> dict[str, int]:
-        """How many of the records are refused for which reason: an invalid one for its first fault, the others, which
-        share its request, as `KIND beside an invalid one`. The sum is `records`."""
+        """Refused records by reason: an invalid one counts for its first fault, the valid ones of the request as `KIND
+        beside an invalid one`. The sum is `records`."""
         first = {error.field.partition("]")[0]: error.reason for error in reversed(self.errors)}
         kind = self.errors[0].reason.partition(".")[0].partition(" ")[0]
         found = Counter(first.values())
@@ -75,7 +75,7 @@ class InvalidRecord(Exception):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The settings that decide what is valid. `statuses`: by name of a kind; others keep those of their type."""
+    """The settings that decide what is valid. `statuses`: by name of a kind; if missing, those of the type."""
 
     statuses: Mapping[str, Sequence[str]] = {}
     time_zone: str = "UTC"
@@ -89,7 +89,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Validator:
-    """Of one kind's bodies. Args: ignored(name): told of each field that is not kept (unknown_fields: ignore)."""
+    """Validates bodies of one kind. Args: ignored(name): called for each dropped field (unknown_fields: ignore)."""
 
     def __init__(self, kind: Kind, policy: Policy, ignored: Callable[[str], None] = lambda _name: None) -> None:
         self.kind = kind
@@ -104,7 +104,7 @@ class Validator:
         self._fast = fast_validator_of(kind, self._statuses, keep_unknown=policy.unknown_fields == "keep")
 
     def count(self, body: bytes, now_s: float) -> int:
-        """Returns: how many records the body holds, if validate() would take them all; 0 where only that can tell.
+        """Returns: the number of records, if the body is certainly valid; 0 if only validate() can tell.
 
         Args: now_s: since 1970 UTC.
         """
@@ -115,7 +115,7 @@ class Validator:
         return records if records <= self._policy.max_records else 0
 
     def validate(self, body: bytes, now_s: float) -> Generator[None, None, int]:
-        """Goes on for some milliseconds between two yields. Returns: the number of records.
+        """Works for at most some milliseconds between two yields. Returns: the number of records.
 
         Raises: InvalidBody, InvalidRecord.
         """
@@ -156,7 +156,7 @@ class Validator:
         return InvalidBody(f"the body must be {shape}, with no second key", code="INVALID_SHAPE")
 
     def _faults(self, body: bytes, span: tuple[int, int, int], where: str, latest: datetime) -> list[FieldError]:
-        """Every fault of one record. Raises: InvalidBody where it is no JSON."""
+        """Every fault of one record. Raises: InvalidBody if it is not JSON."""
         kind = self.kind.name
         start, end, values = span
         if body[start] != _BRACE:
@@ -182,8 +182,8 @@ class Validator:
     def _members(
         self, body: bytes, members: Sequence[tuple[Any, ...]], where: str
     ) -> tuple[dict[str, Any], list[FieldError], set[str]]:
-        """The fields of a record, but for those too large to be parsed and those that stand there twice; the faults of
-        these, and their names."""
+        """Returns: the parsed fields, except those that are too large to parse or repeated; the faults of these; their
+        names."""
         item: dict[str, Any] = {}
         errors: list[FieldError] = []
         faulty: set[str] = set()
@@ -219,7 +219,7 @@ class Validator:
         return False
 
     def _fault_of_member(self, name: str, values: int, depth: int, *, beyond: bool) -> tuple[str, str]:
-        """What can be said before a value is parsed, and of which kind that is."""
+        """The fault that is known before a value is parsed, and its kind for counting; empty if none."""
         if depth > MAX_OBJECT_DEPTH:
             return f"is nested over {MAX_OBJECT_DEPTH} deep", " too large"
         if values > MAX_OBJECT_VALUES:
@@ -233,7 +233,7 @@ class Validator:
     def _convert_each(
         self, item: dict[str, Any], where: str, faulty: Container[str], errors: list[FieldError]
     ) -> SimpleNamespace:
-        """The fields that are right, each by itself, so that every one that is not is named."""
+        """Converts each field by itself, so that every invalid one is listed. Returns: the valid ones."""
         right = SimpleNamespace(**dict.fromkeys(self._fields), extra=item.get("extra"))
         for name, field in self._fields.items():
             if name in faulty or (name not in item and not field.required):
@@ -249,7 +249,7 @@ class Validator:
         return right
 
     def _beyond_limits(self, record: Any, where: str, latest: datetime) -> list[FieldError]:
-        """What no type can say: configured statuses, the clock of the sender, sizes of objects."""
+        """Faults that types cannot express: configured statuses, times in the future, sizes of objects."""
         kind = self.kind.name
         errors: list[FieldError] = []
         if self._statuses and record.status is not None and record.status not in self._statuses:
@@ -279,8 +279,8 @@ class Validator:
         return errors
 
     def _least_offset_s(self, latest_s: int) -> int:
-        """The zone's offset; while a day has not passed since it grew, the one before: a time that local clocks have
-        skipped counts from there."""
+        """The zone's offset; for a day after it has grown, the offset before, which applies to times that local clocks
+        have skipped."""
         if self._reader.zone is UTC:
             return 0
         if self._offset[0] != latest_s:
@@ -292,7 +292,7 @@ class Validator:
 
 
 def _in_words(message: str, field: msgspec.structs.FieldInfo) -> str:
-    """What msgspec says, where callers would not understand it."""
+    """Rewords msgspec's messages that callers would not understand."""
     if message.startswith("Invalid enum value"):
         return f"must be one of {', '.join(get_args(field.type))}"
     if message.startswith("Invalid RFC3339"):

@@ -1,4 +1,4 @@
-"""The configuration file: its values by key, the line of each, and everything that is wrong with the file itself."""
+"""Reads the configuration file: values by key, the line of each, and all faults of the file itself."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 _CONSTRUCTORS_RAISE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""PyYAML's constructors let through what Python raises on a value such as 2001-99-99, !!bool x or !!timestamp x."""
+"""PyYAML's constructors pass these through, for values such as 2001-99-99, !!bool x or !!timestamp x."""
 _SECRETIVE = re.compile(r"pas|ps?wd?|tok|secret|key|auth|cred|url|uri|dsn", re.IGNORECASE)
-"""Names of unknown keys whose values are not shown, and names that such a key is a misspelling of."""
+"""An unknown key's value is not shown if its name, or the name it misspells, matches."""
 _QUOTED = re.compile(r"'[^'<\\]{2,}'|\"[^\"]{2,}\"")
-"""In the parser's words: an alias or a tag, which is what YAML takes an unquoted *secret and !secret for."""
+"""An alias or a tag in the parser's message: YAML takes an unquoted *secret or !secret for one."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Finds the keys that stand twice in one mapping, of which YAML's own loader keeps the last."""
+    """Finds repeated keys in a mapping; YAML's own loader silently keeps the last."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -44,12 +44,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path, keys: Sequence[str], wrong: list[str], *, required: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """The file's values by key, and for each its file and line. Blocks.
+    """The file's values by key, and file and line of each. Blocks.
 
     Args:
-        keys: all that may stand in it, as section.key.
-        wrong: takes a line for each thing that is wrong.
-        required: whether a file that is not there is wrong.
+        keys: all known keys, as section.key.
+        wrong: receives one line for each fault.
+        required: whether a missing file is a fault.
     """
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def read(path: Path, keys: Sequence[str], wrong: list[str], *, required: bool) -
 
 
 def _values(content: Any, keys: Sequence[str]) -> dict[str, Any]:
-    """By section.key; what is no section of ours, or has no keys, by section alone, and no mapping at all by \"\"."""
+    """Values by section.key; unknown sections and sections that are no mapping by name; any other document by \"\"."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -95,7 +95,7 @@ def _values(content: Any, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(root: yaml.Node | None) -> dict[str, int]:
-    """Where each section and each key of a section stands."""
+    """The line of each section and of each key."""
     lines = {}
     for section, content in root.value if isinstance(root, yaml.MappingNode) else ():
         lines[str(section.value)] = section.start_mark.line + 1
@@ -121,7 +121,7 @@ def _not_allowed(key: str, value: Any, keys: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: what a human would have written, and not what aliases can blow up to."""
+    """A value in a message, shortened: aliases can make it arbitrarily large."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number of too many digits"
     short = reprlib.Repr()
