@@ -93,7 +93,7 @@ def tell_rejections(rejections: Rejections, metrics_directory: Path, now: float)
 
 
 def check_start(config: Config) -> int:
-    """What no worker could mend. Returns: the lock of the state directory. Raises: SystemExit with one line."""
+    """Checks what no worker can mend. Returns: the lock of the state directory. Raises: SystemExit with one line."""
     try:
         check_tls(config.service)
     except TlsUnusable as error:
@@ -103,7 +103,7 @@ def check_start(config: Config) -> int:
 
 
 def may_start_anew() -> bool:
-    """Whether new workers would start: a mistake in what they read anew must not end those that work."""
+    """Whether new workers would start: a mistake in the configuration must not end the old ones."""
     try:
         check_tls(load(None, os.environ).service)
     except (ConfigError, TlsUnusable) as error:

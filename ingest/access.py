@@ -1,7 +1,7 @@
-"""Who is answered: by token, by address, by the name that a request calls this service, by the site it comes from.
+"""Access: by token or, without one, by address, by the Host that a request names, and by the site it comes from.
 
-With a token, its holders are answered. Without one, a browser on this machine is the way in for strangers: a page of
-theirs can send requests here, and a name of theirs can be made to point here (DNS rebinding).
+Without a token a browser on this machine is the way in for strangers: their page can send requests here, and their
+domain can be made to point here (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Access:
 
 
 def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
-    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time: how long it takes says
-    neither which nor how much is right."""
+    """Whether it is `Bearer` and one of the tokens. All are compared, each in constant time, so the time taken tells
+    nothing about them."""
     scheme, _, given = authorization.partition(b" ")
     found = False
     for token in tokens:
@@ -94,14 +94,14 @@ def has_token(authorization: bytes, tokens: Sequence[bytes]) -> bool:
 
 
 def is_local(client: tuple[str, int] | None) -> bool:
-    """Whether a peer is on this machine. One without an address was reset before it was accepted: nobody knows, and
-    what it has sent can be read all the same."""
+    """Whether a peer is on this machine. One without an address was reset before it was accepted and may be anyone; its
+    bytes can still be read."""
     return client is not None and is_loopback(client[0])
 
 
 def is_cross_site(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser says that the request comes from a page that is not ours, and no person has followed a link.
-    Other programs say neither.
+    """Whether a browser says that the request comes from another site's page, and not from a person following a link.
+    Other programs send neither field.
 
     Source: Fetch Metadata Request Headers, 2; RFC 6454, 7.
     """
@@ -120,8 +120,8 @@ def is_cross_site(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
 
 @lru_cache(maxsize=128)
 def ownable(host: bytes) -> str | None:
-    """The name in a Host, in lower case, that its owner can make point here; None of an IP address or a name without a
-    dot, which nobody can own."""
+    """The domain in a Host, in lower case, whose owner can make it point here; None for an IP address or a name without
+    a dot, which nobody owns."""
     text = host.decode("latin-1").lower()
     name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
     try:

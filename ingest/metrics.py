@@ -1,4 +1,4 @@
-"""What an ingest worker counts, and how the counts of all workers come together: plain numbers in small files.
+"""Counters of an ingest worker, and their sum over all workers: plain numbers in small files.
 
 Rules: a worker counts on its loop's thread and publishes about once a second, to a file of its own in a directory that
 the ingest parent empties at its start. When a worker has ended, the parent folds its file into one for all that have
@@ -51,7 +51,7 @@ class Counts(msgspec.Struct):
 
 
 class Ended(msgspec.Struct):
-    """The sum of workers that have ended. `names` are the files that it holds, should one still be there."""
+    """The sum of workers that have ended. `names`: files that are part of it, in case one is still there."""
 
     counts: Counts = msgspec.field(default_factory=Counts)
     names: list[str] = []
@@ -111,22 +111,22 @@ class RequestMetrics:
         return text(msgspec.to_builtins(self.node(), str_keys=True), stats)
 
     def node(self) -> Counts:
-        """Of all workers; of this one as they are now, even where the disk takes them no more. They are published
-        first: no other worker may say less hereafter."""
+        """The sum of all workers, with this one's current counts even if the disk is full. They are published first, so
+        that counters never decrease from one scrape to the next."""
         with suppress(OSError):  # the tick that publishes once a second has it in the log
             self.publish()
         return node_counts(self._directory, {self._file.name: self._counts})
 
 
 def node_counts(directory: Path, own: Mapping[str, Counts] = MappingProxyType({})) -> Counts:
-    """The sum over all workers. Each is in it once, also while fold() is at work on it: the live are read first, and
-    those that the ended then turn out to hold are left out. Raises: OSError.
+    """The sum over all workers, each counted once, also during fold(): live files are read first, then those that are
+    already part of the sum of ended workers are left out. Raises: OSError.
 
     Args: own: counts of the caller's own, by the name of their file, which may be behind.
     """
     live = {}
     for path in directory.glob("*.json"):
-        with suppress(OSError, msgspec.DecodeError):  # it was folded just now, or somebody has touched it
+        with suppress(OSError, msgspec.DecodeError):  # folded just now, or altered by hand
             live[path.name] = msgspec.json.decode(path.read_bytes(), type=Counts)
     live |= own
     ended = _ended(directory)
@@ -149,7 +149,7 @@ def fold(directory: Path, pid: int) -> None:
 def _ended(directory: Path) -> Ended:
     try:
         return msgspec.json.decode((directory / _ENDED).read_bytes(), type=Ended)
-    except (OSError, msgspec.DecodeError):  # there is none yet, or somebody has touched it
+    except (OSError, msgspec.DecodeError):  # none yet, or altered by hand
         return Ended()
 
 

@@ -1,4 +1,4 @@
-"""Bodies out of gzip, in pieces of bounded work, up to a limit of size and of the ratio of packing."""
+"""Unpacks gzip in pieces of bounded work, up to a limit of size and of compression ratio."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from ingest.responses import ErrorResponse
 
 SMALL_BODY_BYTES = 64 * 1024
-"""A body that is no larger always has room, and may be packed as tightly as it likes."""
+"""Bodies up to this size bypass the limits of memory and of compression ratio."""
 MAX_PACKED = 100
-"""Bytes that a packed one may stand for where the body is not small: tasks that repeat each other reach 60."""
+"""Unpacked bytes for each packed one, of a body that is not small; repetitive tasks reach 60."""
 PIECE_BYTES = 256 * 1024
 MEMBER_WORK = 512
-"""Bytes that take as long to unpack as a member without any."""
+"""An empty member takes as long as unpacking so many bytes."""
 _PACKED_PIECE_BYTES = 4 * 1024
-"""zlib copies what is behind a member; a piece holds 200 members at most."""
+"""zlib copies the bytes behind a member; a piece holds 200 members at most."""
 
 
 def too_large(max_bytes: int) -> ErrorResponse:

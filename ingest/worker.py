@@ -1,7 +1,7 @@
 """Composition root of one ingest worker: `python -m ingest.worker FD`, FD being the listening socket.
 
-It writes `ready` to its stdout once it accepts. Its stdin is a pipe from the parent. A byte in it says that the node is
-about to stop: /ready turns 503, all else goes on. When it closes, the parent is gone, and the worker drains and ends.
+It writes `ready` to its stdout once it accepts. Its stdin is a pipe from the parent: a byte in it says that the node is
+about to stop, and /ready turns 503; its end says that the parent is gone, and the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TICK_S = 1.0
 OWN_DESCRIPTORS = 36
 """Of logs, sockets and the event loop, with room to spare."""
 GRACEFUL_S = 15
-"""How long requests under way may take to finish when the worker stops; an ack's deadline fits in."""
+"""How long current requests may take when the worker stops; longer than an ack's deadline."""
 
 
 class _Parent(asyncio.Protocol):
@@ -61,13 +61,13 @@ class _Parent(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         if not self._server.should_exit:
-            log.warning("the parent is gone: finishing what is under way")
+            log.warning("the parent is gone: finishing the current requests")
             self._server.should_exit = True
 
 
 class Server(uvicorn.Server):
-    """Says when it accepts, and publishes what the last requests have counted. Nothing behind serve() runs: uvicorn
-    raises the signal again."""
+    """Says when it accepts, and publishes the last counts: uvicorn raises the signal again, so nothing after serve()
+    runs."""
 
     metrics: RequestMetrics
 
@@ -108,7 +108,7 @@ async def serve(
 
 def tick(server: uvicorn.Server, metrics: RequestMetrics) -> None:
     if server.should_exit:
-        # uvicorn has told all but those that were being accepted at that moment.
+        # uvicorn has told all connections but those that were being accepted at that moment.
         for connection in list(server.server_state.connections):
             with logged("the shutdown of a connection"):
                 connection.shutdown()

@@ -1,10 +1,10 @@
-"""The worker processes of ingest: as many as configured, and their replacement without a moment in which none accepts.
+"""The worker processes of ingest: as many as configured, replaced without a moment in which none accepts.
 
 Rules: belongs to the parent's only thread; nothing blocks but terminate(). A worker is
 
     STARTING   until it writes READY to its stdout: it accepts connections
     SERVING    until it ends or is asked to
-    LEAVING    asked to finish what is under way; it counts no more
+    LEAVING    asked to finish its current requests; not counted any more
 
 A replacement starts a new generation. The older ones leave when all of the new one serve; if one of them ends or takes
 over START_S before, the new generation leaves, and the old ones stay.
@@ -69,7 +69,7 @@ class Workers:
         return RESPAWN_S if len(self) < self._wanted else None
 
     def step(self) -> None:
-        """Takes note of what has happened, and does what follows: reaps, replaces, starts what is missing."""
+        """Reaps workers that have ended, goes on replacing, starts missing ones."""
         now = time.monotonic()
         self._reap()
         for worker in self._workers:
@@ -99,7 +99,7 @@ class Workers:
                 continue  # it has just ended
 
     def terminate(self, timeout_s: float) -> None:
-        """Asks all to finish, and kills those that do not within `timeout_s`. Blocks."""
+        """Asks all to finish, and kills the others after `timeout_s`. Blocks."""
         for worker in self._workers:
             worker.process.terminate()
         give_up_at = time.monotonic() + timeout_s
