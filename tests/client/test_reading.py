@@ -106,11 +106,6 @@ def test_a_page_is_asked_for_when_it_is_needed(scripted: Scripted, connect: Conn
     assert next(records)["task_id"] == "t2"
 
 
-def test_a_connection_that_was_closed_between_two_pages_is_made_anew(scripted: Scripted, connect: Connect) -> None:
-    server = scripted(page("tasks", "t1", following="c"), Reply(lost=True), page("tasks", "t2"))
-    assert [one["task_id"] for one in connect(server.url).tasks("s1")] == ["t1", "t2"]
-
-
 @pytest.mark.parametrize(
     ("session_id", "segment"),
     [

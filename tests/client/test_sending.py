@@ -231,17 +231,6 @@ def test_flush_all_does_not_wait_for_what_is_queued_after_it(
         producer.join()
 
 
-def test_close_sends_what_waits(scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_AGE_S", 3600.0)
-    server = scripted()
-    client = connect(server.url)
-    client.persist_tasks([task(f"t{number}") for number in range(130)])
-    client.close()
-    assert client.counters == Counters(sent=130, retried=0, dropped=0, coalesced=0, waiting=0)
-    assert not [thread for thread in threading.enumerate() if thread.name == "persistence-client"]
-    client.close()
-
-
 def test_close_drops_what_cannot_be_sent_in_time_with_a_warning(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -253,14 +242,19 @@ def test_close_drops_what_cannot_be_sent_in_time_with_a_warning(
     assert warnings(caplog)[-1].endswith(": 2 tasks dropped: the client was closed")
 
 
-def test_a_closed_client_starts_again_with_the_next_call(scripted: Scripted, connect: Connect) -> None:
+def test_close_sends_what_waits_and_the_next_call_starts_it_again(
+    scripted: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_AGE_S", 3600.0)
     server = scripted()
     client = connect(server.url)
     for number in range(3):
         client.persist_tasks([task(f"t{number}")])
         client.close()
         assert server.next().ids == [f"t{number}"]
-    assert client.counters.sent == 3
+        assert not [thread for thread in threading.enumerate() if thread.name == "persistence-client"]
+    client.close()
+    assert client.counters == Counters(sent=3, retried=0, dropped=0, coalesced=0, waiting=0)
 
 
 def test_a_flush_that_is_under_way_is_answered_though_the_client_closes(scripted: Scripted, connect: Connect) -> None:

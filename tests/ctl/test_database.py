@@ -96,14 +96,6 @@ def test_a_constraint_that_refuses_an_ordinary_record_is_found_by_writing_one(
     assert "(data)" in wrong["detail"]
 
 
-def test_as_text_every_fault_stands_with_its_statement(node: Service, mariadb: MariaDB, database: str) -> None:
-    mariadb.execute("ALTER TABLE translation_tasks DROP COLUMN confidence", (), database)
-    result = ctl(node, "db", "check")
-    assert result.status == 1
-    assert "wrong  translation_tasks.confidence" in result.out
-    assert f"ALTER TABLE `{database}`.translation_tasks ADD COLUMN `confidence` DECIMAL(5,4) NULL;" in result.out
-
-
 def test_init_makes_what_is_missing_and_check_says_so_before(node: Service, mariadb: MariaDB, database: str) -> None:
     mariadb.drop_database(database)
     before = ctl(node, "db", "check", "--json")

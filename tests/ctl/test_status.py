@@ -20,23 +20,19 @@ from tests.support.service import TASKS, Service, free_port, task, wait_until
 StartService = Callable[..., Service]
 
 
-def test_status_of_a_node_that_is_all_right_tells_what_waits(service: Service) -> None:
+def test_a_fresh_node_is_all_right_and_has_none_yet(service: Service) -> None:
     wait_until(lambda: service.get("/health").json["status"] == "healthy")
-    assert service.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
-
     result = ctl(service, "status")
-
-    assert result.status == 0
-    assert "healthy at http://127.0.0.1" in result.out
-    assert "2 records" in result.out
-    assert result.err == ""
-
-
-def test_a_fresh_node_has_none_yet(service: Service) -> None:
-    wait_until(lambda: service.get("/health").json["status"] == "healthy")
-    said = dict(line.split("  ", 1) for line in ctl(service, "status").out.splitlines())
-    assert {said[name].strip() for name in ("accepted", "written", "flushes")} == {"none yet"}
-    assert {said[name].strip() for name in ("dead letters", "last error")} == {"none"}
+    assert (result.status, result.err) == (0, "")
+    said = {name: value.strip() for name, value in (line.split("  ", 1) for line in result.out.splitlines())}
+    assert said["service"].startswith("healthy at http://127.0.0.1")
+    assert {said[name] for name in ("accepted", "written", "flushes")} == {"none yet"}
+    assert {said[name] for name in ("dead letters", "last error")} == {"none"}
+    assert service.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
+    assert "2 records" in ctl(service, "status").out
+    document = ctl(service, "status", "--json").json
+    assert (document["problems"], document["health"]["status"]) == ([], "healthy")
+    assert document["stats"]["buffer"]["total_count"] == 2
 
 
 HEALTHY = {"status": "healthy", "reason": None, "since": None}
@@ -71,87 +67,51 @@ def test_what_is_wrong_though_the_node_is_healthy(  # noqa: PLR0917
     assert problem is None or problem in found[0]
 
 
-def test_status_as_json_holds_health_and_figures(service: Service) -> None:
-    wait_until(lambda: service.get("/health").json["status"] == "healthy")
-    document = ctl(service, "status", "--json").json
-    assert document["problems"] == []
-    assert document["health"]["status"] == "healthy"
-    assert document["stats"]["buffer"]["total_count"] == 0
-
-
-def test_status_of_a_node_without_its_database_is_1_and_says_why(
+def test_status_of_a_node_without_its_database_and_then_without_its_flusher_is_1_and_says_why(
     start_service: StartService, mariadb: MariaDB, database: str
 ) -> None:
-    service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none")
+    service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none", SERVICE_ACK_TIMEOUT=1)
     wait_until(lambda: service.stats()["state"]["last_error"])
     result = ctl(service, "status")
-    assert result.status == 1
-    assert "degraded" in result.out
-    assert "2002" in result.out
-
-
-def test_status_of_a_node_without_its_flusher_is_1_and_says_why(
-    start_service: StartService, mariadb: MariaDB, database: str
-) -> None:
-    service = start_service(mariadb, database, SERVICE_ACK_TIMEOUT=1)
-    assert service.flusher is not None
-    service.flusher.kill()
-    service.flusher.wait()
+    assert (result.status, "degraded" in result.out, "error 2002" in result.out) == (1, True, True)
+    service.kill_flusher()
     result = ctl(service, "status")
-    assert result.status == 1
-    assert "unhealthy" in result.out
-    assert "flusher" in result.out
+    assert (result.status, "unhealthy" in result.out, "flusher" in result.out) == (1, True, True)
 
 
 def test_status_where_nobody_answers_is_2_with_one_line(service: Service) -> None:
     result = ctl(service, "status", "--url", f"127.0.0.1:{free_port()}")
-    assert result.status == 2
-    assert result.out == ""
-    assert len(result.err.splitlines()) == 1
-    assert "does not answer: Connection refused\n" in result.err
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.endswith("does not answer: Connection refused\n")
     service.stop()
     assert ctl(service, "status").err.endswith("Connection refused; is it running? ./scripts/run.sh\n")
 
 
-def test_the_configured_token_opens_this_node_and_another(
+def test_the_configured_token_opens_this_node_and_another_and_without_it_the_setting_is_named(
     start_service: StartService, mariadb: MariaDB, database: str
 ) -> None:
     guarded = start_service(mariadb, database, SERVICE_AUTH_TOKEN="s3cret")
-    open_node = start_service(mariadb, database)
     wait_until(lambda: guarded.get("/health").json["status"] == "healthy")
     url = f"http://127.0.0.1:{guarded.port}/"
-    assert ctl(guarded, "status").status == 0
-    assert ctl(guarded, "flush").status == 0
-    assert ctl(guarded, "top", "--once", "--interval", "0.1").status == 0
-    assert ctl(open_node, "status", "--url", url, SERVICE_AUTH_TOKEN="s3cret").status == 0
-
-
-@pytest.mark.parametrize("token", ["", "wrong"])
-def test_without_the_nodes_token_nothing_is_shown_and_the_setting_is_named(
-    start_service: StartService, mariadb: MariaDB, database: str, token: str
-) -> None:
-    guarded = start_service(mariadb, database, SERVICE_AUTH_TOKEN="s3cret")
-    for command in ("status", "flush"):
-        result = ctl(guarded, command, SERVICE_AUTH_TOKEN=token)
-        assert result.status == 2
-        assert "service.auth_token" in result.err
-        assert result.out == ""
+    for command in (("status",), ("flush",), ("top", "--once", "--interval", "0.1")):
+        assert ctl(guarded, *command).status == 0
+        assert ctl(guarded, *command, "--url", url, SERVICE_AUTH_TOKEN="s3cret").status == 0
+        for token in ("", "wrong"):
+            result = ctl(guarded, *command, SERVICE_AUTH_TOKEN=token)
+            assert (result.status, result.out, "service.auth_token" in result.err) == (2, "", True)
 
 
 def test_a_wrong_configuration_is_one_line_that_names_the_key(service: Service) -> None:
     result = ctl(service, "status", SERVICE_PORT="many")
-    assert result.status == 2
-    assert "service.port" in result.err
-    assert len(result.err.splitlines()) == 1
+    assert (result.status, "service.port" in result.err, result.err.count("\n")) == (2, True, 1)
 
 
 def test_flush_writes_what_waits(service: Service, mariadb: MariaDB, database: str) -> None:
     assert service.post(TASKS, {"tasks": [task("t1"), task("t1", status="completed")]}).status == 202
     result = ctl(service, "flush")
-    assert result.status == 0
-    assert "tasks 1" in result.out
-    assert "coalesced 1" in result.out
+    assert (result.status, "tasks 1; coalesced 1" in result.out) == (0, True)
     assert mariadb.execute("SELECT status FROM translation_tasks", (), database) == [("completed",)]
+    assert ctl(service, "flush", "--timeout", "61").status == 2
 
 
 def test_a_flush_that_cannot_write_all_is_1_and_tells_how_many_wait(
@@ -160,12 +120,7 @@ def test_a_flush_that_cannot_write_all_is_1_and_tells_how_many_wait(
     service = start_service(mariadb, database, DB_SOCKET="/tmp/there-is-none")
     assert service.post(TASKS, {"tasks": [task("t1"), task("t2")]}).status == 202
     result = ctl(service, "flush", "--timeout", "0.5", "--json")
-    assert result.status == 1
-    assert result.json["pending"] == 2
-
-
-def test_a_timeout_over_a_minute_is_a_usage_error(service: Service) -> None:
-    assert ctl(service, "flush", "--timeout", "61").status == 2
+    assert (result.status, result.json["pending"]) == (1, 2)
 
 
 @pytest.fixture

@@ -43,11 +43,6 @@ def test_one_look_ends_with_the_exit_status_of_status(service: Service) -> None:
     assert (gone.status, len(gone.json["problems"])) == (1, 1)
 
 
-def test_nobody_there_at_the_first_look_is_2(service: Service) -> None:
-    service.stop()
-    assert ctl(service, "top", "--once").status == 2
-
-
 def test_live_it_shows_backlog_errors_and_an_outage_until_q_is_pressed(
     start_service: Callable[..., Service], own_mariadb: MariaDB
 ) -> None:
