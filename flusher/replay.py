@@ -1,11 +1,11 @@
-"""Sends dead letters through acceptance again; `ctl deadletters replay` is its command line.
+"""Submits dead letters again; `ctl deadletters replay` is its command line.
 
-Each keeps its first arrival, so the merge rule protects rows that are newer. Letters leave the file only after the
-flusher has acknowledged them, all at the end, with one rewriting of the file; a crash before replays them once more,
-which is harmless. One that the database still refuses becomes a dead letter again, behind the others.
+Each letter keeps its first arrival, so the merge rule protects newer rows. Letters are removed from the file after the
+flusher has acknowledged them, all at the end in one rewrite; a crash before that replays them again, which is harmless.
+A letter that the database refuses again is appended to the file as a new dead letter.
 
-Letters that were refused for one reason go in rounds that grow, each flushed before the next: where the cause is still
-there, the first letter shows it, and the others stay where they are.
+Letters with the same error are sent in growing rounds, each flushed before the next: if the cause persists, the first
+letter shows it, and the others stay in the file.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from shared.wire import Ack, Answer, FlushRequest, Inbox, Message, ProtocolError
 
 TIMEOUT_S = 30.0
 ROUNDS = (1, 9, 100)
-"""Letters in the first rounds; the last number goes on."""
+"""Letters in each round; the last number repeats."""
 _KIND_OF_NAME = {kind.name: kind for kind in KINDS}
 Letters = Sequence[tuple[bytes, DeadLetter]]
 
 
 class NotReplayed(Exception):
-    """The flusher is away, refuses or cannot write; the letters stay, or wait in the journal. The operator must act."""
+    """The flusher is unreachable, rejects or cannot write. Letters stay or wait in the journal. The operator acts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What came of some letters: `refused` are dead letters again, `held_back` were not sent because of those."""
+    """The outcome of some letters: `refused` became dead letters again, `held_back` were not sent because of them."""
 
     written: int = 0
     refused: int = 0
@@ -46,12 +46,12 @@ class Round:
 
 
 def is_replayable(letter: DeadLetter) -> bool:
-    """An entry that did not decode is kept as text: only a human can tell what it was."""
+    """False for an entry that did not decode: it is kept as text, and a person must look at it."""
     return letter.kind in _KIND_OF_NAME and isinstance(letter.record, dict)
 
 
 def replay(path: Path, socket_path: Path, letters: Letters) -> Iterator[Round]:
-    """Replays letters, reason by reason. Blocks. Yields: what came of each round. Raises: NotReplayed, OSError."""
+    """Replays letters, grouped by error. Blocks. Yields: the outcome of each round. Raises: NotReplayed, OSError."""
     by_reason: dict[tuple[str, int, str | None], list[tuple[bytes, DeadLetter]]] = {}
     for line, letter in letters:
         by_reason.setdefault((letter.kind, letter.error_code, letter.column), []).append((line, letter))
@@ -93,10 +93,7 @@ def _replay_group(path: Path, connection: _Connection, group: Letters, done: lis
 
 
 def _again(path: Path, part: Letters, before: os.stat_result) -> int:
-    """How many of the letters are back, behind what the file held before.
-
-    A key may be in it several times, told apart by arrival.
-    """
+    """How many of the letters were appended to the file again. Arrivals distinguish letters of one key."""
     start = before.st_size if os.path.samestat(before, path.stat()) else 0  # another replay has rewritten it
     old = {line for line, _ in part}
     new = (letter for line, letter in dead_letters.read(path, start) if line not in old)
@@ -105,7 +102,7 @@ def _again(path: Path, part: Letters, before: os.stat_result) -> int:
 
 
 class _Connection:
-    """To the flusher, as ingest speaks to it, but waiting for every answer. Raises: NotReplayed."""
+    """A blocking connection to the flusher. Raises: NotReplayed."""
 
     def __init__(self, socket_path: Path) -> None:
         self._inbox = Inbox()
@@ -122,7 +119,7 @@ class _Connection:
         self._socket.close()
 
     def submit(self, letters: Sequence[DeadLetter]) -> tuple[set[int], str | None]:
-        """Returns: the indexes of those that were acknowledged, and why another was not."""
+        """Returns: the indexes of acknowledged letters, and the reason of a rejection."""
         answers = self._ask([_submit(seq, letter) for seq, letter in enumerate(letters)])
         refused = [answer.reason.name for answer in answers if isinstance(answer, Reject)]
         acks = [answer for answer in answers if isinstance(answer, Ack)]
@@ -151,7 +148,7 @@ class _Connection:
                 answers += new
                 answered += sum(one.count if isinstance(one, Ack) else 1 for one in new)
         except (OSError, ProtocolError) as error:
-            raise NotReplayed(f"the flusher: {error}; what it did not acknowledge stays, try again") from error
+            raise NotReplayed(f"the flusher: {error}; letters without its acknowledgement stay; try again") from error
         return answers
 
 

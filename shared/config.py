@@ -1,7 +1,7 @@
 """Configuration: a YAML file, overridden by the environment, as frozen values. Reads files, opens nothing else.
 
 The keys stand in settings.py. `python -m shared.config` checks and prints the effective configuration, secrets masked,
-with the source of each value; --check prints whether run.sh makes a private database, --markdown the reference.
+with the source of each value; --check prints whether run.sh makes a private database, --reference the reference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from shared.settings import (
     Config,
     Service,
     allowed,
-    markdown,
+    reference,
 )
 from shared.yaml_file import shown
 
@@ -271,8 +271,8 @@ def in_effect(loaded: Loaded) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--markdown"]:
-        sys.stdout.write(markdown())
+    if sys.argv[1:] == ["--reference"]:
+        sys.stdout.write(reference())
         return
     loaded = _load_or_exit()
     if sys.argv[1:] == ["--check"]:

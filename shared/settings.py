@@ -1,7 +1,7 @@
 """Sections and keys of the configuration: the one table of types, defaults, limits and environment variables.
 
-config.py checks by it, and `python -m shared.config --markdown` prints it for docs/CONFIGURATION.md. What each key does
-and trades stands in config/config.yaml.
+config.py checks by it, and `python -m shared.config --reference` prints it for docs/CONFIGURATION.md. What each key
+does and trades stands in config/config.yaml.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _in_words(info: Any) -> str:
     return " ".join([name, ", ".join(numbers)]).strip()
 
 
-def markdown() -> str:
+def reference() -> str:
     """The reference of every key for docs/CONFIGURATION.md."""
     lines = ["```text"]
     for variable, key in ENVIRONMENT.items():

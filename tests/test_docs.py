@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from shared.records import KINDS
-from shared.settings import ENVIRONMENT, SECTIONS, markdown
+from shared.settings import ENVIRONMENT, SECTIONS, reference
 from shared.wire import Reason
 from tests.support.mariadb import MariaDB
 from tests.support.service import ROOT, Service, wait_until
@@ -231,7 +231,7 @@ def rows(document: Path) -> Iterator[list[str]]:
 
 
 def test_the_configuration_page_shows_every_key() -> None:
-    assert markdown() in (ROOT / "docs" / "CONFIGURATION.md").read_text()
+    assert reference() in (ROOT / "docs" / "CONFIGURATION.md").read_text()
 
 
 def test_every_key_is_explained_in_the_configuration_file() -> None:

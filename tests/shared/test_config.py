@@ -585,4 +585,4 @@ def test_contradictions_are_named_with_everything_else_that_is_wrong(tmp_path: P
 )
 def test_the_reference_says_what_is_allowed(key: str, words: str) -> None:
     assert settings.allowed(key) == words
-    assert f"  {words}\n" in settings.markdown()
+    assert f"  {words}\n" in settings.reference()
