@@ -47,7 +47,7 @@ def landing(bench: Bench) -> dict[str, Any]:
 def highest_kept_up(
     land: Callable[[float], dict[str, Any]], limit: float, first_share: float, steps: int
 ) -> dict[str, Any]:
-    """Bisects the rates up to `limit`; a single step is taken as it is, which a quick run does.
+    """Narrows the rates up to `limit`; a single step is taken as it is, which a quick run does.
 
     Returns: the try at the highest rate that was kept up, with all `tries`.
     """
@@ -59,13 +59,15 @@ def highest_kept_up(
         wanted = max(1.0, KEPT_UP * rate * tried["seconds"] - UNDER_WAY)
         kept_up = not tried["problems"] and (tried["rows"] >= wanted or steps == 1)
         tries.append({name: tried.get(name) for name in ("offered_per_s", "rows_per_s")} | {"kept_up": kept_up})
+        if tried["problems"]:
+            return {**tried, "tries": tries}
         if kept_up:
             low, best = rate, tried
         else:
             high = rate
-        if tried["problems"]:
-            return {**tried, "tries": tries}
-        rate = (low + high) / 2
+        # What landed of too much is a better guess than the middle.
+        landed = tried["rows_per_s"]
+        rate = landed if not kept_up and low < landed < high else (low + high) / 2
     if best is None:
         return {"tries": tries, "problems": ["no rate was kept up"]}
     return {**best, "tries": tries}

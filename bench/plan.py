@@ -88,7 +88,7 @@ class Plan:
     flushing_rounds: int
     landing_s: float
     landing_steps: int
-    """Rates that are tried in a round, each for `landing_s`, by bisection from `first_share` of LOAD DATA's on."""
+    """Rates that are tried in a round, each for `landing_s`, from `first_share` of LOAD DATA's on."""
     first_share: float
     landing_rounds: int
     lifecycle_tasks: int

@@ -190,7 +190,7 @@ def test_the_highest_rate_that_is_kept_up_is_found_and_what_landed_of_too_much_d
 
     found = highest_kept_up(land, 1000.0, 0.85, 6)
 
-    assert most - 1100 / 2**5 <= found["rows_per_s"] <= most
+    assert most - 1100 / 2**4 <= found["rows_per_s"] <= most
     assert len(found["tries"]) == 6
     assert highest_kept_up(land, 1000.0 * most, 0.85, 2)["problems"] == ["no rate was kept up"]
 
