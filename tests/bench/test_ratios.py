@@ -192,7 +192,13 @@ def test_the_highest_rate_that_is_kept_up_is_found_and_what_landed_of_too_much_d
 
     assert most - 1100 / 2**4 <= found["rows_per_s"] <= most
     assert len(found["tries"]) == 6
-    assert highest_kept_up(land, 1000.0 * most, 0.85, 2)["problems"] == ["no rate was kept up"]
+    assert highest_kept_up(land, 1e6 * most, 0.85, 1)["tries"][0]["kept_up"], "a single step is taken as it is"
+
+
+def test_where_no_rate_is_kept_up_the_round_is_invalid() -> None:
+    nothing = {"rows": 0, "seconds": 100.0, "rows_per_s": 0.0, "problems": []}
+
+    assert highest_kept_up(lambda _: nothing, 1000.0, 0.85, 3)["problems"] == ["no rate was kept up"]
 
 
 def test_a_try_that_fails_ends_its_round_and_spoils_it() -> None:
