@@ -6,15 +6,12 @@ They are in a file of this node: listing needs no service, a replay needs the fl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctl.output import (
     ExitStatus,
@@ -32,11 +29,12 @@ from ctl.output import (
     plural,
     pretty,
     printable,
+    progress,
     table,
 )
 from flusher import dead_letters
 from flusher.dead_letters import DeadLetter
-from flusher.replay import NotReplayed, Round, is_replayable, replay
+from flusher.replay import NotReplayed, is_replayable, replay
 from shared.wire import SOCKET_NAME
 
 _ERROR_SHOWN = 100
@@ -172,13 +170,13 @@ def replay_letters(keys: Sequence[str], errors: Sequence[int], everything: bool,
     }
     problem = None
     socket_path = Path(configuration().state_directory) / SOCKET_NAME
-    with progress(len(able), as_json=as_json) as advance:
+    with progress("dead letters", len(able), as_json=as_json) as advance:
         try:
             for done in replay(letters_path(), socket_path, able) if able else ():
                 counts["written"] += done.written
                 counts["refused_again"] += done.refused
                 counts["held_back"] += done.held_back
-                advance(done)
+                advance(counts["written"] + counts["refused_again"] + counts["held_back"], "")
         except (NotReplayed, OSError) as error:
             problem = str(error)
     if as_json:
@@ -201,13 +199,3 @@ def tell(counts: dict[str, int]) -> None:
     ):
         if counts[name]:
             terminal.print(f"{plural(counts[name], noun)} {words}", style=style)
-
-
-@contextmanager
-def progress(total: int, *, as_json: bool) -> Iterator[Callable[[Round], None]]:
-    """A bar on stderr in a terminal; none in a log or with --json."""
-    terminal = Console(stderr=True)
-    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=terminal, disable=as_json or not terminal.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done.written + done.refused + done.held_back)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import orjson
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from shared import running
@@ -125,6 +127,22 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Text:
 
 def styled(state: str) -> Text:
     return Text(state, style=STYLES.get(state, "bold red"))
+
+
+@contextmanager
+def progress(noun: str, total: int, *, as_json: bool) -> Iterator[Callable[[int, str], None]]:
+    """A bar on stderr in a terminal; none in a log or with --json. Yields: a function of the number done and a text."""
+    terminal = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(noun),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=terminal, disable=as_json or not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
 
 
 def printable(text: str) -> str:

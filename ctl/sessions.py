@@ -9,19 +9,29 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctl.database import entered_by, user_option, writable
 from ctl.node import node_of, url_option
-from ctl.output import Stop, Wrong, age, configuration, console, emit, json_option, pairs, plural, printable, table
+from ctl.output import (
+    Stop,
+    Wrong,
+    age,
+    configuration,
+    console,
+    emit,
+    json_option,
+    pairs,
+    plural,
+    printable,
+    progress,
+    table,
+)
 from flusher.purge import Purge, journaled, pause_s, tasks_of
 from flusher.schema import refusal
 from flusher.store import Store, StoreError
@@ -164,11 +174,11 @@ def purge(older_than: timedelta, status: str, dry_run: bool, user: str | None, a
         if dry_run:
             done = {"sessions": len(chosen), "tasks": tasks_of(store, chosen)}
         else:
-            with bar(len(chosen), as_json=as_json) as advance:
+            with progress("sessions", len(chosen), as_json=as_json) as advance:
                 for deleted_tasks, deleted_sessions in delete(old, store, chosen):
                     done["tasks"] += deleted_tasks
                     done["sessions"] += deleted_sessions
-                    advance(done)
+                    advance(done["sessions"], plural(done["tasks"], "task"))
     except StoreError as error:
         raise Wrong(f"after {counted(done)}: refused as {refusal(store, database, error)}") from error
     except KeyboardInterrupt:
@@ -209,13 +219,3 @@ def refuse_journaled(chosen: Sequence[str]) -> None:
 
 def counted(done: dict[str, int]) -> str:
     return f"{plural(done['sessions'], 'session')} and {plural(done['tasks'], 'task')}"
-
-
-@contextmanager
-def bar(total: int, *, as_json: bool) -> Iterator[Callable[[dict[str, int]], None]]:
-    """On stderr while a person looks."""
-    terminal = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("sessions"), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=terminal, disable=as_json or not terminal.is_terminal) as made:
-        task = made.add_task("", total=total)
-        yield lambda done: made.update(task, completed=done["sessions"], description=plural(done["tasks"], "task"))
