@@ -320,6 +320,7 @@ class Scheduler:
             since = self.wall() if segment.alarm is None else segment.alarm.since
             segment.alarm = Condition(answer.message, since, Cause.SEGMENT) if answer.alarming else None
             self._doubtful |= answer.of_segment
+            self.figures.database.refused_one(answer, self.wall())
             delay = triggers.retry_delay(answer.error_class, segment.attempts, self.random())
             segment.not_before = now + delay
         else:

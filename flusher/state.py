@@ -138,6 +138,11 @@ class Database:
         self._bad(state, reason, cause_of(answer), wall, writing)
         self.alarming = answer.alarming
 
+    def refused_one(self, answer: Failed, wall: float) -> None:
+        """A write failed for the sake of its own segment. Whatever was said before, the database is not down."""
+        if self.state is DatabaseState.DOWN and answer.error_class is not ErrorClass.STORAGE:
+            self.failed(answer, wall, writing=True)
+
     def held_up(self, last_error: str | None, wall: float) -> None:
         """No write has succeeded for HANGING_S."""
         if not self.bad:

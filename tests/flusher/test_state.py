@@ -165,6 +165,21 @@ async def test_one_segment_that_is_at_fault_itself_does_not_make_the_database_ba
     assert node.alarm == "error 5 (storage)"
 
 
+async def test_a_database_that_refuses_one_segment_is_not_down(node: Node) -> None:
+    """It was, and has been reached since: a row over max_allowed_packet is the reason now, not the lost connection."""
+    database = node.figures.database
+    answers = [failed(ErrorClass.RECONNECT, 2006), failed(ErrorClass.SCHEMA, 1153, of_segment=True)]
+    node.writers.answer = lambda path: answers[min(len(node.writers.asked), 2) - 1]
+    node.submit(b"body")
+    node.ask_flush()
+    await node.until(lambda: database.state is DOWN)
+    node.clock.now += 10
+    node.ask_flush()
+    await node.until(lambda: database.state is not DOWN)
+    assert database.state is NOT_WRITABLE
+    assert "1153" in str(database.reason)
+
+
 async def test_a_full_journal_is_full_until_a_segment_has_gone(node: Node) -> None:
     body = b"x" * 100
     node.intake.max_bytes = SEGMENT_HEADER_BYTES + 3 * (ENTRY_HEADER_BYTES + len(body)) - 50
