@@ -212,6 +212,10 @@ class Start:
             self._supervisord = spawn(command, output, with_us=False, cwd=self._state)
 
     def _make_tables(self) -> None:
+        if not self._private:
+            database = self._config.database
+            where = database.socket or f"{', '.join(database.host)}, port {database.port}"
+            self._steps.begins(f"looking at the tables of {database.database} at {where}")
         log = self._state / "schema.stderr.log"
         with new_file(log) as output:
             seconds = "60" if self._private else "5"
@@ -245,6 +249,7 @@ class Start:
         names = [name for name in PROGRAMS if name != "reader" or self._config.read.enabled]
         logs = {name: self._state / f"{name}.stderr.log" for name in names}
         sizes = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
+        self._steps.begins(f"starting {', '.join(names)}")
         if not wait_for(partial(self._answers), 20):
             raise Failed(f"supervisord does not answer; see {self._state / 'supervisord.log'}")
         for name in logs:
