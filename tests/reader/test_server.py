@@ -17,7 +17,7 @@ import pytest
 from reader.database import ReadFailed
 from reader.pages import Query, encode_cursor
 from reader.queries import COLUMNS, Select, one_session, one_task, progress, sessions_before, tasks_after
-from reader.server import Reader
+from reader.server import Reader, merged
 from shared.reading import Call
 from shared.records import TASKS
 from tests.support.mariadb import MariaDB, numbers
@@ -212,6 +212,15 @@ def test_large_rows_make_shorter_pages(
     assert [record["task_id"] for record in found] == [f"T{n:04}" for n in range(250) if n % 4 in (0, 3)]
     *_, end = ask(session_id="s1", tasks=True, stream=True).lines
     assert end["count"] == 250
+
+
+def test_behind_the_end_of_a_range_that_was_cut_short_no_row_counts() -> None:
+    cut, whole = ([(1,), (4,)], True), ([(2,), (9,)], False)
+    assert merged([cut, whole], 10, key=lambda row: row) == ([(1,), (2,), (4,)], True)
+    assert merged([cut, whole], 2, key=lambda row: row) == ([(1,), (2,)], True)
+    cut, whole = ([(9,), (4,)], True), ([(7,), (2,)], False)
+    assert merged([cut, whole], 10, key=lambda row: row, falling=True) == ([(9,), (7,), (4,)], True)
+    assert merged([whole], 10, key=lambda row: row) == ([(7,), (2,)], False)
 
 
 @pytest.mark.parametrize(
