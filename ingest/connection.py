@@ -7,14 +7,12 @@ uvicorn's class makes connections, collects headers and runs ASGI cycles. This o
 - A batch with nothing special in its header takes the fast path past ASGI and Falcon (ingest/batches.py).
 - A request that cannot be parsed, is over a limit or comes too slowly gets an error from here, its connection's last
   answer. Then the connection lingers: closing it with unread bytes would reset it under the answer.
-
-Rules: belongs to the loop's thread. A connection is always in one phase (ingest/deadlines.py).
+- A connection is always in one phase (ingest/deadlines.py). It belongs to the loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -28,16 +26,12 @@ from ingest.access import OPEN_PATHS
 from ingest.batches import BatchRoute, FastPathRequest
 from ingest.cycle import NO_ROUTE, Cycle
 from ingest.deadlines import LAST_REQUEST_S, UNREAD_S, Clock, Phase, bound_unread, limit_s
-from ingest.framing import MAX_HEADERS, Chunks, check_header, end_of_header
+from ingest.framing import MAX_HEADERS, Chunks, check_header, end_of_header, parser_error
 from ingest.headers import body_length, invalid_http
-from ingest.responses import ErrorResponse, encode_response, internal_error
+from ingest.responses import ErrorResponse, encode_response, internal_error, too_many_connections
 
-log = logging.getLogger(__name__)
-
-MAX_IGNORED_BYTES = 64 * 1024
-"""Of a body that comes after the answer to its request, as of a GET with a body."""
-MAX_DISCARDED_BYTES = 64 * 1024 * 1024
-"""After the last answer."""
+MAX_IGNORED_BYTES = 64 * 1024  # of a body that comes after the answer to its request, as of a GET with a body
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024  # after the last answer
 UNREAD_BYTES = 16 * 1024
 """Of one connection's answers; beyond, no further request of it is begun until its client has read them."""
 MAX_SURPLUS = 64
@@ -45,9 +39,7 @@ MAX_SURPLUS = 64
 
 
 class Connection(HttpToolsProtocol):
-    """Made by uvicorn's server for each connection.
-
-    Args: max_connections: of this worker, and max_surplus beyond them; batches: fast paths by target; observe(route,
+    """Args: max_connections: of this worker, and max_surplus beyond them; batches: fast paths by target; observe(route,
     status, seconds): told of every answer, status 0 where the client left before it; reject(records): told of requests
     refused here, each as one record, by reason.
     """
@@ -90,8 +82,6 @@ class Connection(HttpToolsProtocol):
         self._keep_alive = True
         self._is_surplus = self._client_ended = self._stopping = False
 
-    # The transport's side
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.write, self.is_closing = transport.write, transport.is_closing
@@ -99,7 +89,7 @@ class Connection(HttpToolsProtocol):
         surplus = len(self.connections) - self._max_connections
         self._is_surplus = surplus > 0
         if surplus > self._max_surplus:
-            self._refuse(_too_many_connections())
+            self._refuse(too_many_connections())
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,10 +128,8 @@ class Connection(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade:
                     pass  # ignored, as RFC 9110, 7.8 allows
                 start = end
-        except ErrorResponse as error:
-            self._refuse(error)
-        except httptools.HttpParserError as error:
-            self._refuse(_error_response(error))
+        except (ErrorResponse, httptools.HttpParserError) as error:
+            self._refuse(error if isinstance(error, ErrorResponse) else parser_error(error))
         else:
             self._held = data[start:]
             if self._client_ended:
@@ -164,8 +152,7 @@ class Connection(HttpToolsProtocol):
         return end
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that sends no more may still read. Returns: whether the transport must stay open; with TLS it closes
-        anyway."""
+        """Returns: whether the transport must stay open: the client may still read. With TLS it closes anyway."""
         self._client_ended = True
         self._end_input()
         return self.scheme == "http" and (self.phase is Phase.ANSWER or bool(self._held))
@@ -213,7 +200,7 @@ class Connection(HttpToolsProtocol):
         if batch is None or len(headers) > MAX_HEADERS or parser.should_upgrade() or self._is_surplus:
             check_header(self.url, headers, upgrade=parser.should_upgrade())
             if self._is_surplus and self.url.partition(b"?")[0].decode() not in OPEN_PATHS:
-                raise _too_many_connections()
+                raise too_many_connections()
         is_1_1 = parser.get_http_version() == "1.1"
         self._keep_alive = is_1_1 and parser.should_keep_alive() and not (self._stopping or self._is_surplus)
         if batch is not None and is_1_1 and not self.expect_100_continue and parser.get_method() == b"POST":
@@ -278,9 +265,6 @@ class Connection(HttpToolsProtocol):
         if self._held or self.flow.read_paused:
             self._go_on()
 
-    def _observed(self, route: str, status: int) -> None:
-        self._observe(route, status, time.perf_counter() - self._started_at)
-
     def _go_on(self) -> None:
         self.flow.resume_reading()
         if self._held:
@@ -291,8 +275,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def close(self) -> None:
-        """Ends the connection after its last answer. Unless all of the request was read, the client gets time to read
-        the answer."""
+        """Ends the connection after its last answer. A client that still sends gets time to read it."""
         phase = self.phase
         if phase is Phase.LINGER:
             return
@@ -348,7 +331,6 @@ class Connection(HttpToolsProtocol):
     def check_deadline(self, now: float) -> None:
         waited_s = now - self.since
         if self.flow.write_paused or self.transport.is_closing():
-            # Its client does not read.
             if now - max(self.since, self._stalled_at) > UNREAD_S:
                 self.transport.abort()
         elif waited_s <= limit_s(self.phase, is_surplus=self._is_surplus):
@@ -360,21 +342,9 @@ class Connection(HttpToolsProtocol):
             self.since = now
             self.transport.close()
 
+    def _observed(self, route: str, status: int) -> None:
+        self._observe(route, status, time.perf_counter() - self._started_at)
+
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.since = Clock.now
-
-
-def _too_many_connections() -> ErrorResponse:
-    detail = "too many connections (service.max_connections)"
-    return ErrorResponse(503, "TOO_MANY_CONNECTIONS", detail, headers={"Retry-After": "1"})
-
-
-def _error_response(error: httptools.HttpParserError) -> ErrorResponse:
-    """The client's own mistake or, where one of our callbacks has failed, ours, which is logged."""
-    if not isinstance(error, httptools.HttpParserCallbackError):
-        return invalid_http()
-    if isinstance(error.__context__, ErrorResponse):
-        return error.__context__
-    log.error("a request could not be taken", exc_info=error.__context__)
-    return internal_error()

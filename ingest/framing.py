@@ -6,10 +6,15 @@ So every read is cut before it is parsed: a piece ends where a header or a body 
 
 from __future__ import annotations
 
+import logging
 import re
 
+from httptools import HttpParserCallbackError, HttpParserError
+
 from ingest.headers import Fields, body_length, check_target, invalid_http
-from ingest.responses import ErrorResponse
+from ingest.responses import ErrorResponse, internal_error
+
+log = logging.getLogger(__name__)
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS = 100
@@ -35,6 +40,16 @@ def header_too_large() -> ErrorResponse:
 def too_many_chunks() -> ErrorResponse:
     limits = f"{MAX_CHUNKS} chunks and one more for each KiB, with {MAX_EXTENSION_BYTES} bytes of extensions"
     return ErrorResponse(400, "TOO_MANY_CHUNKS", f"a body may come in {limits}: send larger chunks")
+
+
+def parser_error(error: HttpParserError) -> ErrorResponse:
+    """The client's own mistake or, where one of our callbacks has failed, ours, which is logged."""
+    if not isinstance(error, HttpParserCallbackError):
+        return invalid_http()
+    if isinstance(error.__context__, ErrorResponse):
+        return error.__context__
+    log.error("a request could not be taken", exc_info=error.__context__)
+    return internal_error()
 
 
 def check_header(url: bytes, fields: Fields, *, upgrade: bool) -> None:

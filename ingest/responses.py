@@ -74,6 +74,11 @@ def internal_error() -> ErrorResponse:
     return ErrorResponse(500, "INTERNAL_ERROR", "this is a fault of the service")
 
 
+def too_many_connections() -> ErrorResponse:
+    detail = "too many connections (service.max_connections)"
+    return ErrorResponse(503, "TOO_MANY_CONNECTIONS", detail, headers={"Retry-After": "1"})
+
+
 def unavailable(error: FlusherUnavailable | Rejected, records: int = 1) -> ErrorResponse:
     if isinstance(error, Rejected):
         after_s, code, detail = error.retry_after_s, error.reason.name, _REASONS[error.reason]
