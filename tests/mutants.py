@@ -324,7 +324,7 @@ BREAKS = {
             "ingest/framing.py",
             "        if self._chunks > MAX_CHUNKS",
             "        if self._chunks > 10**9 + MAX_CHUNKS",
-            ("tests/ingest/test_connection_limits.py",),
+            ("tests/ingest/test_framing.py",),
         ),
         Break(
             "unread answers have no bound together",
