@@ -102,7 +102,6 @@ BREAKS = {
             "flusher/connection.py",
             "            if takes_writes(first, RETURN_CONNECT_S):\n",
             "            if True:\n",
-            ("tests/flusher/test_store.py", "tests/flusher/test_servers.py"),
         ),
         Break(
             "refused rows are not dead-lettered",
