@@ -172,18 +172,18 @@ class BatchRoute:
 
 
 class FastPathRequest:
-    """One admitted request. `parts` are its body, as it comes; `count` is known after submit(). Args: held: bytes of
-    its route's room."""
+    """One admitted request. `parts` are its body, as it comes; `body` and `count` are known after submit(). Args: held:
+    bytes of its route's room."""
 
     __slots__ = ("_held", "body", "count", "parts", "route", "size")
+    body: bytes
+    count: int
 
     def __init__(self, route: BatchRoute, size: int, held: int) -> None:
         self.route = route
         self.size = size
         self._held = held
         self.parts: list[bytes] = []
-        self.body = b""
-        self.count = 0
 
     def release(self) -> None:
         """Gives the room back, once: the body is no longer being read."""

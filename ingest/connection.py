@@ -13,8 +13,8 @@ uvicorn's class makes connections, collects headers and runs ASGI cycles. This o
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, ClassVar
 
 import httptools
@@ -192,7 +192,7 @@ class Connection(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._started_at = time.perf_counter()
+        self._started_at = perf_counter()
 
     def on_headers_complete(self) -> None:
         parser, headers = self.parser, self.headers
@@ -205,10 +205,12 @@ class Connection(HttpToolsProtocol):
         self._keep_alive = is_1_1 and parser.should_keep_alive() and not (self._stopping or self._is_surplus)
         if batch is not None and is_1_1 and not self.expect_100_continue and parser.get_method() == b"POST":
             self._fast = batch.admit(headers, self.client)
-        length = body_length(headers) if self._fast is None else self._fast.size
-        self._left, self._chunks = length or 0, Chunks() if length is None else None
         if self._fast is None:
+            length = body_length(headers)
+            self._left, self._chunks = length or 0, Chunks() if length is None else None
             self._start_cycle()
+        else:
+            self._left, self._chunks = self._fast.size, None
         self._enter(Phase.BODY)
 
     def _start_cycle(self, record_count: int | None = None) -> None:
@@ -256,7 +258,7 @@ class Connection(HttpToolsProtocol):
 
     def _finish(self, route: str, status: int) -> None:
         self.server_state.total_requests += 1
-        self._observed(route, status)
+        self._observe(route, status, perf_counter() - self._started_at)
         if not self._keep_alive:
             self.close()
             return
@@ -309,8 +311,6 @@ class Connection(HttpToolsProtocol):
             self._reject(error.records)
         self.close()
 
-    # The server's side
-
     def shutdown(self) -> None:
         """The current request, or one that may be on its way, is the last. uvicorn closes a connection without a
         request at once, and so resets those that were accepted and not read yet."""
@@ -343,7 +343,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _observed(self, route: str, status: int) -> None:
-        self._observe(route, status, time.perf_counter() - self._started_at)
+        self._observe(route, status, perf_counter() - self._started_at)
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
