@@ -55,14 +55,16 @@ class Database:
         """
         begun_at = time.monotonic()
         try:
-            db = self._begin()
+            first, *others = [select for ranges in groups for select in ranges]
+            db = self._ask(None if others else first)
             give_up_at = time.monotonic() + self._timeout_s
             found = []
             for ranges in groups:
-                found.append(self._read(db, ranges, limit, MAX_BYTES // len(groups)))
+                found.append(self._read(db, ranges, limit, MAX_BYTES // len(groups), asked=not others))
                 if time.monotonic() > give_up_at:
                     raise MySQLdb.OperationalError(_OVER_TIME)
-            db.commit()
+            if others:
+                db.commit()
             return found
         except MySQLdb.Error as error:
             self.close()
@@ -76,32 +78,34 @@ class Database:
             self._db.close()
             self._db = None
 
-    def _begin(self) -> Any:
-        """A connection with a transaction open. One that the server has closed while it was idle is made anew."""
+    def _ask(self, alone: Select | None) -> Any:
+        """A connection with a transaction open; or asked for one range, which alone needs none. One that the server has
+        closed while it was idle is made anew."""
         if time.monotonic() - self._opened_at > self._settings.pool_recycle:
             self.close()
         if self._db is not None:
             asked_at = time.monotonic()
             try:
-                self._db.query(_BEGIN)
+                self._db.query(_put_in(self._db, alone) if alone else _BEGIN)
                 return self._db
-            except MySQLdb.Error:
+            except MySQLdb.Error as error:
                 self.close()
-                if time.monotonic() - asked_at > _CONNECT_TIMEOUT_S:
+                if _number(error) in _TOO_SLOW or time.monotonic() - asked_at > _CONNECT_TIMEOUT_S:
                     raise
         self._db = self._open()
         self._opened_at = time.monotonic()
-        self._db.query(_BEGIN)
+        self._db.query(_put_in(self._db, alone) if alone else _BEGIN)
         return self._db
 
     @staticmethod
-    def _read(db: Any, ranges: Sequence[Select], limit: int, max_bytes: int) -> tuple[list[Row], bool]:
+    def _read(db: Any, ranges: Sequence[Select], limit: int, max_bytes: int, *, asked: bool) -> tuple[list[Row], bool]:
         rows: list[Row] = []
         size = 0
         for select in ranges:
             if size > max_bytes or len(rows) >= limit:
                 return rows[:limit], True
-            db.query(_put_in(db, select))
+            if not asked:
+                db.query(_put_in(db, select))
             result = db.use_result()
             while some := result.fetch_row(10):
                 if size <= max_bytes:  # the server sends the others all the same: nobody keeps them
@@ -139,6 +143,7 @@ class Database:
             )
             db.query(f"SET SESSION {limit}, time_zone='+00:00'")
             db.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            db.autocommit(True)  # a range alone leaves no snapshot open
         except BaseException:
             db.close()
             raise
