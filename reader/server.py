@@ -223,21 +223,26 @@ class Reader:
         count = 0
         rows, more = await self._rows(call, page)
         answer = _Answer(writer, Head(200, NDJSON_TYPE, gzip=call.gzip))
-        while True:
-            count += len(rows)
-            if more:
-                # Of large rows a fetch brings fewer than it asked for, and the server sends all.
-                limit = min(STREAM_ROWS, 2 * len(rows))
-                page = msgspec.structs.replace(page, position=_position(call, rows[-1]), limit=limit)
-            lines = b"".join([line + b"\n" for line in encoder.encode(rows)])
-            rows = []  # its caller may take its time for the lines
-            await answer.write(lines)
-            if not more:
-                break
-            try:
-                rows, more = await self._rows(call, page)
-            except ReadFailed as error:
-                raise _BrokenOff(str(error)) from error
+        following: asyncio.Future[tuple[list[Row], bool]] | None = None
+        try:
+            while True:
+                count += len(rows)
+                if more:
+                    # Of large rows a fetch brings fewer than it asked for, and the server sends all.
+                    limit = min(STREAM_ROWS, 2 * len(rows))
+                    page = msgspec.structs.replace(page, position=_position(call, rows[-1]), limit=limit)
+                    following = asyncio.ensure_future(self._rows(call, page))  # while this page goes out
+                    following.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await answer.write(b"".join([line + b"\n" for line in encoder.encode(rows)]))
+                if following is None:
+                    break
+                rows, more = await following
+                following = None
+        except ReadFailed as error:
+            raise _BrokenOff(str(error)) from error
+        finally:
+            if following is not None:
+                following.cancel()
         await answer.write(orjson.dumps({"end": True, "count": count}) + b"\n")
         await answer.end()
 
