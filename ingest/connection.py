@@ -233,14 +233,15 @@ class Connection(HttpToolsProtocol):
         fast = self._fast
         if fast is None:
             self._enter(Phase.IDLE if self.cycle.response_complete else Phase.ANSWER)
-            super().on_message_complete()
-            return
-        self._enter(Phase.ANSWER)
-        if not fast.submit(self._answer_fast):
+        else:
+            self._enter(Phase.ANSWER)
+            if fast.submit(self._answer_fast):
+                return
             self._fast = None
             self._start_cycle(fast.count)
             super().on_body(fast.body)
-            super().on_message_complete()
+        super().on_message_complete()
+        self.flow.resume_reading()  # a large body has paused it, and a client that leaves must be noticed
 
     # The answer's side
 
@@ -278,12 +279,12 @@ class Connection(HttpToolsProtocol):
 
     def close(self) -> None:
         """Ends the connection after its last answer. A client that still sends gets time to read it."""
-        phase = self.phase
+        phase, waiting = self.phase, self._held
         if phase is Phase.LINGER:
             return
         self._enter(Phase.LINGER)
         self._held, self._discarded = b"", 0
-        if self._client_ended or phase is Phase.ANSWER:
+        if self._client_ended or (phase is Phase.ANSWER and not waiting):
             self.transport.close()
             return
         if self.transport.can_write_eof():

@@ -17,12 +17,12 @@ from tests.ingest.test_forwarder import LONG_S, FakeFlusher, barrier, result, ru
 from tests.support.connections import Front, play, post
 
 
-@pytest.mark.parametrize("callers", [1, 50])
-def test_a_request_ends_when_its_caller_goes(callers: int) -> None:
+@pytest.mark.parametrize(("callers", "size"), [(1, 1), (50, 1), (1, 900_000)])
+def test_a_request_ends_when_its_caller_goes(callers: int, size: int) -> None:
     async def scenario(front: Front, connect: Any) -> None:
         clients = [await connect() for _ in range(callers)]
         for client in clients:
-            await client.send(post(b"1", path="/slow"))
+            await client.send(post(b"1" * size, path="/slow"))
             await front.started.acquire()
         assert len(front.state.tasks) == callers
         for client in clients:

@@ -174,6 +174,17 @@ def test_a_client_that_closes_its_sending_half_gets_what_it_waits_for() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("last", [post(b"1", "Connection: close"), GET.replace(b"1.1", b"1.0"), get_with("Host: x")])
+def test_requests_behind_the_last_one_do_not_reset_its_answer(last: bytes) -> None:
+    async def scenario(_front: Front, connect: Any) -> None:
+        for _ in range(5):
+            client = await connect()
+            client.writer.write(last + post(b"x" * 600_000) * 2)
+            assert len(await client.rest()) == 1
+
+    play(scenario)
+
+
 def test_a_body_that_comes_after_the_answer_has_a_bound() -> None:
     async def scenario(front: Front, connect: Any) -> None:
         for size, again in ((MAX_IGNORED_BYTES, True), (MAX_IGNORED_BYTES + 1, False)):

@@ -146,6 +146,7 @@ def test_nothing_behind_the_last_answer_is_begun_once_its_client_has_read_it() -
         client.sendall(last + post(b"{}"))
         await front.until(lambda: front.seen == ["/large"])
         await asyncio.get_running_loop().run_in_executor(None, read_all, client, LARGE)
+        client.close()
         await front.until(lambda: not front.connections)
         assert front.seen == ["/large"]
 
