@@ -186,8 +186,6 @@ class Connection(HttpToolsProtocol):
         """Answers that the kernel has not taken, and bytes that wait to be parsed."""
         return self.transport.get_write_buffer_size() + len(self._held)
 
-    # The parser's side
-
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
@@ -242,8 +240,6 @@ class Connection(HttpToolsProtocol):
             super().on_body(fast.body)
         super().on_message_complete()
         self.flow.resume_reading()  # a large body has paused it, and a client that leaves must be noticed
-
-    # The answer's side
 
     def _answer_fast(self, arrival: int | Exception) -> None:
         """Args: arrival: µs since 1970 UTC, or why there is none."""

@@ -90,6 +90,8 @@ class Cycle(RequestResponseCycle):
         except Exception:
             extra = {"request_id": self.scope["request_id"]} if "request_id" in self.scope else None
             log.exception("%s failed", self.scope["path"], extra=extra)
+        finally:
+            self._task = None  # a cancelled one refers to this frame, which would keep the body until gc runs
         if not (self.response_complete or self.disconnected):
             self._failed()
 

@@ -134,6 +134,8 @@ class Forwarder:
         except BaseException:
             self.forget(seq)
             raise
+        finally:
+            del answer, done  # an exception in it refers to this frame, which would keep the body until gc runs
 
     def submit_now(self, kind: int, count: int, body: bytes, done: Callable[[int | Exception], None]) -> bool:
         """submit() without a task: `done` gets the arrival, Rejected or FlusherUnavailable.

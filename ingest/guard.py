@@ -91,6 +91,7 @@ class Guard:
                 scope["body"] = body
             await app(scope, receive, send)
         except ErrorResponse as error:
+            error.__traceback__ = None  # Falcon's frames refer to the error: the body would stay until gc runs
             self._report(scope, error)
             fields = error.fields if CLOSE in error.fields or not unread else [*error.fields, CLOSE]
             await send({"type": "http.response.start", "status": error.status, "headers": fields})
@@ -99,6 +100,7 @@ class Guard:
             return
         finally:
             self._reading_bytes -= held
+            scope.pop("body", None)  # its connection keeps the scope until the next request
 
     def _report(self, scope: Scope, error: ErrorResponse) -> None:
         """Logs it, and counts the records that it refuses: a batch may come by a wrong path or method too."""
