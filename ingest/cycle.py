@@ -57,7 +57,7 @@ class Cycle(RequestResponseCycle):
             access_log=False,
             default_headers=connection.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=connection.expect_100_continue,
+            expect_100_continue=connection.expect_100_continue and scope["http_version"] == "1.1",
             keep_alive=keep_alive,
             on_response=connection.on_response_complete,
         )

@@ -16,6 +16,8 @@ _SINGLE_FIELDS = (
     *(b"host", b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"authorization"),
     *(b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"),
 )
+_LENGTH_DIGITS = 20
+"""The parser takes any number of zeros; int() takes 4300 digits."""
 _HOST_BYTES = 300
 _HOST = re.compile(rb"(?:(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,255}|\[[0-9A-Fa-f:.]{1,45}\])(?::[0-9]{0,5})?")
 
@@ -32,9 +34,11 @@ def check_target(url: bytes) -> None:
 
 
 def body_length(fields: Fields) -> int | None:
-    """None if the body is chunked. The parser lets only digits through, and not both fields."""
+    """None if the body is chunked. The parser lets only digits through, and not both fields. Raises: ErrorResponse."""
     for name, value in fields:
         if name == b"content-length":
+            if len(value) > _LENGTH_DIGITS:
+                raise invalid_http(f"Content-Length may have {_LENGTH_DIGITS} digits")
             return int(value)
         if name == b"transfer-encoding":
             return None

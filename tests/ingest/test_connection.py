@@ -81,6 +81,14 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     play(scenario)
 
 
+def test_http_1_0_knows_no_100_continue() -> None:
+    async def scenario(_front: Front, connect: Any) -> None:
+        request = post(b"12345", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+        assert await ask(connect, request) == [(200, b"12345")]
+
+    play(scenario)
+
+
 # ---- broken requests
 
 BROKEN = {
@@ -90,6 +98,7 @@ BROKEN = {
     "three empty lines": (b"\r\n\r\n\r\n" + GET, b"INVALID_HTTP"),
     "bad target": (b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n", b"INVALID_HTTP"),
     "bad chunk": (CHUNKED + b"zz\r\n", b"INVALID_HTTP"),
+    "a length of 5000 digits": (get_with("Content-Length: " + 5000 * "0"), b"INVALID_HTTP"),
     "a trailer": (CHUNKED + b"2\r\nab\r\n0\r\nAuthorization: x\r\n\r\n", b"INVALID_HTTP"),
     "half a body": (post()[:-1], b"BODY_CUT_SHORT"),
     "half a header": (GET[:-1], b"INVALID_HTTP"),
