@@ -16,7 +16,7 @@ from typing import Any
 import MySQLdb
 
 from flusher.facts import SESSION
-from flusher.mysql_errors import LOGIN_REFUSED, Flavour
+from flusher.mysql_errors import LOGIN_REFUSED, ErrorClass, Flavour, classify
 from flusher.sql import Form, form_of
 from shared.database import TlsFileUnreadable, connect_options, host_options
 from shared.records import KINDS
@@ -154,14 +154,20 @@ class Hosts:
 
 
 def takes_writes(connection: Connection, timeout_s: float, *, tables: bool = True) -> bool:
-    """Whether a host is not read-only, and inside its cluster's majority: else it refuses to read the table."""
+    """Whether a host is not read-only, and inside its cluster's majority: else it refuses to read the table.
+
+    A lock on the table, its absence or a missing right is no fault of the host.
+    """
     rows = f"(SELECT COUNT(*) FROM {KINDS[0].table} WHERE FALSE)" if tables else "0"  # noqa: S608 -- a constant
     try:
         with hung_up_after(timeout_s, connection.peer):
+            connection.db.query(f"SET SESSION lock_wait_timeout={1 if tables else LOCK_WAIT_S}")
             ((read_only, _),) = select(connection.db, f"SELECT @@read_only, {rows}")
             connection.db.rollback()
-    except MySQLdb.Error:
-        return False
+            connection.db.query(f"SET SESSION lock_wait_timeout={LOCK_WAIT_S}")
+    except MySQLdb.Error as error:
+        of_table = classify(connection.flavour, error)[0] in (ErrorClass.RETRY, ErrorClass.SCHEMA)
+        return tables and of_table and takes_writes(connection, timeout_s, tables=False)
     return str(read_only) in ("0", "OFF")  # MariaDB 12 has words for it
 
 

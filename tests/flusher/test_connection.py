@@ -134,6 +134,25 @@ def test_a_new_connection_passes_over_a_host_that_takes_no_writes(mariadb: Maria
     cluster.store.close()
 
 
+@pytest.mark.parametrize("number", [1142, 1146, 1205])
+def test_missing_tables_or_rights_and_locks_are_no_fault_of_a_host(
+    mariadb: MariaDB, database: str, number: int
+) -> None:
+    """The next one may be a replica, where nothing may be written or made."""
+    cluster = Cluster(mariadb, database)
+    cluster.errors["one"] = number
+    assert (cluster.write(), cluster.store.host) == (number, "one")
+    cluster.store.close()
+
+
+def test_a_new_connection_stays_with_a_host_whose_tables_are_locked(mariadb: MariaDB, database: str) -> None:
+    cluster = Cluster(mariadb, database)
+    with mariadb.locked(database, "translation_sessions"):
+        assert cluster.store.select("SELECT @@lock_wait_timeout") == [(connection_module.LOCK_WAIT_S,)]
+    assert cluster.store.host == "one"
+    cluster.store.close()
+
+
 @pytest.mark.parametrize(
     ("read_only", "expected"), [(False, (ErrorClass.TOO_BIG, "one")), (True, (ErrorClass.READ_ONLY, "two"))]
 )
