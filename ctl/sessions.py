@@ -160,7 +160,7 @@ def purge(older_than: timedelta, status: str, dry_run: bool, user: str | None, a
 
     Exit status: 0 done, 1 refused or interrupted, 2 usage, or the database is not reached.
     """
-    statuses = status.split(",")
+    statuses = list(dict.fromkeys(status.split(",")))
     allowed = configuration().records.session_statuses
     if unknown := [one for one in statuses if one not in allowed]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(allowed)} (records.session_statuses)")

@@ -81,7 +81,8 @@ def pause_s(store: Store, took_s: float) -> float:
 def journaled(directory: Path) -> set[str]:
     """Sessions of which the journal holds records: they are not in the database yet. Raises: OSError."""
     found: set[str] = set()
-    for path in sorted(directory.glob(f"*{segments.SUFFIX}")):
+    # Not glob(): it finds nothing, and says nothing, where the directory is missing or may not be read.
+    for path in sorted(path for path in directory.iterdir() if path.suffix == segments.SUFFIX):
         try:
             entries = segments.read(path).entries
         except FileNotFoundError:

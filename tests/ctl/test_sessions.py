@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,13 +93,20 @@ def test_old_sessions_are_purged_with_their_tasks_and_no_others(
     refused = ctl(service, *PURGE)
     assert (refused.status, "1 such session (old): flush" in refused.err) == (1, True)
     service.flush()
-    assert ctl(service, *PURGE, "--dry-run", "--json").json == {"sessions": 2, "tasks": 5, "dry_run": True}
+    twice = ("--status", "completed,failed,completed")
+    assert ctl(service, *PURGE, *twice, "--dry-run", "--json").json == {"sessions": 2, "tasks": 5, "dry_run": True}
     assert len(left(mariadb, database)) == 4
     assert ctl(service, *PURGE, "--json").json == {"sessions": 2, "tasks": 5, "dry_run": False}
     assert left(mariadb, database) == {"new": 2, "running": 2}
     assert ctl(service, *PURGE).out == "0 sessions and 0 tasks deleted\n"
     for wrong in (("--older-than", "0d", "--status", "failed"), ("--older-than", "9d", "--status", "done")):
         assert ctl(service, "sessions", "purge", *wrong).status == 2
+
+
+def test_a_journal_that_cannot_be_looked_into_is_not_an_empty_one(tmp_path: Path) -> None:
+    assert purge.journaled(tmp_path) == set()
+    with pytest.raises(FileNotFoundError):
+        purge.journaled(tmp_path / "not-mounted")
 
 
 def test_an_interrupted_purge_goes_on_and_a_user_of_its_own_may_do_it(
