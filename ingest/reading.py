@@ -194,6 +194,8 @@ async def _pass_over_body(receive: Receive) -> None:
     size, more = 0, True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ErrorResponse(400, "BODY_CUT_SHORT", "the connection ended before the body did")
         more = message.get("more_body", False)
         size += len(message.get("body", b""))
         if size > MAX_IGNORED_BYTES:

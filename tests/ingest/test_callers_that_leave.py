@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from ingest.forwarder import Forwarder
+from ingest.reading import Reading, Target
+from ingest.responses import ErrorResponse
+from shared.reading import PREFIX
 from shared.wire import Ack
 from tests.ingest.test_forwarder import LONG_S, FakeFlusher, barrier, result, run, soon
 from tests.support.connections import Front, play, post
+from tests.support.guarded import LOCAL, Exchange, part, scope_of
 
 
 @pytest.mark.parametrize(("callers", "size"), [(1, 1), (50, 1), (1, 900_000)])
@@ -42,6 +46,15 @@ def test_a_request_whose_body_is_still_to_come_ends_when_its_caller_goes() -> No
         assert front.seen == []
 
     play(scenario)
+
+
+def test_nothing_is_read_for_a_caller_that_leaves_within_the_body_of_its_get() -> None:
+    reading = Reading("nowhere", Forwarder("nowhere", ack_timeout_s=1), timeout_s=1)
+    exchange = Exchange([part(b"x", more=True)])
+    scope = {**scope_of(PREFIX, "GET", LOCAL, {}), "target": Target(PREFIX)}
+    with pytest.raises(ErrorResponse) as raised:
+        asyncio.run(reading(scope, exchange.receive, exchange.send))
+    assert raised.value.code == "BODY_CUT_SHORT"  # the reader was not asked
 
 
 @pytest.mark.parametrize("acked", [False, True])
