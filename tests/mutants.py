@@ -58,8 +58,8 @@ BREAKS = {
         Break(
             "the fast path answers 202 before the ack",
             "ingest/connection.py",
-            "        if not fast.submit(self._answer_fast):",
-            "        self._answer_fast(1)\n        if not fast.submit(self._answer_fast):",
+            "            if fast.submit(self._answer_fast):",
+            "            self._answer_fast(1)\n            if fast.submit(self._answer_fast):",
             ("tests/ingest/test_fast_path.py",),
         ),
         Break(
@@ -243,8 +243,8 @@ BREAKS = {
         Break(
             "a task that could not be sent replaces its newer state",
             "client/persistence_client.py",
-            "stays = record if newer is None or newer.updated_at < record.updated_at else",
-            "stays = record if newer is None or newer.updated_at >= record.updated_at else",
+            "record if newer is None or newer.updated_at < record.updated_at else",
+            "record if newer is None or newer.updated_at >= record.updated_at else",
             ("tests/client/test_queue.py",),
         ),
     ),
