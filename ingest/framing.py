@@ -24,7 +24,7 @@ MAX_CHUNKS = 4096
 """Of one body, and one more for each KiB of it. A chunk costs as much as a header field, however little it brings."""
 MAX_EXTENSION_BYTES = 16 * 1024
 """Chunk extensions of one body (as in Go's net/http)."""
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[^\r\n]*)?)\r\n")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _CAPITALS = range(ord("A"), ord("Z") + 1)
 
 
@@ -116,16 +116,16 @@ class Chunks:
     def _begin_chunk(self, data: bytes, start: int) -> bool:
         """Reads a chunk's line. Returns: whether it is complete. The last one is not without the empty line behind it:
         what stands there instead would be a trailer, which has no limit and no reader."""
-        line = _CHUNK_LINE.match(data, start)
-        if line is None:
+        line_end = data.find(b"\n", start, start + MAX_EXTENSION_BYTES)
+        if line_end < 0:
             if len(data) - start > MAX_EXTENSION_BYTES:
                 raise too_many_chunks()
-            if data.find(b"\n", start) >= 0:
-                raise invalid_http()
             return False
-        digits, extension = line.groups()
+        line, end = data[start : line_end - 1], line_end + 1
+        digits, _, extension = line.partition(b";")
+        if data[line_end - 1] != ord("\r") or b"\r" in extension or _CHUNK_SIZE.fullmatch(digits) is None:
+            raise invalid_http()
         size = int(digits, 16)
-        end = line.end()
         if size == 0:
             behind = data[end : end + 2]
             if not b"\r\n".startswith(behind):
@@ -135,7 +135,7 @@ class Chunks:
             self._is_last = True
         self._chunks += 1
         self._bytes += size
-        self._extension_bytes += len(extension)
+        self._extension_bytes += len(line) - len(digits)
         if self._chunks > MAX_CHUNKS + self._bytes // 1024 or self._extension_bytes > MAX_EXTENSION_BYTES:
             raise too_many_chunks()
         self._left = end - start + size + 2

@@ -6,7 +6,9 @@ import ipaddress
 import re
 from functools import lru_cache
 
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s@]+))(?::(\d{1,5}))?|([0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,})")
+_HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]{1,45})\]|([^\[\]:\s@]{1,255}))(?::(\d{1,5}))?|([0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f.]{0,15}){2,8})"
+)
 
 
 def host_and_port(text: str, port: int) -> tuple[str, int]:

@@ -142,7 +142,7 @@ def test_an_unencrypted_way_to_another_machine_is_named_at_the_start(
 ) -> None:
     remote = {"DB_SOCKET": "", "DB_HOST": NAME, "DB_PORT": databases.plain_port}
     service = start_service(mariadb, database, **remote)
-    assert f"database.host = {NAME} is another machine, and what is sent there is not encrypted" in (
+    assert f"database.host = {NAME} is another machine, and the connection is not encrypted" in (
         service.log.read_text()
     )
 
