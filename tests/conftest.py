@@ -19,6 +19,7 @@ from tests.support.service import Service
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")  # a busy machine is no failure
 
+LONG_S = 300
 OF_A_DATABASE = {"mariadb", "own_mariadb", "new_database"}
 
 
@@ -48,8 +49,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needed = config.option.database == "mariadb" or OF_A_DATABASE & set(getattr(item, "fixturenames", ()))
         right = only is None or only.args == (config.option.database,)
         (chosen if needed and right else others).append(item)
-    items[:] = chosen
+    items[:] = _long_ones_first(chosen, getattr(config, "workerinput", {}).get("workercount", 1))
     config.hook.pytest_deselected(items=others)
+
+
+def _long_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Each worker begins with an equal part of the items: tests that may take minutes go to the front of every part.
+    A worker would otherwise come to them when the others have nothing left to steal."""
+
+    def is_long(item: pytest.Item) -> bool:
+        limit = item.get_closest_marker("timeout")
+        return limit is not None and limit.args[0] >= LONG_S
+
+    longs = [item for item in items if is_long(item)]
+    others = [item for item in items if not is_long(item)]
+    return [
+        item
+        for worker in range(workers)
+        for item in longs[worker::workers]
+        + others[worker * len(others) // workers : (worker + 1) * len(others) // workers]
+    ]
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ class Copy(Service):
     def stop(self) -> None:
         done = self.script("stop.sh")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert processes_of(self.directory) == {}
+        wait_until(lambda: processes_of(self.directory) == {}, 5, "nothing is left")  # a lock goes before its process
 
     def ids(self) -> set[str]:
         return task_ids(self.database, self.environ.get("DB_DATABASE", "ai_terminal"))

@@ -34,11 +34,14 @@ def said(copy: Copy, text: str) -> bool:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("number", "every_s"), [(signal.SIGINT, 0.1), (signal.SIGTERM, 0.5)])
+@pytest.mark.parametrize(
+    ("number", "every_s"), [(signal.SIGINT, float(os.environ.get("SIGNAL_EVERY_S", "0.4"))), (signal.SIGTERM, 1.0)]
+)
 def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(
     number: signal.Signals, every_s: float, make_copy: Make
 ) -> None:
-    """From the first instruction over the installation of the database, its start and the tables to the programs."""
+    """From the first instruction over the installation of the database, its start and the tables to the programs. Each
+    100 ms of it with SIGNAL_EVERY_S=0.1, which takes minutes."""
     copy = make_copy()
     moment_s, ready = 0.0, False
     while not ready:
