@@ -294,6 +294,7 @@ def test_a_connection_older_than_its_time_is_replaced(mariadb: MariaDB, database
     store.close()
 
 
+@pytest.mark.only("mariadb")
 def test_bytes_that_are_no_text_are_refused(mariadb: MariaDB, database: str) -> None:
     connections: list[Any] = []
     store = Store(mariadb.server(database), connect=remembering(connections))
