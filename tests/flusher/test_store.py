@@ -506,7 +506,6 @@ def test_the_session_is_strict_whatever_the_servers_own_mode(mariadb: MariaDB, d
     assert (caught.value.error_class, caught.value.number) == (ErrorClass.DATA, 1406)
 
 
-@pytest.mark.only("mariadb")
 def test_the_schema_is_idempotent_and_takes_any_database_name(mariadb: MariaDB) -> None:
     name = "we`ird name"
     try:
