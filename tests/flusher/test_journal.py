@@ -234,10 +234,10 @@ def test_a_failed_segment_goes_behind_the_others(tmp_path: Path) -> None:
 
 def test_figures_cover_waiting_segments_until_they_are_forgotten(tmp_path: Path) -> None:
     queue, (first, second) = queue_of(tmp_path, 2)
-    queue.append(ENTRIES)
-    assert queue.records() == {1: 1001, 2: 6}
+    queue.append([*ENTRIES, Entry(77, 5, FLOOR, b"of another version")])
+    assert queue.records() == {1: 1001, 2: 6, 77: 5}
     assert queue.oldest_at() == 5.0
-    assert [queue.pending_up_to(sequence) for sequence in (0, 1, 2, 3)] == [0, 1, 2, 1007]
+    assert [queue.pending_up_to(sequence) for sequence in (0, 1, 2, 3)] == [0, 1, 2, 1012]
     assert [queue.holds(sequence) for sequence in (0, 1, 3)] == [False, True, True]
     assert queue.last_sequence() == 3
 

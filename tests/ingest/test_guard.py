@@ -233,6 +233,12 @@ def test_an_invalid_host_is_refused_with_and_without_a_token(host: str) -> None:
         assert guarded.post(part(b"ab"), host=host, authorization="Bearer token").code == "INVALID_HTTP"
 
 
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "gzip, br", "*", ""])
+def test_another_encoding_than_gzip_is_refused(encoding: str) -> None:
+    exchange = Guarded().post(part(b"{}"), content_encoding=encoding, content_length="2")
+    assert (exchange.status, exchange.code) == (415, "UNSUPPORTED_ENCODING")
+
+
 def test_a_gzipped_body_is_unpacked_on_its_way() -> None:
     packed = gzip.compress(b"x" * 100)
     guarded = Guarded()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.process import KEPT_BYTES, LARGE_BYTES, lock, open_own, own_state_directory
+from shared.process import KEPT_BYTES, LARGE_BYTES, lock, lock_or_exit, open_own, own_state_directory
 from tests.support.strangers import STRANGER, needs_root
 
 BODIES = """
@@ -62,7 +62,7 @@ def test_a_directory_that_others_use_is_named_and_left_as_it_is(tmp_path: Path, 
     (tmp_path / "somebody's").touch()
     tmp_path.chmod(mode)
     with pytest.raises(SystemExit, match=f"^PERSISTENCE_STATE_DIR = {tmp_path}: is open to others \\(mode {mode:o}\\)"):
-        own_state_directory(tmp_path)
+        lock_or_exit(tmp_path, "flusher")
     assert tmp_path.stat().st_mode & 0o7777 == mode
 
 

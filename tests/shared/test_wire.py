@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import wire
+from shared import settings, wire
 from shared.wire import (
     HEADER_BYTES,
     INBOX_BYTES,
     MAX_ACKED,
+    MAX_FRAME_BYTES,
     SUBMIT_BYTES,
     Ack,
     Answer,
@@ -193,6 +194,11 @@ def test_a_frame_at_the_cap_passes_and_one_over_it_is_refused_at_its_header() ->
         read(Inbox(100), header(101, kind=6))
     with pytest.raises(ProtocolError, match="4294967295"):
         read(Inbox(), header(U32, kind=6))
+
+
+def test_the_largest_body_that_may_be_configured_fits_in_a_frame_with_its_rules() -> None:
+    largest = int(settings.allowed("service.max_body_bytes").rpartition("<= ")[2])
+    assert SUBMIT_BYTES + 255 + largest <= MAX_FRAME_BYTES
 
 
 def test_an_over_long_frame_is_refused_when_its_header_came_in_pieces() -> None:

@@ -246,6 +246,7 @@ REFUSED: dict[str, tuple[int, str, str, Any, dict[str, str]]] = {
     "half of gzip": (400, "BODY_CUT_SHORT", TASKS, PACKED[:-1], GZIP),
     "ack": (400, "INVALID_PARAMETER", f"{TASKS}?ack=maybe", VALID, {}),
     "timeout": (400, "INVALID_PARAMETER", f"{TASKS}?ack=committed&timeout=60.1", VALID, {}),
+    "negative timeout": (400, "INVALID_PARAMETER", f"{TASKS}?timeout=-1", VALID, {}),
     "flush timeout": (400, "INVALID_PARAMETER", f"{FLUSH}?timeout=nan", b"", {}),
     "too large": (413, "BODY_TOO_LARGE", TASKS, VALID + b" " * 3_000_000, {}),
     "too large unpacked": (
