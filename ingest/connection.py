@@ -103,6 +103,7 @@ class Connection(HttpToolsProtocol):
         self.unread.pop(self, None)
         self.phase, self._held = Phase.LINGER, b""
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # it refers to us: both would stay until gc runs
 
     def data_received(self, data: bytes) -> None:
         if self.phase is Phase.LINGER:

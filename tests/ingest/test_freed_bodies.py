@@ -54,6 +54,23 @@ def test_nothing_is_kept_of_a_request_whose_client_has_left() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("sent", [b"", post(), post()[:-1], post()[:20]])
+def test_nothing_is_kept_of_a_connection_that_has_ended(sent: bytes) -> None:
+    async def scenario(front: Front, connect: Any) -> None:
+        client = await connect()
+        await client.send(sent)
+        await front.until(lambda: bool(front.connections))
+        connection = weakref.ref(next(iter(front.connections)))
+        client.send_no_more()
+        await client.rest()
+        await front.until(lambda: not front.connections and not front.state.tasks)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert connection() is None
+
+    play(scenario)
+
+
 def test_nothing_is_kept_of_a_request_that_is_refused_behind_falcon() -> None:
     errors: list[weakref.ref[ErrorResponse]] = []
 
