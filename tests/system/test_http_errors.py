@@ -432,6 +432,14 @@ def test_head_is_get_without_its_body(service: Service, path: str) -> None:
     assert fields["content-type"] == service.get(path).headers["content-type"]
 
 
+@pytest.mark.parametrize("path", [*PATHS, "/nowhere"])
+def test_no_answer_is_for_other_sites_and_no_header_says_who_asks(service: Service, path: str) -> None:
+    answer = service.request("GET", path, headers={"X-Forwarded-For": "203.0.113.7"})
+    assert answer.status != 403
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
 # ---- 503, and health and readiness along the way
 
 
