@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from flusher import segments, triggers
 from flusher.answers import Failed, Written
 from flusher.callers import FlushResult, FlushWaiters
@@ -230,7 +232,11 @@ class Scheduler:
         if self._trying_since is None:
             self._trying_since = started_at
         try:
-            answer = await self.writers.ask({"write": str(segment.path), "size": segment.size})
+            size = segment.size
+            answer = await self.writers.ask({"write": str(segment.path), "size": size})
+            if isinstance(answer, Written) and 0 < answer.damaged_bytes == size - segment.size:
+                # A failed sync has cut it off meanwhile: no damage.
+                answer = msgspec.structs.replace(answer, damaged_bytes=0)
             if isinstance(answer, Written):
                 await asyncio.get_running_loop().run_in_executor(
                     None, segments.remove, segment.path, answer.damaged_bytes > 0

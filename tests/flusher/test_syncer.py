@@ -179,6 +179,32 @@ async def test_after_a_failed_sync_what_nobody_was_promised_is_cut_off_and_refus
     assert sum(node.figures.records_in.values()) == 1
 
 
+async def test_what_a_failed_sync_cuts_off_while_a_writer_has_the_segment_is_no_damage(
+    node: Node, tmp_path: Path
+) -> None:
+    cut = asyncio.Event()
+    size = 0
+
+    async def late(path: Path) -> Answer:
+        await cut.wait()
+        return written(path, damaged_bytes=segments.read(path, size).damaged_bytes)
+
+    node.writers.answer = late
+    node.disk.hold_syncs()
+    node.submit(b"refused")
+    await node.disk.sync_has_begun()
+    size = node.active.size
+    node.ask_flush()
+    await node.until(lambda: node.writers.asked)
+    node.disk.broken = True
+    node.disk.let_syncs_go()
+    await node.until(node.rejected)
+    cut.set()
+    await node.until(lambda: not node.journal.waiting)
+    assert (node.figures.damaged_bytes, node.journal.set_aside) == (0, 0)
+    assert not list(tmp_path.glob("*.broken"))
+
+
 async def test_what_was_refused_is_neither_read_nor_copied_although_it_cannot_be_cut_off(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
