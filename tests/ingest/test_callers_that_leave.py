@@ -16,8 +16,8 @@ from ingest.reading import Reading, Target
 from ingest.responses import ErrorResponse
 from shared.reading import PREFIX
 from shared.wire import Ack
-from tests.ingest.test_forwarder import LONG_S, FakeFlusher, barrier, result, run, soon
 from tests.support.connections import Front, play, post
+from tests.support.fake_flusher import LONG_S, FakeFlusher, barrier, result, run, soon
 from tests.support.guarded import LOCAL, Exchange, part, scope_of
 
 

@@ -16,8 +16,8 @@ from ingest.app import _pass_on
 from ingest.deadlines import Phase
 from ingest.forwarder import FlusherUnavailable, Forwarder
 from ingest.responses import ErrorResponse
-from tests.ingest.test_forwarder import FakeFlusher, run
 from tests.support.connections import Front, play, post
+from tests.support.fake_flusher import FakeFlusher, run
 from tests.support.guarded import BATCH, LOCAL, Exchange, Guarded, part, scope_of
 
 
