@@ -149,7 +149,10 @@ class Service:
     def start_reader(self) -> None:
         """Returns when it answers; only tests of reading start it."""
         self.reader = self._start("reader")
-        wait_until(lambda: self.get("/api/v1/persistence/sessions").status != 503, what="the reader answers")
+        token = self.environ.get("READ_AUTH_TOKEN") or self.environ.get("SERVICE_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}  # a 401 comes from ingest alone
+        path = "/api/v1/persistence/sessions"
+        wait_until(lambda: self.request("GET", path, headers=headers).status != 503, what="the reader answers")
 
     def kill_flusher(self) -> None:
         """kill -9, as the kernel's OOM killer does it. Returns when it is gone; its writers follow by themselves."""
