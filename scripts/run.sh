@@ -17,4 +17,5 @@ need_python
 settings=$(trap '' INT && exec "$PYTHON" -m shared.config --check) || exit $? # Ctrl-C is taken behind it, or is the status
 [ "$settings" = private=no ] || need_packages mariadb-server-core mariadb-client-core
 [ ! -O "$ROOT/var" ] || chmod 700 "$ROOT/var" # which a benchmark of an earlier version has left open
-exec "$PYTHON" -m scripts.run start "$@"
+# Python would end with status 1 by a Ctrl-C in its own start: it waits until scripts.run looks.
+exec env --block-signal=INT,TERM,HUP "$PYTHON" -m scripts.run start "$@"

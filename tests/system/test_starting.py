@@ -63,6 +63,23 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(
     copy.stop()
 
 
+def test_a_signal_in_pythons_own_start_is_no_error(short_path: Path, make_copy: Make) -> None:
+    """It would end with status 1 and a traceback by a Ctrl-C in its imports."""
+    (short_path / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\n"
+        "if 'scripts.run' in sys.orig_argv:\n"
+        "    pathlib.Path(__file__).with_name('begun').touch()\n"
+        "    time.sleep(1)\n"
+    )
+    copy = make_copy()
+    copy.environ["PYTHONPATH"] = str(short_path)
+    run = copy.start_in_foreground()
+    wait_until((short_path / "begun").exists, 60)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(30) == 0
+    assert said(copy, "ms  stopped")
+
+
 def test_a_mariadbd_that_does_not_hear_the_signal_is_killed(short_path: Path, make_copy: Make) -> None:
     """As a real one for ever after a SIGTERM in its first tenth of a second; supervisord would wait for a minute."""
     deaf = short_path / "bin" / "mariadbd"
