@@ -41,7 +41,7 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_and_leaves_nothing(
     number: signal.Signals, every_s: float, make_copy: Make
 ) -> None:
     """From the first instruction over the installation of the database, its start and the tables to the programs. Each
-    100 ms of it with SIGNAL_EVERY_S=0.1, which takes minutes."""
+    100 ms of it with SIGNAL_EVERY_S=0.1, which takes a minute."""
     copy = make_copy()
     moment_s, ready = 0.0, False
     while not ready:
