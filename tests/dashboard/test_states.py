@@ -16,6 +16,7 @@ from tests.conftest import started
 from tests.dashboard.pages import Pages, expect_figure, tile, url_of
 from tests.ingest.test_metrics import samples
 from tests.support.ctl import ctl
+from tests.support.disks import small_disk
 from tests.support.load import Load
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
@@ -115,11 +116,8 @@ STATES = [
 @pytest.fixture
 def journal(short_path: Path) -> Iterator[Path]:
     """A directory on a disk of its own."""
-    directory = short_path / "journal"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(directory)], check=True)
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+    with small_disk(short_path / "journal", 4) as directory:
+        yield directory
 
 
 @pytest.mark.parametrize("state", STATES, ids=[state.cause for state in STATES])

@@ -34,6 +34,17 @@ def seal(node: Node, body: bytes) -> None:
     node.journal.seal(FlushReason.SIZE)
 
 
+def answers_by_hand(node: Node) -> dict[str, asyncio.Future[Answer]]:
+    """What the writers will answer, by the name of the segment: the test sets it."""
+    answers: dict[str, asyncio.Future[Answer]] = {}
+
+    def answer(path: Path) -> asyncio.Future[Answer]:
+        return answers.setdefault(path.name, asyncio.get_running_loop().create_future())
+
+    node.writers.answer = answer
+    return answers
+
+
 @pytest.mark.node(policy=FlushPolicy(max_records=3, interval_s=3600.0))
 async def test_reaching_the_size_seals_the_segment_and_hands_it_over(node: Node, tmp_path: Path) -> None:
     node.submit(b"one", b"two")
@@ -275,12 +286,7 @@ async def test_a_flush_that_cannot_finish_answers_at_its_timeout_with_what_is_pe
 async def test_a_flush_covers_what_was_accepted_before_it_and_waits_for_nothing_later(
     node: Node, tmp_path: Path
 ) -> None:
-    answers: dict[str, asyncio.Future[Answer]] = {}
-
-    def answer(path: Path) -> asyncio.Future[Answer]:
-        return answers.setdefault(path.name, asyncio.get_running_loop().create_future())
-
-    node.writers.answer = answer
+    answers = answers_by_hand(node)
     node.submit(b"before")
     flushed = node.ask_flush()
     await node.until(lambda: node.writers.asked)
@@ -307,12 +313,7 @@ async def test_what_was_accepted_after_a_flush_was_asked_for_does_not_count_for_
 
 
 async def test_a_flush_called_while_another_runs_waits_for_its_own_records(node: Node, tmp_path: Path) -> None:
-    answers: dict[str, asyncio.Future[Answer]] = {}
-
-    def answer(path: Path) -> asyncio.Future[Answer]:
-        return answers.setdefault(path.name, asyncio.get_running_loop().create_future())
-
-    node.writers.answer = answer
+    answers = answers_by_hand(node)
     node.submit(b"one")
     first = node.ask_flush()
     await node.until(lambda: node.writers.asked)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from flusher.dead_letters import FILE_NAME
+from tests.support.disks import small_disk
 from tests.support.mariadb import MariaDB
 from tests.support.service import TASKS, Service, task, wait_until
 from tests.system.hostile.beside import GoodClient, worker_of
@@ -29,11 +30,8 @@ LARGE = "x" * 60_000
 @pytest.fixture
 def disk(short_path: Path) -> Iterator[Path]:
     """A file system of its own, of 2 MiB."""
-    directory = short_path / "disk"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(directory)], check=True)
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+    with small_disk(short_path / "disk", 2) as directory:
+        yield directory
 
 
 @pytest.fixture
